@@ -1,0 +1,35 @@
+"""A benchmark harness for parameter-efficient fine-tuning of vision models.
+
+Used from Python, on any timm model with a block map::
+
+    attached = vpeft_bench.attach(model, "lora", rank=8)
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vpeft_bench.attachment import Attached, attach
+    from vpeft_bench.methods.registry import list_methods
+
+__all__ = ["Attached", "attach", "list_methods"]
+
+try:
+    __version__ = version("vpeft_bench")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when a name that needs it is used: the command line starts without it."""
+    if name in ("Attached", "attach"):
+        from vpeft_bench import attachment
+
+        return getattr(attachment, name)
+    if name == "list_methods":
+        from vpeft_bench.methods.registry import list_methods
+
+        return list_methods
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

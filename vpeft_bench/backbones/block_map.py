@@ -1,0 +1,221 @@
+"""The block map: what a method may know of a backbone, whatever its family."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.layers import RmsNorm
+from torch import nn
+
+from vpeft_bench.backbones.sites import OpenedBlock, close_module, open_module, opened_leaf_class
+from vpeft_bench.errors import UnsupportedBackboneError
+
+LINEARS = ("qkv", "proj", "fc1", "fc2")
+NORMS = ("norm1", "norm2")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A module that a method placed: ``host.<slot>`` is ``module``."""
+
+    host: nn.Module
+    slot: str
+    module: nn.Module
+    path: str
+
+
+@dataclass
+class Block:
+    """One transformer block and the places it offers.
+
+    Attributes:
+        index: position in the whole backbone, counted over all stages.
+        path: the block's name in the model.
+        width: channels D of the residual stream.
+        heads: attention heads.
+        stage: index of the stage (0 in a ViT).
+    """
+
+    index: int
+    path: str
+    module: nn.Module
+    width: int
+    heads: int
+    stage: int
+    leaves: dict[str, nn.Module]
+    _backbone: Backbone = field(repr=False)
+
+    def leaf(self, site: str) -> nn.Module:
+        """The block's own linear or norm at ``site`` (``qkv proj fc1 fc2 norm1 norm2``)."""
+        return self.leaves[site]
+
+    def linear(self, site: str) -> nn.Linear:
+        """As :meth:`leaf`, for the four linears."""
+        leaf = self.leaves[site]
+        assert isinstance(leaf, nn.Linear)
+        return leaf
+
+    def place(self, site: str, module: nn.Module) -> None:
+        """Put ``module`` at ``site``: a leaf (called ``module(x, y)``) or a slot of the stream.
+
+        Raises:
+            KeyError: the block has no such site.
+            ValueError: something is there already.
+        """
+        if site in self.leaves:
+            self._backbone.place_on_leaf(self.leaves[site], module)
+        elif site in OpenedBlock.SLOTS:
+            self._backbone.place_in_block(self, site, module)
+        else:
+            raise KeyError(f"no site {site!r}; sites: {[*self.leaves, *OpenedBlock.SLOTS]}")
+
+
+class Backbone:
+    """A timm model seen through its block map.
+
+    Attributes:
+        model: the timm model itself; opening and placing changes it in place.
+        family: "vit" or "swin".
+        blocks: every transformer block, in order.
+        patch_leaves: the patch embedding's convolution, then its norm where it has one.
+        merge_norms: the norms of Swin's patch merging.
+        final_norm: the norm in front of the classifier (``norm``, or ``fc_norm`` after pooling).
+        prefix_tokens: class and register tokens in front of the patches (0 in a Swin).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        family: str,
+        opened_block_class: type[nn.Module],
+        patch_leaves: list[nn.Module],
+        final_norm: nn.Module,
+        merge_norms: list[nn.Module],
+        prefix_tokens: int,
+    ) -> None:
+        self.model = model
+        self.family = family
+        self.blocks: list[Block] = []
+        self.patch_leaves = patch_leaves
+        self.final_norm = final_norm
+        self.merge_norms = merge_norms
+        self.prefix_tokens = prefix_tokens
+        self.placements: list[Placement] = []
+        self._opened_block_class = opened_block_class
+        self._original_classes: dict[nn.Module, type[nn.Module]] = {}
+        self._original_attributes: dict[str, object] = {}
+        self._names = {module: name for name, module in model.named_modules()}
+
+    # ---- what there is -------------------------------------------------------------------------
+
+    @property
+    def head(self) -> nn.Module:
+        """The classifier; never part of a method."""
+        return self.model.get_classifier()  # type: ignore[operator, no-any-return]
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Every module outside the head."""
+        head = set(self.head.modules())
+        return (module for module in self.model.modules() if module not in head)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter outside the head, by its name in the model; a shared one once."""
+        head = set(self.head.parameters())
+        return ((n, p) for n, p in self.model.named_parameters() if p not in head)
+
+    def norms(self) -> list[nn.Module]:
+        """Every normalisation layer outside the head (norm1, norm2, final, patch, merging, q/k)."""
+        batch_norm = nn.modules.batchnorm._BatchNorm
+        kinds = (nn.LayerNorm, nn.GroupNorm, batch_norm, nn.RMSNorm, RmsNorm)
+        return [module for module in self.modules() if isinstance(module, kinds)]
+
+    # ---- opening and placing -------------------------------------------------------------------
+
+    def open_block(self, block: Block) -> None:
+        """Open one block; a method that places something there does it by itself."""
+        self._original_classes.setdefault(block.module, type(block.module))
+        open_module(block.module, self._opened_block_class)
+
+    def place_in_block(self, block: Block, slot: str, module: nn.Module) -> None:
+        """Put ``module`` into a stream slot of ``block``."""
+        self.open_block(block)
+        self._place(block.module, slot, module)
+
+    def place_on_leaf(self, leaf: nn.Module, module: nn.Module) -> None:
+        """Put ``module`` behind a linear, norm or convolution; it is called ``module(x, y)``."""
+        original = self._original_classes.setdefault(leaf, type(leaf))
+        open_module(leaf, opened_leaf_class(original))  # type: ignore[arg-type]  # a class hashes
+        self._place(leaf, "delta", module)
+
+    def _place(self, host: nn.Module, slot: str, module: nn.Module) -> None:
+        path = f"{self._names[host]}.{slot}"
+        if getattr(host, slot) is not None:
+            raise ValueError(f"{path} already holds a {type(getattr(host, slot)).__name__}")
+        like = next(host.parameters())
+        module.to(device=like.device, dtype=like.dtype).train(host.training)
+        setattr(host, slot, module)
+        self.placements.append(Placement(host, slot, module, path))
+
+    def add_prefix_tokens(self, count: int) -> None:
+        """Tell timm that ``count`` more tokens stand in front of the patches.
+
+        Pooling and ``forward_intermediates`` then treat them as they treat class and register
+        tokens.
+        """
+        tokens: Any = self.model.num_prefix_tokens
+        self._original_attributes.setdefault("num_prefix_tokens", tokens)
+        self.model.num_prefix_tokens = tokens + count
+
+    def close(self) -> None:
+        """Take out everything placed and give every module its own class back."""
+        for module, original in self._original_classes.items():
+            close_module(module, original)
+        for name, value in self._original_attributes.items():
+            setattr(self.model, name, value)
+        self._original_classes.clear()
+        self._original_attributes.clear()
+        self.placements.clear()
+
+
+# timm's models are Any to a mapper: nn.Module types every attribute as a tensor or a module.
+BlockMapper = Callable[[Any], Backbone]
+_FAMILIES: dict[type[nn.Module], BlockMapper] = {}
+
+
+def register_family(model_class: type[nn.Module]) -> Callable[[BlockMapper], BlockMapper]:
+    """Declare the function that maps models of ``model_class``."""
+
+    def register(mapper: BlockMapper) -> BlockMapper:
+        _FAMILIES[model_class] = mapper
+        return mapper
+
+    return register
+
+
+def block_map(model: nn.Module) -> Backbone:
+    """The block map of a timm model.
+
+    Raises:
+        UnsupportedBackboneError: no family's map fits the model.
+    """
+    mapper = _FAMILIES.get(type(model))
+    if mapper is None:
+        known = ", ".join(sorted(c.__name__ for c in _FAMILIES))
+        raise UnsupportedBackboneError(
+            f"{type(model).__name__} has no block map; mapped families: {known} (of timm)"
+        )
+    return mapper(model)
+
+
+def fingerprint(tensors: Iterator[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over names, types, shapes and values of ``tensors``, in the order given."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,86 @@
+"""Building a backbone: a timm model with its weights and its own preprocessing facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from vpeft_bench.backbones import demo_vit as _demo_vit  # noqa: F401  registers the demo with timm
+from vpeft_bench.backbones.block_map import Backbone, block_map
+from vpeft_bench.backbones.weights import WeightsSource, load_weights, weights_source
+from vpeft_bench.errors import Problem, nearest
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A backbone ready for a method.
+
+    Attributes:
+        model: the timm model with a fresh head.
+        source: where its weights came from.
+        pretrained_cfg: the weights' own facts: mean, std, interpolation, input size.
+        image_size: height and width it is fed with, pixels.
+    """
+
+    model: nn.Module
+    source: WeightsSource
+    pretrained_cfg: dict[str, Any]
+    image_size: tuple[int, int]
+
+
+def create(model: str, num_classes: int, image_size: int | None, **model_args: Any) -> nn.Module:
+    """A timm model without weights.
+
+    Args:
+        model: timm name, with tag.
+        num_classes: outputs of the fresh head; 0 for none.
+        image_size: input height and width, pixels; None for the weights' own.
+        model_args: further arguments of the timm model.
+    """
+    if image_size is not None:
+        model_args["img_size"] = image_size
+    return timm.create_model(model, pretrained=False, num_classes=num_classes, **model_args)
+
+
+def load_backbone(
+    model: str, weights: str, num_classes: int, image_size: int | None = None, **model_args: Any
+) -> LoadedBackbone:
+    """A timm model filled from ``weights`` ("hub", "none" or a file).
+
+    Raises:
+        WeightsMismatchError, MissingWeightsError: see :mod:`vpeft_bench.backbones.weights`.
+    """
+    built = create(model, num_classes, image_size, **model_args)
+    source = weights_source(weights, model)
+    load_weights(built, source)
+    config = dict(built.pretrained_cfg)
+    size = (image_size, image_size) if image_size else tuple(config["input_size"][1:])
+    return LoadedBackbone(built, source, config, (int(size[0]), int(size[1])))
+
+
+def check_model(model: str) -> list[Problem]:
+    """What is wrong with a timm name; empty if it can be built."""
+    architecture, _, tag = model.partition(".")
+    if not timm.is_model(architecture):
+        close = nearest(architecture, timm.list_models())
+        fix = f"did you mean backbone.name={close}" if close else ""
+        return [Problem(f"backbone model {model}", "timm has no such model", fix)]
+    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        fix = f"tags: {', '.join(tags)}"
+        return [Problem(f"backbone model {model}", f"timm knows no weights tag {tag}", fix)]
+    return []
+
+
+def outline(model: str, image_size: int | None = None, **model_args: Any) -> Backbone:
+    """The block map of a model without memory for its weights (on the meta device).
+
+    Raises:
+        UnsupportedBackboneError: the model has no block map.
+    """
+    with torch.device("meta"):
+        return block_map(create(model, 0, image_size, **model_args))

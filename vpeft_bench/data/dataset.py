@@ -1,0 +1,39 @@
+"""Opening a data set from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vpeft_bench.data.demo import read_digits, read_sprites
+from vpeft_bench.data.image_list import read_image_list
+from vpeft_bench.data.json_splits import read_json_splits
+from vpeft_bench.data.schema import DataConfig, Reader
+from vpeft_bench.data.splits import SPLITS, Dataset, Split
+from vpeft_bench.errors import MissingDataError, Problem
+
+__all__ = ["SPLITS", "Dataset", "Split", "check", "open_dataset"]
+
+_READERS: dict[Reader, Callable[[DataConfig], Dataset]] = {
+    Reader.image_list: read_image_list,
+    Reader.json_splits: read_json_splits,
+    Reader.digits: read_digits,
+    Reader.sprites: read_sprites,
+}
+
+
+def open_dataset(config: DataConfig) -> Dataset:
+    """Read and check the lists of a data set; no picture is decoded or rendered.
+
+    Raises MissingDataError with every problem found, where the data set was looked for, where to
+    get it and what to type.
+    """
+    return _READERS[config.reader](config)
+
+
+def check(config: DataConfig) -> list[Problem]:
+    """Everything that keeps the data set from being opened; empty when all is well."""
+    try:
+        open_dataset(config)
+    except MissingDataError as error:
+        return list(error.problems)
+    return []

@@ -1,0 +1,145 @@
+"""The demo data sets, which need no download: scikit-learn's digits and rendered sprites.
+
+Their pictures are kept in a cache folder (``$VPEFT_BENCH_CACHE``, else ``vpeft_bench`` below
+``$XDG_CACHE_HOME`` or ``~/.cache``), under a name that holds the generator's version.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vpeft_bench.data import sprites
+from vpeft_bench.data.folders import fingerprint, missing_data
+from vpeft_bench.data.schema import DataConfig
+from vpeft_bench.data.splits import ArraySplit, Dataset
+from vpeft_bench.errors import Problem, unknown_name
+
+DIGITS_VERSION = 1
+DIGITS_SIZE = 32
+
+# Where each split lies in the fixed order of a demo data set; test is all that follows.
+_RANGES = {
+    "train": slice(0, 800),
+    "val": slice(800, 1000),
+    "trainval": slice(0, 1000),
+    "test": slice(1000, None),
+}
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+def read_digits(config: DataConfig) -> Dataset:
+    """scikit-learn's 1,797 handwritten digits, enlarged from 8x8 to 32x32 RGB.
+
+    Raises MissingDataError where scikit-learn is not installed. Source: the test part of the
+    "Optical Recognition of Handwritten Digits" set of the UCI repository.
+    """
+    try:
+        labels = _digits()["labels"].astype(np.int64)
+    except ImportError as error:
+        problem = Problem(f"data={config.name}", str(error), "pip install scikit-learn")
+        raise missing_data(config, [problem]) from error
+    return Dataset(
+        name=config.name,
+        num_classes=10,
+        fingerprint=fingerprint([f"digits {DIGITS_VERSION}".encode()]),
+        splits={
+            name: ArraySplit(labels[range_], functools.partial(_digit_pixels, name))
+            for name, range_ in _RANGES.items()
+        },
+        class_names=tuple("0123456789"),
+    )
+
+
+def read_sprites(config: DataConfig) -> Dataset:
+    """The rendered sprites of ``config.variant``, see ``vpeft_bench.data.sprites``."""
+    variant = config.variant
+    if variant not in sprites.NUM_CLASSES:
+        raise missing_data(config, [unknown_name("data.variant", variant, sprites.NUM_CLASSES)])
+    labels = sprites.draw_labels(variant)
+    return Dataset(
+        name=config.name,
+        num_classes=sprites.NUM_CLASSES[variant],
+        fingerprint=fingerprint([f"sprites {variant} {sprites.VERSION}".encode()]),
+        splits={
+            name: ArraySplit(labels[range_], functools.partial(_sprite_pixels, variant, name))
+            for name, range_ in _RANGES.items()
+        },
+    )
+
+
+def cache_folder() -> Path:
+    """Where rendered pictures are kept between runs."""
+    if chosen := os.environ.get("VPEFT_BENCH_CACHE"):
+        return Path(chosen).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "vpeft_bench"
+
+
+def cached(name: str, build: Callable[[], Arrays]) -> Arrays:
+    """The arrays stored under ``name`` in the cache folder, built and stored where there are none.
+
+    A cache that cannot be read or written costs time and nothing else.
+    """
+    file = cache_folder() / f"{name}.npz"
+    try:
+        with np.load(file) as stored:
+            return dict(stored)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        arrays = build()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            unfinished = Path(folder) / file.name
+            np.savez_compressed(unfinished, allow_pickle=False, **arrays)
+            unfinished.replace(file)
+    except OSError:
+        pass
+    return arrays
+
+
+@functools.cache
+def _digits() -> Arrays:
+    return cached(f"digits-v{DIGITS_VERSION}", _build_digits)
+
+
+def _digit_pixels(split: str) -> NDArray[np.uint8]:
+    return _digits()["pixels"][_RANGES[split]].astype(np.uint8, copy=False)
+
+
+def _build_digits() -> Arrays:
+    # Imported here because it takes seconds; a cached run does without it.
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    # The original order runs from writer to writer; mixed, every split has all of them.
+    order = sprites.permutation(len(digits.target), seed=0)
+    grey = np.round(digits.images[order] * (255 / 16)).astype(np.uint8)
+    size = (DIGITS_SIZE, DIGITS_SIZE)
+    enlarged = [
+        Image.fromarray(image).resize(size, Image.Resampling.BICUBIC).convert("RGB")
+        for image in grey
+    ]
+    return {
+        "pixels": np.stack([np.asarray(image) for image in enlarged]),
+        "labels": digits.target[order].astype(np.int64),
+    }
+
+
+@functools.cache
+def _sprites(variant: str) -> Arrays:
+    name = f"sprites-{variant}-v{sprites.VERSION}"
+    return cached(name, lambda: {"pixels": sprites.render(variant)})
+
+
+def _sprite_pixels(variant: str, split: str) -> NDArray[np.uint8]:
+    return _sprites(variant)["pixels"][_RANGES[split]].astype(np.uint8, copy=False)

@@ -1,0 +1,104 @@
+"""Finding a data set on disk, and saying what is wrong with what was found there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vpeft_bench.data.schema import DataConfig
+from vpeft_bench.errors import MissingDataError, Problem
+
+SHOWN = 5
+"""How many problems of one kind in one file are spelled out before the rest are only counted."""
+
+
+def candidate_folders(config: DataConfig) -> list[Path]:
+    """Where the data set may lie: ``root`` itself or its folders below ``root``, likeliest first.
+
+    ``root`` may also be the data set folder of a benchmark, where it has one of its names: another
+    task's folder must not be read in its place.
+    """
+    if not config.root:
+        return []
+    root = Path(config.root).expanduser()
+    if not config.folders:
+        return [root]
+    named = [root / folder for folder in config.folders]
+    return [*named, root] if root.resolve().name in config.folders else named
+
+
+def find_folder(config: DataConfig) -> Path:
+    """The data set folder; raises MissingDataError, with directions, where there is none."""
+    candidates = candidate_folders(config)
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    looked_at = ", ".join(str(folder.absolute()) for folder in candidates)
+    what = f"no such folder: {looked_at}" if candidates else "its folder was not given"
+    raise missing_data(config, [Problem(f"data={config.name}", what)])
+
+
+def missing_data(config: DataConfig, problems: Sequence[Problem]) -> MissingDataError:
+    """The error for ``problems``, the last of which also says how to get the data set in place."""
+    *others, last = problems
+    fix = f"{last.fix}\n{directions(config)}".strip()
+    return MissingDataError([*others, replace(last, fix=fix)])
+
+
+def directions(config: DataConfig) -> str:
+    """Where to get the data set, where to put it and what to type."""
+    lines = [f"{config.name} is {config.title}"]
+    if config.source:
+        lines.append(f"get it from {config.source}")
+    if config.folders:
+        place = Path(config.root).expanduser().absolute() / config.folders[0]
+        elsewhere = " or ".join(f"DIR/{folder}" for folder in config.folders)
+        lines.append(f"put it at {place}, or type data.root=DIR where it lies at {elsewhere}")
+    else:
+        lines.append("type data.root=DIR where DIR is the data set folder")
+    return "\n".join(lines)
+
+
+def missing_lists(folder: Path, files: Iterable[str]) -> list[Problem]:
+    """One problem that names all of ``files`` that are not in ``folder``, or none."""
+    missing = [file for file in files if not (folder / file).is_file()]
+    return [Problem(str(folder), f"no {', '.join(missing)} in it")] if missing else []
+
+
+def missing_images(where: Path, paths: Iterable[str]) -> list[Problem]:
+    """One problem that counts the ``paths`` listed by the file ``where`` that lead nowhere.
+
+    Every folder is listed once instead of asking for every file: test sets have 70,000 of them.
+    """
+    listings: dict[str, frozenset[str]] = {}
+    missing = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in listings:
+            names = os.listdir(folder) if os.path.isdir(folder) else ()
+            listings[folder] = frozenset(names)
+        if name not in listings[folder]:
+            missing.append(path)
+    if not missing:
+        return []
+    count = f"{len(missing)} of the pictures it lists are not there"
+    examples = shortened(missing)
+    return [Problem(str(where), f"{count}:", "\n".join(examples))]
+
+
+def shortened(lines: Sequence[str]) -> list[str]:
+    """The first few of ``lines``, and how many more there are."""
+    more = len(lines) - SHOWN
+    return [*lines[:SHOWN], f"... and {more} more"] if more > 0 else list(lines)
+
+
+def fingerprint(parts: Iterable[bytes]) -> str:
+    """The sha256 of ``parts``, each preceded by its length so that no two sequences collide."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{len(part)}:".encode())
+        digest.update(part)
+    return digest.hexdigest()

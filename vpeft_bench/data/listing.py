@@ -1,0 +1,138 @@
+"""The table behind ``python -m vpeft_bench data``: every data set, and whether it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import cast
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from vpeft_bench.data.dataset import open_dataset
+from vpeft_bench.data.folders import candidate_folders
+from vpeft_bench.data.schema import DataConfig
+from vpeft_bench.errors import MissingDataError, Problem
+
+BENCHMARKS = ("demo", "vtab1k", "fgvc", "custom")
+GROUPS = ("natural", "specialized", "structured", "")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A data set of the listing.
+
+    Attributes:
+        config: its configuration.
+        folder: where it lies, or would be looked for first; None where none is needed or given.
+        problems: what keeps it from being opened; empty when it is there.
+        sizes: number of pictures found, by split; empty when it cannot be opened.
+    """
+
+    config: DataConfig
+    folder: Path | None
+    problems: tuple[Problem, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """``yes``, ``no``, or how many problems a folder that does exist has."""
+        if not self.problems:
+            return "yes"
+        if self.folder is None or not self.folder.is_dir():
+            return "no"
+        return f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
+
+
+def data_config_names(config_dir: Path) -> list[str]:
+    """Every valid ``NAME`` of ``data=NAME``, sorted; base files start with ``_`` and are none."""
+    folder = config_dir / "data"
+    files = (file for file in folder.rglob("*.yaml") if not file.name.startswith("_"))
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
+
+
+def compose_data_configs(
+    config_dir: Path, names: Sequence[str], overrides: Sequence[str] = ()
+) -> list[DataConfig]:
+    """The configurations ``data=NAME`` of all ``names``, each with ``overrides`` applied.
+
+    Keys and types are checked against DataConfig; raises OmegaConf's or Hydra's error otherwise.
+    """
+    schema = OmegaConf.structured(DataConfig)
+    with initialize_config_dir(str(config_dir.absolute()), version_base="1.3"):
+        composed = [compose(overrides=[f"+data={name}", *overrides]).data for name in names]
+    return [cast(DataConfig, OmegaConf.to_object(OmegaConf.merge(schema, c))) for c in composed]
+
+
+def list_datasets(config_dir: Path, roots: Mapping[str, str] | None = None) -> list[Listed]:
+    """All data sets by benchmark, group and name; the lists of those present are read and checked.
+
+    Args:
+        config_dir: the folder that holds ``data/``.
+        roots: folders to look in instead of the configured ones, by benchmark.
+    """
+    configs = compose_data_configs(config_dir, data_config_names(config_dir))
+    configs.sort(key=lambda c: (BENCHMARKS.index(c.benchmark), GROUPS.index(c.group), c.name))
+    listed = []
+    for config in configs:
+        config.root = (roots or {}).get(config.benchmark, config.root)
+        folders = candidate_folders(config)
+        there = [folder for folder in folders if folder.is_dir()]
+        folder = next(iter(there + folders), None)
+        try:
+            splits = open_dataset(config).splits
+        except MissingDataError as error:
+            listed.append(Listed(config, folder, error.problems))
+        else:
+            sizes = {name: len(split) for name, split in splits.items()}
+            listed.append(Listed(config, folder, sizes=sizes))
+    return listed
+
+
+def print_datasets(listed: Sequence[Listed], console: Console | None = None) -> None:
+    """Print a table per benchmark, then what is wrong with the data sets that are there in part."""
+    console = console or Console()
+    for benchmark, rows in groupby(listed, key=lambda row: row.config.benchmark):
+        console.print(_table(benchmark, list(rows)))
+    for row in listed:
+        if row.status not in ("yes", "no"):
+            for problem in row.problems:
+                console.print(f"data={row.config.name}: {problem}", markup=False, soft_wrap=True)
+
+
+def _table(benchmark: str, rows: Sequence[Listed]) -> Table:
+    """The table of one benchmark; its title says where its data sets were looked for."""
+    roots = sorted({row.config.root for row in rows if row.config.root})
+    places = {"demo": "comes with the package", "custom": "say where it lies: data.root=DIR"}
+    place = places.get(benchmark, f"looked in {', '.join(roots)}")
+    table = Table(title=f"{benchmark}: {place}", title_justify="left")
+    table.add_column("data=", no_wrap=True)
+    table.add_column("group")
+    for heading in ("classes", "train", "val", "test"):
+        table.add_column(heading, justify="right")
+    table.add_column("licence")
+    table.add_column("there", no_wrap=True)
+    for row in rows:
+        config = row.config
+        table.add_row(
+            config.name,
+            config.group,
+            "" if config.num_classes is None else str(config.num_classes),
+            _size(row.sizes.get("train"), config.train_size),
+            _size(row.sizes.get("val"), config.val_size),
+            _size(row.sizes.get("test"), config.test_size),
+            config.licence,
+            row.status,
+        )
+    return table
+
+
+def _size(found: int | None, published: int | None) -> str:
+    """The published size of a split, with the one found on disk where that is another."""
+    if published is None:
+        return "" if found is None else f"{found:,}"
+    return f"{published:,}" if found in (None, published) else f"{found:,} of {published:,}"

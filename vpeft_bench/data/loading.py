@@ -1,0 +1,292 @@
+"""From a split to batches: resize, augmentation, order, and keeping pictures in memory.
+
+Batches are uint8; the task normalises them on its device, which moves a quarter of the bytes.
+Order and augmentation follow from (seed, epoch, index) alone, so neither the number of workers,
+nor the cache, nor an interruption between epochs changes what a run sees.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data.auto_augment import RandAugment, rand_augment_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from vpeft_bench.data.schema import Augmentation, DataConfig, Normalization, Resize
+from vpeft_bench.data.splits import Split
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+RANDAUGMENT = "rand-m9-mstd0.5-inc1"
+
+Pixels = NDArray[np.uint8]
+Batch = tuple[Tensor, Tensor]
+BatchKey = tuple[int, NDArray[np.int64]]
+"""What the sampler asks the data set for: the epoch, and the indices of one batch."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the network's input.
+
+    Attributes:
+        image_size: height and width of the input in pixels.
+        interpolation: Pillow's name of the resize filter, e.g. ``bilinear`` or ``bicubic``; Pillow
+            always filters against aliasing when it shrinks.
+        mean: per channel, of pixels scaled to 0 to 1.
+        std: per channel, of pixels scaled to 0 to 1.
+        resize: how any size becomes the input size.
+        augmentation: what is done to training pictures.
+    """
+
+    image_size: tuple[int, int]
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: Resize
+    augmentation: Augmentation
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 pictures as float32 input of the network, on their device."""
+        mean, std = _channel_statistics(self.mean, self.std, images.device)
+        return (images.float() - mean) / std
+
+
+@functools.cache
+def _channel_statistics(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of pixels from 0 to 255, shaped (3, 1, 1), on ``device``."""
+    statistics = 255 * torch.tensor([mean, std], device=device)[..., None, None]
+    return statistics[0], statistics[1]
+
+
+def preprocessing_for(
+    data_config: DataConfig, pretrained_cfg: Mapping[str, Any], image_size: int | tuple[int, int]
+) -> Preprocessing:
+    """The preprocessing of a data set for given weights.
+
+    Args:
+        data_config: says resize, augmentation and whose normalisation.
+        pretrained_cfg: timm's description of the weights; of it ``interpolation``, ``mean`` and
+            ``std`` are read.
+        image_size: input size of the network: height and width, or the side of a square.
+    """
+    imagenet = data_config.normalization is Normalization.imagenet
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return Preprocessing(
+        image_size=(height, width),
+        interpolation=pretrained_cfg["interpolation"],
+        mean=IMAGENET_MEAN if imagenet else tuple(pretrained_cfg["mean"]),
+        std=IMAGENET_STD if imagenet else tuple(pretrained_cfg["std"]),
+        resize=data_config.resize,
+        augmentation=data_config.augmentation,
+    )
+
+
+def build_loader(
+    split: Split,
+    preprocessing: Preprocessing,
+    *,
+    train: bool,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    cache_gib: float,
+) -> DataLoader[Batch]:
+    """Batches of ``(images, labels)``: (B, 3, H, W) uint8 and (B,) int64.
+
+    ``loader.sampler.set_epoch(epoch)`` chooses the epoch; Lightning calls it by itself. The last
+    batch may be smaller than the others: no picture is left out.
+
+    Args:
+        split: the pictures.
+        preprocessing: how they are resized and, in training, augmented.
+        train: shuffle and augment; otherwise pictures come in order, cropped at the centre.
+        batch_size: pictures per batch.
+        seed: of order and augmentation.
+        workers: processes that decode what is not kept in memory, and that compute RandAugment;
+            none are started where there is neither to do.
+        cache_gib: the split is kept in memory, resized, where that takes no more GiB than this.
+    """
+    batches = _Batches(split, preprocessing, train, seed, cache_gib)
+    if batches.in_memory:
+        if batches.augmentation is not Augmentation.randaugment:
+            workers = 0
+        elif workers > 0:
+            batches.fill_memory()  # before the workers start, so that they share it
+    return DataLoader(
+        batches,
+        sampler=EpochSampler(len(split), batch_size, seed, shuffle=train),
+        batch_size=None,  # the sampler's items are whole batches already
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+
+
+class EpochSampler(Sampler[BatchKey]):
+    """Yields (epoch, indices) per batch, so that worker processes need no state of their own."""
+
+    def __init__(self, size: int, batch_size: int, seed: int, *, shuffle: bool) -> None:
+        """Batches of ``batch_size`` from ``size`` pictures, the last one of what remains."""
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        """The batches of the chosen epoch."""
+        order = np.arange(self.size)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        for start in range(0, self.size, self.batch_size):
+            yield self.epoch, order[start : start + self.batch_size]
+
+
+class _Batches(TorchDataset[Batch]):
+    """Whole batches of a split by (epoch, indices), from memory where the split fits into it."""
+
+    def __init__(
+        self, split: Split, preprocessing: Preprocessing, train: bool, seed: int, cache_gib: float
+    ) -> None:
+        self.split = split
+        self.preprocessing = preprocessing
+        self.augmentation = preprocessing.augmentation if train else Augmentation.none
+        self.seed = seed
+        self.labels = torch.from_numpy(split.labels)
+        self.in_memory = self._estimated_bytes() <= cache_gib * 2**30
+        self._memory: Tensor | list[Tensor] | None = None
+        if self.augmentation is Augmentation.randaugment:
+            self._randaugment = _randaugment(preprocessing)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: BatchKey) -> Batch:
+        epoch, indices = key
+        if self.in_memory and self._memory is None:
+            self.fill_memory()
+        chosen = torch.from_numpy(indices)
+        if isinstance(self._memory, Tensor) and self.augmentation is Augmentation.none:
+            return self._memory[chosen], self.labels[chosen]
+        images = [self._augmented(epoch, index) for index in indices.tolist()]
+        return torch.stack(images), self.labels[chosen]
+
+    def fill_memory(self) -> None:
+        """Decode and resize every picture; Pillow does both outside the interpreter's lock."""
+        with ThreadPoolExecutor() as threads:
+            images = threads.map(self._resized, range(len(self)))
+            if self._crops_at_random:  # pictures of different sizes
+                self._memory = list(images)
+                return
+            memory = torch.empty(len(self), 3, *self.preprocessing.image_size, dtype=torch.uint8)
+            for slot, image in zip(memory, images, strict=True):
+                slot.copy_(image)
+            self._memory = memory
+
+    def _estimated_bytes(self) -> int:
+        """What the resized pictures take; before a random crop a shape of 4:3 is assumed."""
+        height, width = self.preprocessing.image_size
+        area = height * width
+        if self._crops_at_random:
+            area = _before_crop(height) * _before_crop(width) * 4 // 3
+        return len(self) * 3 * area
+
+    @property
+    def _crops_at_random(self) -> bool:
+        crop_flip = self.augmentation is Augmentation.crop_flip
+        return crop_flip and self.preprocessing.resize is Resize.shorter_side
+
+    def _resized(self, index: int) -> Tensor:
+        """Picture ``index`` as (3, H, W), cropped as well unless augmentation is to do that."""
+        image = _resize(self.split.image(index), self.preprocessing)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        if self._crops_at_random:
+            return pixels.contiguous()
+        height, width = self.preprocessing.image_size
+        # Rounded as torchvision's CenterCrop does.
+        top = round((pixels.shape[1] - height) / 2)
+        left = round((pixels.shape[2] - width) / 2)
+        return pixels[:, top : top + height, left : left + width].contiguous()
+
+    def _augmented(self, epoch: int, index: int) -> Tensor:
+        """Picture ``index`` as (3, image height, image width), as epoch ``epoch`` sees it."""
+        pixels = self._resized(index) if self._memory is None else self._memory[index]
+        if self.augmentation is Augmentation.none:
+            return pixels
+        rng = np.random.default_rng([self.seed, epoch, index])
+        height, width = self.preprocessing.image_size
+        top = rng.integers(pixels.shape[1] - height + 1)
+        left = rng.integers(pixels.shape[2] - width + 1)
+        pixels = pixels[:, top : top + height, left : left + width]
+        if rng.integers(2):
+            pixels = pixels.flip(-1)
+        if self.augmentation is Augmentation.randaugment:
+            with _global_seed(int(rng.integers(2**32))):
+                image = self._randaugment(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return pixels
+
+
+def _before_crop(side: int) -> int:
+    """The side to resize to before a crop of ``side``: 256 for 224, 438 for 384, 512 for 448."""
+    return side * 256 // 224
+
+
+def _resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """``image`` at the input size, or at the size that the crop is taken from."""
+    height, width = preprocessing.image_size
+    if preprocessing.resize is Resize.shorter_side:
+        height, width = _before_crop(height), _before_crop(width)
+        if image.width * height < image.height * width:
+            height = image.height * width // image.width
+        else:
+            width = image.width * height // image.height
+    filter_ = Image.Resampling[preprocessing.interpolation.upper()]
+    return image.resize((width, height), filter_)
+
+
+def _randaugment(preprocessing: Preprocessing) -> RandAugment:
+    """RandAugment with the parameters that timm's training transform gives it."""
+    options = {
+        "translate_const": int(min(preprocessing.image_size) * 0.45),
+        "img_mean": tuple(min(255, round(255 * mean)) for mean in preprocessing.mean),
+        "interpolation": Image.Resampling[preprocessing.interpolation.upper()],
+    }
+    transform: RandAugment = rand_augment_transform(RANDAUGMENT, options)
+    return transform
+
+
+@contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    """Seed the global generators, which timm draws from, and put their states back after."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002

@@ -1,0 +1,92 @@
+"""The typed configuration of a data set: what every file under ``configs/data`` must fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Reader(Enum):
+    """How the data set lies on disk, and so which module reads it."""
+
+    image_list = "image_list"
+    json_splits = "json_splits"
+    digits = "digits"
+    sprites = "sprites"
+
+
+class Normalization(Enum):
+    """Whose mean and standard deviation the pixels are normalised with."""
+
+    weights = "weights"
+    """The pretrained weights' own, from their timm configuration."""
+    imagenet = "imagenet"
+    """ImageNet's, as in most published VTAB-1k tables, whatever the weights were trained with."""
+
+
+class Resize(Enum):
+    """How a picture of any size reaches the size of the network's input."""
+
+    squash = "squash"
+    """To the input size at once; the aspect ratio is not kept."""
+    shorter_side = "shorter_side"
+    """The shorter side to 256/224 of the input size, then a crop of the input size."""
+
+
+class Augmentation(Enum):
+    """What happens to training pictures after the resize; evaluation never augments."""
+
+    none = "none"
+    crop_flip = "crop_flip"
+    """Random crop, then a horizontal flip with probability 0.5."""
+    randaugment = "randaugment"
+    """Horizontal flip with probability 0.5, then RandAugment ``rand-m9-mstd0.5-inc1``."""
+
+
+@dataclass
+class DataConfig:
+    """One data set, as chosen by ``data=NAME``.
+
+    Attributes:
+        name: the config's own path below ``configs/data``, e.g. ``vtab1k/cifar``.
+        reader: the layout on disk.
+        benchmark: ``vtab1k``, ``fgvc``, ``demo`` or ``custom``.
+        group: ``natural``, ``specialized`` or ``structured`` for VTAB-1k, else empty.
+        title: the name people know it by.
+        folders: names its folder may have below ``root``; empty when ``root`` is the folder itself.
+        image_folder: folder, below the data set's, that the paths of the FGVC lists start from.
+        num_classes: number of classes, or None to count them in the lists.
+        root: where the data set folders lie; relative to the working directory.
+        final_train: split of the final training: ``trainval`` for VTAB-1k, ``train`` for FGVC.
+        train_size: number of training pictures as published; for listings only.
+        val_size: number of validation pictures as published; for listings only.
+        test_size: number of test pictures as published; for listings only.
+        normalization: whose mean and standard deviation are used.
+        resize: how pictures reach the input size.
+        augmentation: what is done to training pictures.
+        cache_gib: a split whose decoded pictures fit this many GiB is kept in memory.
+        licence: terms as far as known; the source's own page counts.
+        source: where to get it.
+        variant: which of the rendered sprite sets: ``location``, ``count`` or ``orientation``.
+    """
+
+    name: str = ""
+    reader: Reader = Reader.image_list
+    benchmark: str = "custom"
+    group: str = ""
+    title: str = ""
+    folders: list[str] = field(default_factory=list)
+    image_folder: str = ""
+    num_classes: int | None = None
+    root: str = ""
+    final_train: str = "trainval"
+    train_size: int | None = None
+    val_size: int | None = None
+    test_size: int | None = None
+    normalization: Normalization = Normalization.weights
+    resize: Resize = Resize.squash
+    augmentation: Augmentation = Augmentation.none
+    cache_gib: float = 2.0
+    licence: str = ""
+    source: str = ""
+    variant: str = ""

@@ -1,0 +1,106 @@
+"""The errors a user can meet. Each says what was wrong, where, and what to type instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with what was asked.
+
+    Attributes:
+        where: the key, file or object it concerns, as the user would write it.
+        what: what is wrong with it.
+        fix: what to type or do instead; may span several lines.
+    """
+
+    where: str
+    what: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        fix = "".join(f"\n      {line}" for line in self.fix.splitlines())
+        return f"{self.where}: {self.what}{fix}"
+
+
+class VpeftBenchError(Exception):
+    """Base class of every error this package raises on purpose."""
+
+
+class ProblemsError(VpeftBenchError):
+    """An error that carries every problem found, not only the first."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
+        listing = "\n".join(f"  - {problem}" for problem in self.problems)
+        super().__init__(f"{count}; nothing was run\n{listing}")
+
+
+class ConfigError(ProblemsError):
+    """The configuration asks for something that does not exist or cannot work."""
+
+
+class MissingDataError(ProblemsError):
+    """A data set is not on disk, or not in the layout it should have."""
+
+
+class MissingWeightsError(ProblemsError):
+    """Pretrained weights are neither on disk nor to be had from the hub."""
+
+
+class WeightsMismatchError(VpeftBenchError):
+    """A checkpoint does not fill the backbone completely; the message lists the names."""
+
+
+class UnsupportedBackboneError(VpeftBenchError):
+    """The method is not defined on this backbone, or the backbone has no block map."""
+
+
+class MethodOptionError(ProblemsError):
+    """A method was given an option it does not have, or a value out of range."""
+
+
+class AlreadyAttachedError(VpeftBenchError):
+    """The model already carries a method, or the attachment is spent."""
+
+
+class NotMergeableError(VpeftBenchError):
+    """The method cannot be folded into the backbone's own weights."""
+
+
+class DeltaMismatchError(VpeftBenchError):
+    """A delta checkpoint belongs to another method, other options or other base weights."""
+
+
+class RecordError(VpeftBenchError):
+    """A run record cannot be read or written; the message names the file.
+
+    Attributes:
+        path: the record's file.
+        what: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path = path
+        self.what = what
+        super().__init__(f"{path}: {what}")
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name most like ``name``, or None where nothing comes close."""
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def unknown_name(where: str, name: str, valid: Iterable[str]) -> Problem:
+    """The problem that ``where=name`` names nothing, with the nearest valid choice to type."""
+    names = sorted(valid)
+    close = nearest(name, names)
+    fix = [f"did you mean {where}={close}"] if close else []
+    fix.append(f"valid: {', '.join(names)}")
+    return Problem(where=f"{where}={name}", what="no such choice", fix="\n".join(fix))

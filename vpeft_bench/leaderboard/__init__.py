@@ -1,0 +1,1 @@
+"""Leaderboards: tables that are a pure function of run records."""

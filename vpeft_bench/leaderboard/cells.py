@@ -1,0 +1,276 @@
+"""From records to cells: the runs of one configuration on one data set, over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple, TypeVar
+
+from vpeft_bench.errors import Problem
+from vpeft_bench.leaderboard.benchmarks import PROTOCOL_SPLIT
+from vpeft_bench.record import Metrics, RunRecord, Status, Weights, WeightsLabel
+
+UNKNOWN = "unknown"
+
+T = TypeVar("T")
+
+_BARE_WORD = re.compile(r"[A-Za-z_][\w./+-]*")
+_JSON_WORDS = ("true", "false", "null")
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """What a leaderboard compares: everything that must be equal within a row.
+
+    Attributes:
+        protocol: how hyper-parameters were chosen and what is scored.
+        method: name of the method.
+        options: its options as text; different options give different texts.
+        backbone: name of the backbone.
+        weights: "pretrained", "random", "demo" or "unknown".
+        weights_fingerprint: hash of the weights; empty for random ones, which differ by seed.
+        normalization: name of the normalisation asked for.
+        precision: arithmetic of the training.
+    """
+
+    protocol: str
+    method: str
+    options: str
+    backbone: str
+    weights: str
+    weights_fingerprint: str
+    normalization: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and variation over seeds.
+
+    Attributes:
+        n: number of values.
+        mean: their mean; None if there are none, like the next two.
+        low: the smallest.
+        high: the largest.
+        std: sample standard deviation, which divides by n - 1; None for fewer than two values.
+    """
+
+    n: int
+    mean: float | None
+    low: float | None
+    high: float | None
+    std: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of some values, in whatever order."""
+        return cls(
+            n=len(values),
+            mean=fmean(values) if values else None,
+            low=min(values, default=None),
+            high=max(values, default=None),
+            std=stdev(values) if len(values) > 1 else None,
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All runs of one configuration on one data set.
+
+    Attributes:
+        entry: the row it belongs to.
+        benchmark: benchmark of the data set; "custom" for a user's own.
+        data: name of the data set, as the records have it.
+        config_hash: the configuration.
+        records: its runs, by seed.
+    """
+
+    entry: Entry
+    benchmark: str
+    data: str
+    config_hash: str
+    records: tuple[RunRecord, ...]
+
+    @property
+    def finished(self) -> list[RunRecord]:
+        """The runs that ended well, by seed."""
+        return [record for record in self.records if record.status is Status.OK]
+
+    @property
+    def unfinished(self) -> list[RunRecord]:
+        """The other runs, by seed."""
+        return [record for record in self.records if record.status is not Status.OK]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the runs that ended well."""
+        return [record.asked["seed"] for record in self.finished]
+
+    @property
+    def metrics(self) -> list[Metrics]:
+        """Last-epoch accuracies of the runs that ended well, by seed."""
+        return self.each(lambda run: run.happened.last_epoch)
+
+    @property
+    def top1(self) -> Spread:
+        """Top-1 accuracy at the last epoch over the runs that ended well, percent."""
+        return Spread.of([metrics.top1 for metrics in self.metrics])
+
+    @property
+    def data_versions(self) -> list[str]:
+        """Fingerprints of the data that the runs which ended well have seen."""
+        return sorted(set(self.each(lambda run: run.where.data_fingerprint)))
+
+    @property
+    def labels(self) -> list[str]:
+        """Notices that any of the runs carries."""
+        notices = {label for record in self.records for label in record.labels}
+        if len(self.data_versions) > 1:
+            notices.add("data differ between seeds")
+        return sorted(notices)
+
+    def each(self, measure: Callable[[RunRecord], T | None]) -> list[T]:
+        """A measurement of every run that ended well; nothing at all if one of them lacks it."""
+        values = [measure(record) for record in self.finished]
+        known = [value for value in values if value is not None]
+        return known if len(known) == len(values) else []
+
+
+class Collection(NamedTuple):
+    """Records sorted into cells.
+
+    Attributes:
+        cells: in a fixed order, whatever order the records came in.
+        left_out: the records that are in no cell, and why.
+        copies: number of records left out because another holds exactly the same.
+    """
+
+    cells: list[Cell]
+    left_out: list[Problem]
+    copies: int
+
+
+def collect(found: Iterable[tuple[Path, RunRecord]]) -> Collection:
+    """Sort records into cells, each run once."""
+    kept, left_out, copies = _once_each(found)
+    weights = _weights_by_backbone(record for _, record in kept)
+    cells: dict[tuple[Entry, str, str, str], list[RunRecord]] = defaultdict(list)
+    for path, record in kept:
+        try:
+            entry = _entry(record, weights)
+            data = (_text(record, "data", "benchmark"), _text(record, "data", "name"))
+            if type(record.asked.get("seed")) is not int:
+                raise ValueError("asked.seed is no whole number")
+        except ValueError as error:
+            left_out.append(Problem(str(path), f"left out: {error}"))
+        else:
+            cells[entry, *data, record.config_hash].append(record)
+    return Collection(
+        cells=[
+            Cell(*key, tuple(sorted(cells[key], key=lambda run: (run.asked["seed"], run.run_id))))
+            for key in sorted(cells)
+        ],
+        left_out=sorted(left_out, key=str),
+        copies=copies,
+    )
+
+
+def option_text(options: dict[str, Any]) -> str:
+    """Options as ``alpha=16 rank=8``, sorted by name; different options give different texts."""
+    return " ".join(f"{name}={_value_text(options[name])}" for name in sorted(options))
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, str) and _BARE_WORD.fullmatch(value) and value not in _JSON_WORDS:
+        return value
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _once_each(
+    found: Iterable[tuple[Path, RunRecord]],
+) -> tuple[list[tuple[Path, RunRecord]], list[Problem], int]:
+    """One record per run id; of several that differ, the one that finished last."""
+    runs: dict[str, dict[str, tuple[Path, RunRecord]]] = defaultdict(dict)
+    total = 0
+    for path, record in sorted(found, key=lambda item: item[0]):
+        content = json.dumps(dataclasses.asdict(record), sort_keys=True)
+        runs[record.run_id].setdefault(content, (path, record))
+        total += 1
+    kept: list[tuple[Path, RunRecord]] = []
+    older: list[Problem] = []
+    for versions in runs.values():
+        # The content decides between equal times, so that file names never matter.
+        *rest, newest = sorted(
+            versions,
+            key=lambda text: (datetime.fromisoformat(versions[text][1].where.finished), text),
+        )
+        kept.append(versions[newest])
+        for content in rest:
+            path, record = versions[content]
+            what = f"left out: run {record.run_id} also has a newer record, {versions[newest][0]}"
+            older.append(Problem(str(path), what))
+    return kept, older, total - len(kept) - len(older)
+
+
+def _weights_by_backbone(records: Iterable[RunRecord]) -> dict[str, set[tuple[str, str]]]:
+    known: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for record in records:
+        if record.where.weights is not None:
+            known[_backbone(record)].add(_identity(record.where.weights))
+    return known
+
+
+def _backbone(record: RunRecord) -> str:
+    return json.dumps(record.asked.get("backbone"), sort_keys=True)
+
+
+def _identity(weights: Weights) -> tuple[str, str]:
+    # Random weights are drawn anew for every seed; their hash would tear the seeds apart.
+    random = weights.label is WeightsLabel.RANDOM
+    return weights.label.value, "" if random else weights.fingerprint or ""
+
+
+def _entry(record: RunRecord, weights: dict[str, set[tuple[str, str]]]) -> Entry:
+    protocol = _text(record, "protocol", "name")
+    if protocol not in PROTOCOL_SPLIT:
+        known = ", ".join(sorted(PROTOCOL_SPLIT))
+        raise ValueError(f"no table is defined for protocol {protocol!r}; there are: {known}")
+    metrics = record.happened.last_epoch
+    if record.status is Status.OK and metrics and metrics.split is not PROTOCOL_SPLIT[protocol]:
+        raise ValueError(
+            f"protocol {protocol!r} scores {PROTOCOL_SPLIT[protocol]} images, "
+            f"yet the last epoch was scored on {metrics.split} images"
+        )
+    # A run that died before it loaded its weights belongs to the runs that asked for the same.
+    identities = weights.get(_backbone(record), set())
+    if record.where.weights is not None:
+        identities = {_identity(record.where.weights)}
+    label, fingerprint = next(iter(identities)) if len(identities) == 1 else (UNKNOWN, "")
+    method = _text(record, "method", "name")
+    options = {name: value for name, value in record.asked["method"].items() if name != "name"}
+    return Entry(
+        protocol=protocol,
+        method=method,
+        options=option_text(options),
+        backbone=_text(record, "backbone", "name"),
+        weights=label,
+        weights_fingerprint=fingerprint,
+        normalization=_text(record, "data", "normalization"),
+        precision=_text(record, "hardware", "precision"),
+    )
+
+
+def _text(record: RunRecord, group: str, key: str) -> str:
+    """``asked[group][key]`` as text; ValueError if the configuration has no such key."""
+    section = record.asked.get(group)
+    if not isinstance(section, dict) or section.get(key) is None:
+        raise ValueError(f"asked.{group}.{key} is missing")
+    value = section[key]
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

@@ -1,0 +1,391 @@
+"""From cells to tables, and from tables to CSV and Markdown.
+
+A table is a list of rows, a row a dictionary of column name to text. All rows of a table have the
+same columns.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from vpeft_bench.leaderboard.benchmarks import BENCHMARKS, PROTOCOL_SPLIT, Benchmark
+from vpeft_bench.leaderboard.cells import Cell, Entry
+from vpeft_bench.leaderboard.formats import (
+    MISSING,
+    exact,
+    mebibytes,
+    percent,
+    quantity,
+    short_options,
+    span,
+)
+from vpeft_bench.record import Split, Status
+
+Row = dict[str, str]
+
+_SHORT_HASH = 8
+_SPLIT_WORD = {Split.TEST: "test", Split.VAL: "validation"}
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One entry over all data sets of a benchmark.
+
+    Attributes:
+        entry: what is compared.
+        benchmark: the data sets it is compared on.
+        configurations: cells by data set; a data set without any run has no key.
+    """
+
+    entry: Entry
+    benchmark: Benchmark
+    configurations: dict[str, tuple[Cell, ...]]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells, data set after data set."""
+        names = [name for name in self.benchmark.datasets if name in self.configurations]
+        return [cell for name in names for cell in self.configurations[name]]
+
+    @property
+    def complete(self) -> str:
+        """How many data sets have a value, out of how many."""
+        datasets = self.benchmark.datasets
+        return f"{sum(self.value(name) is not None for name in datasets)}/{len(datasets)}"
+
+    @property
+    def labels(self) -> list[str]:
+        """Notices that any run of the row carries."""
+        return sorted({label for cell in self.cells for label in cell.labels})
+
+    @property
+    def parameters(self) -> list[int]:
+        """Parameters that the method trains, by run."""
+        return [count for cell in self.cells for count in _parameters(cell)]
+
+    def value(self, dataset: str) -> float | None:
+        """Accuracy on a data set, percent; None where not exactly one configuration has one."""
+        cells = self.configurations.get(dataset, ())
+        return cells[0].top1.mean if len(cells) == 1 else None
+
+    def lines(self, dataset: str) -> tuple[str, ...]:
+        """What the table says of a data set, in the pieces it may be broken into."""
+        cells = self.configurations.get(dataset, ())
+        if not cells:
+            return (MISSING,)
+        if len(cells) > 1:
+            return ("ambiguous", f"({len(cells)} configurations)")
+        (cell,) = cells
+        interrupted = all(run.status is Status.INTERRUPTED for run in cell.unfinished)
+        word = str(Status.INTERRUPTED if interrupted else Status.FAILED)
+        if not cell.finished:
+            return (word,)
+        deviation = "" if cell.top1.std is None else f"± {percent(cell.top1.std)} "
+        lost = (f"{len(cell.unfinished)} {word}",) if cell.unfinished else ()
+        return (percent(cell.top1.mean), f"{deviation}({cell.top1.n})", *lost)
+
+    def mean(self, datasets: Sequence[str]) -> float | None:
+        """Plain mean over data sets, percent; None unless every one of them has a value."""
+        return _mean([self.value(dataset) for dataset in datasets])
+
+    def means(self) -> dict[str, float | None]:
+        """The benchmark's means by name; the first one orders the table."""
+        datasets = self.benchmark.datasets
+        means = {f"mean over {len(datasets)} datasets": self.mean(datasets)}
+        if groups := self.group_means():
+            means[f"mean over {len(groups)} groups"] = _mean(list(groups.values()))
+        return means
+
+    def group_means(self) -> dict[str, float | None]:
+        """Mean over the data sets of each group, for a benchmark of several groups."""
+        groups = self.benchmark.groups
+        if len(groups) == 1:
+            return {}
+        return {f"mean of {name}": self.mean(members) for name, members in groups.items()}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One benchmark under one protocol; best mean first, rows without a mean last."""
+
+    benchmark: Benchmark
+    protocol: str
+    rows: tuple[SummaryRow, ...]
+
+
+def summaries(cells: Iterable[Cell]) -> list[Summary]:
+    """One summary for each benchmark and protocol that has cells, in a fixed order."""
+    tables: dict[tuple[str, str], dict[Entry, dict[str, list[Cell]]]] = defaultdict(dict)
+    for cell in cells:
+        dataset = _member(cell)
+        if dataset is not None:
+            rows = tables[cell.benchmark, cell.entry.protocol]
+            rows.setdefault(cell.entry, defaultdict(list))[dataset].append(cell)
+    return [
+        _summary(BENCHMARKS[name], protocol, tables[name, protocol])
+        for name, protocol in sorted(tables)
+    ]
+
+
+def strangers(cells: Iterable[Cell]) -> list[str]:
+    """Data sets that claim a benchmark with a fixed list that does not name them."""
+    names = {
+        (cell.data, cell.benchmark)
+        for cell in cells
+        if cell.benchmark in BENCHMARKS and _member(cell) is None
+    }
+    return [f"{data}: {benchmark} has no such data set" for data, benchmark in sorted(names)]
+
+
+def best_first(cells: Iterable[Cell]) -> list[Cell]:
+    """Cells with those of one data set together, best accuracy first."""
+
+    def place(cell: Cell) -> int:
+        member = _member(cell)
+        return BENCHMARKS[cell.benchmark].datasets.index(member) if member else -1
+
+    return sorted(
+        cells,
+        key=lambda cell: (
+            cell.benchmark,
+            place(cell),
+            cell.data,
+            _descending(cell.top1.mean),
+            cell.entry,
+            cell.config_hash,
+        ),
+    )
+
+
+def what_is_shown(protocol: str) -> str:
+    """What the accuracies of a table under ``protocol`` are, in a few words."""
+    split = _SPLIT_WORD[PROTOCOL_SPLIT[protocol]]
+    return f"protocol {protocol}: top-1 {split} accuracy, %, last epoch, mean ± std (n seeds)"
+
+
+def summary_csv_rows(summary: Summary) -> list[Row]:
+    """A summary for a file: all that tells rows apart, and one column per data set."""
+    return [
+        {
+            "protocol": summary.protocol,
+            "split": PROTOCOL_SPLIT[summary.protocol],
+            "method": row.entry.method,
+            "options": row.entry.options,
+            "backbone": row.entry.backbone,
+            "weights": row.entry.weights,
+            "weights_fingerprint": row.entry.weights_fingerprint,
+            "normalization": row.entry.normalization,
+            "precision": row.entry.precision,
+            "parameters_method": span(row.parameters),
+            **{name: exact(mean) for name, mean in {**row.means(), **row.group_means()}.items()},
+            "complete": row.complete,
+            **{
+                name: " ".join(row.lines(name)) if name in row.configurations else ""
+                for name in summary.benchmark.datasets
+            },
+            "labels": ", ".join(row.labels),
+        }
+        for row in summary.rows
+    ]
+
+
+def summary_rows(summary: Summary) -> list[Row]:
+    """A summary for a reader: two decimals, short names, one column per data set."""
+    return [
+        {
+            **_entry_columns(row.entry),
+            "params": quantity(_largest(row.parameters)),
+            **{name: percent(mean) for name, mean in {**row.means(), **row.group_means()}.items()},
+            "complete": row.complete,
+            **{name: " ".join(row.lines(name)) for name in summary.benchmark.datasets},
+            "notes": ", ".join(row.labels),
+        }
+        for row in summary.rows
+    ]
+
+
+def dataset_csv_rows(cells: Iterable[Cell]) -> list[Row]:
+    """Every cell with all that is known of it, for a file; accuracies are percentages."""
+    return [
+        {
+            "benchmark": cell.benchmark,
+            "data": cell.data,
+            "protocol": cell.entry.protocol,
+            "split": PROTOCOL_SPLIT[cell.entry.protocol],
+            "method": cell.entry.method,
+            "options": cell.entry.options,
+            "backbone": cell.entry.backbone,
+            "weights": cell.entry.weights,
+            "weights_fingerprint": cell.entry.weights_fingerprint,
+            "normalization": cell.entry.normalization,
+            "precision": cell.entry.precision,
+            "config_hash": cell.config_hash,
+            "n": str(len(cell.finished)),
+            "seeds": " ".join(map(str, cell.seeds)),
+            "top1_mean": exact(cell.top1.mean),
+            "top1_std": exact(cell.top1.std),
+            "top1_min": exact(cell.top1.low),
+            "top1_max": exact(cell.top1.high),
+            "mean_per_class_mean": exact(_mean_per_class(cell)),
+            "parameters_method": span(_parameters(cell)),
+            "parameters_head": span(_head_parameters(cell)),
+            "parameters_total": span(_all_parameters(cell)),
+            "stored_delta_bytes": span(_delta_bytes(cell)),
+            "train_seconds_mean": exact(_train_seconds(cell)),
+            "train_images_per_second_mean": exact(_throughput(cell)),
+            "peak_memory_bytes_max": exact(_peak_memory(cell)),
+            "device": ", ".join(sorted(set(cell.each(lambda run: run.where.device)))),
+            "data_fingerprint": ", ".join(cell.data_versions),
+            "failed": str(len(cell.unfinished)),
+            "failed_reasons": "; ".join(_reasons(cell)),
+            "labels": ", ".join(cell.labels),
+        }
+        for cell in cells
+    ]
+
+
+def dataset_rows(cells: Sequence[Cell]) -> list[Row]:
+    """Every cell for a reader: rounded, short names, units in the column names."""
+    configurations = Counter((cell.benchmark, cell.data, cell.entry) for cell in cells)
+    versions: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for cell in cells:
+        versions[cell.benchmark, cell.data].update(cell.data_versions)
+    return [
+        {
+            "data": cell.data,
+            "data version": " ".join(map(_short, cell.data_versions))
+            if len(versions[cell.benchmark, cell.data]) > 1
+            else "",
+            **_entry_columns(cell.entry),
+            "config": cell.config_hash[:_SHORT_HASH]
+            if configurations[cell.benchmark, cell.data, cell.entry] > 1
+            else "",
+            "top-1 %": percent(cell.top1.mean),
+            "± std": percent(cell.top1.std),
+            "n": str(len(cell.finished)),
+            "per class %": percent(_mean_per_class(cell)),
+            "params": quantity(_largest(_parameters(cell))),
+            "head params": quantity(_largest(_head_parameters(cell))),
+            "delta MiB": mebibytes(_largest(_delta_bytes(cell))),
+            "train s": quantity(_train_seconds(cell)),
+            "images/s": quantity(_throughput(cell)),
+            "peak MiB": mebibytes(_peak_memory(cell)),
+            "not finished": ", ".join(_statuses(cell)),
+            "notes": ", ".join(cell.labels),
+        }
+        for cell in cells
+    ]
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Rows as CSV with ``\\n`` line ends; the same rows always give the same text."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "".join(
+        f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |\n" for line in lines
+    )
+
+
+def _summary(
+    benchmark: Benchmark, protocol: str, entries: dict[Entry, dict[str, list[Cell]]]
+) -> Summary:
+    rows = [
+        SummaryRow(entry, benchmark, {name: tuple(cells) for name, cells in datasets.items()})
+        for entry, datasets in entries.items()
+    ]
+    rows.sort(key=lambda row: (_descending(row.mean(benchmark.datasets)), row.entry))
+    return Summary(benchmark, protocol, tuple(rows))
+
+
+def _member(cell: Cell) -> str | None:
+    """The data set of the cell's benchmark that it belongs to, if the benchmark has a list."""
+    benchmark = BENCHMARKS.get(cell.benchmark)
+    return benchmark.member(cell.data) if benchmark else None
+
+
+def _descending(value: float | None) -> tuple[bool, float]:
+    """Sorts large values first and None last. What is printed equal counts as equal."""
+    return (True, 0.0) if value is None else (False, -float(percent(value)))
+
+
+def _entry_columns(entry: Entry) -> Row:
+    return {
+        "method": entry.method,
+        "options": short_options(entry.options),
+        "backbone": entry.backbone,
+        "weights": f"{entry.weights} {_short(entry.weights_fingerprint)}".strip(),
+        "normalization": entry.normalization,
+        "precision": entry.precision,
+    }
+
+
+def _short(fingerprint: str) -> str:
+    """The first digits of a hash that may be written ``algorithm:digits``."""
+    return fingerprint.rpartition(":")[2][:_SHORT_HASH]
+
+
+def _statuses(cell: Cell) -> list[str]:
+    counts = Counter(str(run.status) for run in cell.unfinished)
+    return [f"{counts[status]} {status}" for status in sorted(counts)]
+
+
+def _reasons(cell: Cell) -> list[str]:
+    counts = Counter(
+        f"{run.status}: {' '.join((run.error or '').split())}" for run in cell.unfinished
+    )
+    return [f"{counts[reason]} x {reason}" for reason in sorted(counts)]
+
+
+def _mean_per_class(cell: Cell) -> float | None:
+    return _mean([metrics.mean_per_class_accuracy for metrics in cell.metrics])
+
+
+def _parameters(cell: Cell) -> list[int]:
+    return [counts.method for counts in cell.each(lambda run: run.happened.parameters)]
+
+
+def _head_parameters(cell: Cell) -> list[int]:
+    return [counts.head for counts in cell.each(lambda run: run.happened.parameters)]
+
+
+def _all_parameters(cell: Cell) -> list[int]:
+    return [counts.total for counts in cell.each(lambda run: run.happened.parameters)]
+
+
+def _delta_bytes(cell: Cell) -> list[int]:
+    return cell.each(lambda run: run.happened.stored_bytes.delta)
+
+
+def _train_seconds(cell: Cell) -> float | None:
+    return _mean(cell.each(lambda run: run.happened.seconds.train))
+
+
+def _throughput(cell: Cell) -> float | None:
+    return _mean(cell.each(lambda run: run.happened.train_images_per_second))
+
+
+def _peak_memory(cell: Cell) -> int | None:
+    return _largest(cell.each(lambda run: run.happened.peak_memory_bytes))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None if there is no value or one of them is None."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
+
+
+def _largest(values: Sequence[int]) -> int | None:
+    return max(values, default=None)

@@ -1,0 +1,90 @@
+"""Loggers besides the run directory's own CSV. A logger that fails never costs the run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vpeft_bench.config import LoggerConfig
+
+WANDB_INIT_SECONDS = 20
+
+
+class Sink:
+    """Where learning curves go; switches itself off, with a warning, at the first failure.
+
+    Args:
+        name: for the warning.
+        open_log: gives the function that takes ``(values, step)`` and the one that closes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        open_log: Callable[[], tuple[Callable[[Mapping[str, float], int], Any], Callable[[], Any]]],
+    ) -> None:
+        self.name = name
+        self._functions = self._guarded(open_log)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Hand on the values of one epoch."""
+        if self._functions is not None and self._guarded(
+            lambda functions=self._functions: (functions[0](values, step), True)[1]
+        ) is None:
+            self._functions = None
+
+    def close(self) -> None:
+        """Flush and finish."""
+        if self._functions is not None:
+            self._guarded(self._functions[1])
+            self._functions = None
+
+    def _guarded(self, function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except Exception as error:  # whatever a logging library raises, the run goes on
+            warnings.warn(f"logger {self.name} failed and is off: {error}", stacklevel=2)
+            return None
+
+
+def open_sinks(config: LoggerConfig, directory: Path, run_id: str, asked: dict[str, Any]) -> list[Sink]:
+    """The loggers asked for.
+
+    Args:
+        directory: the run directory; their files go there.
+        run_id: the run's name in Weights & Biases.
+        asked: the resolved config.
+    """
+
+    def tensorboard() -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(directory / "tensorboard"))
+
+        def log(values: Mapping[str, float], step: int) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        return log, writer.close
+
+    def wandb() -> Any:
+        import wandb as library
+
+        run = library.init(
+            project=config.wandb_project,
+            name=run_id,
+            dir=str(directory),
+            mode=config.wandb_mode.value,
+            config=asked,
+            settings=library.Settings(init_timeout=WANDB_INIT_SECONDS, silent=True),
+        )
+        return lambda values, step: run.log(dict(values), step=step), run.finish
+
+    sinks = []
+    if config.tensorboard:
+        sinks.append(Sink("tensorboard", tensorboard))
+    if config.wandb:
+        sinks.append(Sink("wandb", wandb))
+    return sinks

@@ -1,0 +1,88 @@
+"""AdaptFormer: a scaled bottleneck parallel to the MLP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from vpeft_bench.backbones.block_map import Backbone
+from vpeft_bench.methods.base import Category, Method, bottleneck_linears, option
+from vpeft_bench.methods.registry import register
+
+ACTIVATIONS = {"relu": nn.functional.relu, "gelu": nn.functional.gelu}
+
+
+class ParallelBottleneck(nn.Module):
+    """A(x) = s * (W_u dropout(act(W_d LN?(x) + b_d)) + b_u)."""
+
+    def __init__(
+        self,
+        width: int,
+        bottleneck: int,
+        scale: float,
+        layer_norm: bool,
+        dropout: float,
+        activation: str,
+        init: str,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width) if layer_norm else None
+        self.down, self.up = bottleneck_linears(width, bottleneck, init)
+        self.activation = ACTIVATIONS[activation]
+        self.dropout = nn.Dropout(dropout)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual stream before norm2, ``(..., D)``; the result is added beside the MLP."""
+        if self.norm is not None:
+            x = self.norm(x)
+        return self.scale * self.up(self.dropout(self.activation(self.down(x))))
+
+
+@register
+@dataclass
+class AdaptFormer(Method):
+    """x <- x + drop_path(mlp(norm2(x))) + A(x).
+
+    V-PETL Bench runs ``bottleneck=8 scale=1.0 layer_norm=in init=vpb``; the dense-prediction rows
+    ``activation=gelu``.
+    """
+
+    name = "adaptformer"
+    title = "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition"
+    arxiv = "2205.13535"
+    source = "equations 3 and 4; defaults of the authors' launcher"
+    category = Category.ADDITION
+    not_mergeable = "an activation stands between its two projections"
+
+    bottleneck: int = option(64, "width of the bottleneck (authors: 64)", minimum=1)
+    scale: float = option(0.1, "s (authors: 0.1; V-PETL Bench: 1.0)")
+    layer_norm: str = option("none", "in: a LayerNorm of its own in front", choices=("none", "in"))
+    dropout: float = option(0.1, "on the hidden units (authors: 0.1)", minimum=0.0, maximum=1.0)
+    activation: str = option("relu", "relu (authors) or gelu (Swin rows)", choices=ACTIVATIONS)
+    init: str = option("standard", "see the method's page", choices=("standard", "vpb"))
+
+    def place(self, backbone: Backbone) -> None:
+        """One branch parallel to every MLP."""
+        for block in backbone.blocks:
+            branch = ParallelBottleneck(
+                block.width,
+                self.bottleneck,
+                self.scale,
+                self.layer_norm == "in",
+                self.dropout,
+                self.activation,
+                self.init,
+            )
+            block.place("mlp_parallel", branch)
+
+    def parameter_count(self, backbone: Backbone) -> int:
+        """2Dr + r + D per block (+ 2D with LN): 1,189,632 for ViT-B/16 at r = 64."""
+        r, norm = self.bottleneck, 2 if self.layer_norm == "in" else 0
+        return sum(2 * b.width * r + r + (1 + norm) * b.width for b in backbone.blocks)
+
+    @property
+    def identity_at_start(self) -> bool:
+        """With a zero up-projection."""
+        return self.init != "vpb"

@@ -1,0 +1,166 @@
+"""The method contract: a dataclass of hyper-parameters that places modules on a block map.
+
+A method states facts (paper, families, count, merge); everything else (the trainable set, the delta
+checkpoint, the counts, the optimizer's groups) is derived from what it placed and unfroze, never
+from parameter names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vpeft_bench.backbones.block_map import Backbone, Block
+from vpeft_bench.errors import UnsupportedBackboneError
+
+
+class Category(str, Enum):
+    """The survey's categories (arXiv 2402.02242)."""
+
+    ADDITION = "addition"
+    SIDE = "side"
+    PARTIAL = "partial"
+    REPARAMETERISATION = "re-parameterisation"
+    UNIFIED = "unified"
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: Iterable[str] = (),
+) -> Any:
+    """A hyper-parameter of a method: a dataclass field that knows its range and meaning.
+
+    Args:
+        default: value, or a list (copied for each instance).
+        help: what it is and where the default comes from; shown by ``python -m vpeft_bench methods``.
+        minimum, maximum: inclusive range of a number.
+        choices: valid values of a string, or of each item of a list.
+    """
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": tuple(choices)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class MergeableModule(nn.Module):
+    """A module placed behind a linear, norm or convolution that can be folded into it."""
+
+    def merge_into(self, leaf: nn.Module) -> None:
+        """Change ``leaf``'s own weights so that it alone gives what both gave together."""
+        raise NotImplementedError
+
+
+@dataclass
+class Method:
+    """Base class of every method; subclasses are dataclasses of their hyper-parameters.
+
+    Class attributes:
+        name: as typed in ``method=``.
+        title, arxiv, source: the paper, its arXiv id, and the section of it that is implemented.
+        category: where the survey lists the method.
+        families: backbone families it is defined on.
+        unsupported: for families it is not defined on, the reason shown to the user.
+        not_mergeable: why it cannot be merged, or None where it can.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    arxiv: ClassVar[str | None]
+    source: ClassVar[str]
+    category: ClassVar[Category]
+    families: ClassVar[tuple[str, ...]] = ("vit", "swin")
+    unsupported: ClassVar[dict[str, str]] = {}
+    not_mergeable: ClassVar[str | None] = None
+
+    def place(self, backbone: Backbone) -> None:
+        """Place modules on the backbone; every original parameter is frozen when this is called."""
+        raise NotImplementedError
+
+    def unfrozen(self, backbone: Backbone) -> Iterable[nn.Parameter]:
+        """Original parameters that the method trains; none by default."""
+        return ()
+
+    def parameter_count(self, backbone: Backbone) -> int:
+        """Trainable parameters without the head, in closed form."""
+        raise NotImplementedError
+
+    @property
+    def identity_at_start(self) -> bool:
+        """Whether the model with the method attached starts as the pretrained one, bit for bit."""
+        return True
+
+    def first_changed_block(self, backbone: Backbone) -> int:
+        """Index of the first block whose output training can change.
+
+        What the blocks before it put out is the same in every epoch. ``len(backbone.blocks)`` if the
+        whole trunk is frozen.
+        """
+        return 0
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse a backbone the method is not defined on.
+
+        Raises:
+            UnsupportedBackboneError: names the method, the family and the reason.
+        """
+        if backbone.family not in self.families:
+            reason = self.unsupported.get(backbone.family, "it is not defined there")
+            raise UnsupportedBackboneError(
+                f"method {self.name} does not support {backbone.family} backbones: {reason} "
+                f"(supported: {', '.join(self.families)})"
+            )
+
+    def options(self) -> dict[str, Any]:
+        """The hyper-parameters by name, as plain values."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def default_options(method_class: type[Method]) -> dict[str, Any]:
+    """Name and default of every hyper-parameter of a method class."""
+    return {
+        f.name: f.default if f.default_factory is MISSING else f.default_factory()
+        for f in fields(method_class)
+    }
+
+
+def adapted_blocks(backbone: Backbone, last_blocks: int | None) -> list[Block]:
+    """The last ``last_blocks`` blocks, or all of them where it is None."""
+    return backbone.blocks if last_blocks is None else backbone.blocks[-last_blocks:]
+
+
+def bottleneck_linears(width: int, bottleneck: int, init: str) -> tuple[nn.Linear, nn.Linear]:
+    """The down- and up-projection of an adapter, ``D -> bottleneck -> D``.
+
+    Args:
+        init: ``standard`` (Kaiming-uniform down, zero up, zero biases: the identity with a live
+            gradient), ``vpb`` (truncated normal 0.02, zero biases: what V-PETL Bench's model
+            constructor leaves) or ``vpt`` (all zero, as in KMnP/vpt: only the up bias ever learns).
+    """
+    down, up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
+    for linear in (down, up):
+        nn.init.zeros_(linear.bias)
+    if init == "vpb":
+        nn.init.trunc_normal_(down.weight, std=0.02)
+        nn.init.trunc_normal_(up.weight, std=0.02)
+    else:
+        nn.init.zeros_(up.weight)
+        if init == "vpt":
+            nn.init.zeros_(down.weight)
+        else:
+            nn.init.kaiming_uniform_(down.weight, a=5**0.5)
+    return down, up
+
+
+@torch.no_grad()
+def add_in_float64(parameter: nn.Parameter, update: Tensor) -> None:
+    """``parameter += update``, rounded once, so that merging costs no more than one rounding."""
+    parameter.copy_(parameter.double() + update.double())

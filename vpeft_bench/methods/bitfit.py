@@ -1,0 +1,60 @@
+"""BitFit: only the bias terms learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from vpeft_bench.backbones.block_map import Backbone
+from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.registry import register
+
+
+@register
+@dataclass
+class BitFit(Method):
+    """b <- b + delta b for every bias of the backbone.
+
+    In a Swin the published rows also train the relative position bias tables (their rule is the
+    substring "bias" in a name); they are therefore included by default and can be left out.
+    """
+
+    name = "bitfit"
+    title = "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked LMs"
+    arxiv = "2106.10199"
+    source = "section 3; applied to every bias of the backbone as in V-PETL Bench"
+    category = Category.PARTIAL
+
+    relative_position_bias: bool = option(
+        True, "also train Swin's relative position bias tables, as the published Swin rows do"
+    )
+
+    def place(self, backbone: Backbone) -> None:
+        """Nothing is placed."""
+
+    def unfrozen(self, backbone: Backbone) -> Iterable[nn.Parameter]:
+        """The ``bias`` of every layer, and the tables where asked for."""
+        for module in backbone.modules():
+            if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
+                yield bias
+        if self.relative_position_bias:
+            yield from _tables(backbone)
+
+    def parameter_count(self, backbone: Backbone) -> int:
+        """2D + 11DL for a ViT (102,912 for B/16); a Swin's 11 sum(D_l) + norms + tables."""
+        blocks = sum(
+            7 * block.width + block.linear("fc1").out_features for block in backbone.blocks
+        )
+        patch = backbone.blocks[0].width * len(backbone.patch_leaves)
+        merging = sum(norm.normalized_shape[0] for norm in backbone.merge_norms)  # type: ignore[index]
+        tables = sum(t.numel() for t in _tables(backbone)) if self.relative_position_bias else 0
+        return blocks + patch + merging + backbone.blocks[-1].width + tables
+
+
+def _tables(backbone: Backbone) -> Iterator[nn.Parameter]:
+    for block in backbone.blocks:
+        table = getattr(block.module.attn, "relative_position_bias_table", None)
+        if table is not None:
+            yield table

@@ -1,0 +1,35 @@
+"""Full fine-tuning: everything learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from vpeft_bench.backbones.block_map import Backbone
+from vpeft_bench.methods.base import Category, Method
+from vpeft_bench.methods.registry import register
+
+
+@register
+@dataclass
+class Full(Method):
+    """Train every parameter of the backbone."""
+
+    name = "full"
+    title = "Full fine-tuning"
+    arxiv = None
+    source = "the classical baseline; the row 'Full fine-tuning' of arXiv 2402.02242"
+    category = Category.PARTIAL
+
+    def place(self, backbone: Backbone) -> None:
+        """Nothing is placed."""
+
+    def unfrozen(self, backbone: Backbone) -> Iterable[nn.Parameter]:
+        """Every parameter outside the head."""
+        return [parameter for _, parameter in backbone.named_parameters()]
+
+    def parameter_count(self, backbone: Backbone) -> int:
+        """The size of the backbone: 85,798,656 for ViT-B/16 at 224 px."""
+        return sum(parameter.numel() for _, parameter in backbone.named_parameters())

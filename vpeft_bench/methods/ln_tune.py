@@ -1,0 +1,38 @@
+"""LN-Tune: only the normalisation layers learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from vpeft_bench.backbones.block_map import Backbone
+from vpeft_bench.methods.base import Category, Method
+from vpeft_bench.methods.registry import register
+
+
+@register
+@dataclass
+class LNTune(Method):
+    """Train weight and bias of every norm: norm1, norm2, final, patch and merging norms."""
+
+    name = "ln_tune"
+    title = "Strong Baselines for Parameter-Efficient Few-Shot Fine-tuning"
+    arxiv = "2304.01917"
+    source = "section 3.1, 'LN-Tune'"
+    category = Category.PARTIAL
+
+    def place(self, backbone: Backbone) -> None:
+        """Nothing is placed."""
+
+    def unfrozen(self, backbone: Backbone) -> Iterable[nn.Parameter]:
+        """Weight and bias of every norm outside the head."""
+        return [parameter for norm in backbone.norms() for parameter in norm.parameters()]
+
+    def parameter_count(self, backbone: Backbone) -> int:
+        """2D(2L+1) for a ViT: 38,400 for B/16; a Swin adds its patch and merging norms."""
+        blocks = sum(4 * block.width for block in backbone.blocks)
+        patch = 2 * backbone.blocks[0].width * (len(backbone.patch_leaves) - 1)
+        merging = sum(2 * norm.normalized_shape[0] for norm in backbone.merge_norms)  # type: ignore[index]
+        return blocks + patch + merging + 2 * backbone.blocks[-1].width

@@ -1,0 +1,115 @@
+"""Finding methods by name: every module of this package that defines one is found by existing."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from vpeft_bench.errors import MethodOptionError, Problem, nearest, unknown_name
+from vpeft_bench.methods.base import Method
+
+_METHODS: dict[str, type[Method]] = {}
+
+
+M = TypeVar("M", bound=type[Method])
+
+
+def register(method_class: M) -> M:
+    """Class decorator: make a method known under its ``name``."""
+    name = method_class.name
+    if name in _METHODS:
+        raise ValueError(f"two methods are named {name}: {_METHODS[name]} and {method_class}")
+    _METHODS[name] = method_class
+    return method_class
+
+
+@functools.cache
+def _import_all() -> None:
+    import vpeft_bench.methods as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def list_methods() -> list[str]:
+    """Names of every method, sorted."""
+    _import_all()
+    return sorted(_METHODS)
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of the method called ``name``.
+
+    Raises:
+        MethodOptionError: there is none; names the nearest.
+    """
+    _import_all()
+    if name not in _METHODS:
+        raise MethodOptionError([unknown_name("method", name, _METHODS)])
+    return _METHODS[name]
+
+
+def build_method(name: str, options: Mapping[str, Any]) -> Method:
+    """The method ``name`` with its hyper-parameters.
+
+    Raises:
+        MethodOptionError: unknown method or option, wrong type, value out of range; all at once.
+    """
+    found = method_class(name)
+    if problems := option_problems(name, options):
+        raise MethodOptionError(problems)
+    return found(**options)
+
+
+def option_problems(name: str, options: Mapping[str, Any]) -> list[Problem]:
+    """Everything wrong with ``options`` of the method ``name``."""
+    found = method_class(name)
+    hints = get_type_hints(found)
+    known = {f.name: f for f in fields(found)}
+    problems = []
+    for key, value in options.items():
+        where = f"method.{key}"
+        if key not in known:
+            close = nearest(key, known)
+            fix = f"did you mean method.{close}=..." if close else ""
+            listing = ", ".join(known) or "none"
+            problems.append(Problem(where, f"{name} has no such option", f"{fix}\noptions: {listing}"))
+            continue
+        default = getattr(found, key, None)
+        what = _wrong(value, hints[key], known[key].metadata)
+        if what:
+            problems.append(Problem(f"{where}={value}", what, f"default: {where}={default}"))
+    return problems
+
+
+def _wrong(value: Any, hint: Any, metadata: Mapping[str, Any]) -> str | None:
+    """What is wrong with an option's value, or None."""
+    kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    if value is None:
+        return None if NoneType in kinds else "must not be null"
+    kind = next(k for k in kinds if k is not NoneType)
+    choices = metadata["choices"]
+    if get_origin(kind) is list:
+        if not isinstance(value, list) or not value:
+            return "must be a non-empty list"
+        wrong = [item for item in value if item not in choices] if choices else []
+        if len(set(value)) < len(value):
+            return "names something twice"
+        return f"{wrong} not in {list(choices)}" if wrong else None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        return f"must be {'a number' if kind is float else f'of type {kind.__name__}'}"
+    if choices and value not in choices:
+        close = nearest(value, choices)
+        hint_text = f" (did you mean {close}?)" if close else ""
+        return f"must be one of {', '.join(choices)}{hint_text}"
+    low, high = metadata["minimum"], metadata["maximum"]
+    if (low is not None and value < low) or (high is not None and value > high):
+        return f"must lie in [{low if low is not None else '-inf'}, {high if high is not None else 'inf'}]"
+    return None

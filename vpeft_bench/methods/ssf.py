@@ -1,0 +1,88 @@
+"""SSF: scale and shift the features behind every operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vpeft_bench.backbones.block_map import Backbone
+from vpeft_bench.methods.base import Category, MergeableModule, Method, option
+from vpeft_bench.methods.registry import register
+
+
+class ScaleShift(MergeableModule):
+    """gamma * y + beta per channel.
+
+    Args:
+        channels: channels of y.
+        channel_last: y is ``(..., C)``; otherwise ``(B, C, H, W)``, behind a convolution.
+    """
+
+    def __init__(self, channels: int, channel_last: bool, std: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(channels).normal_(1.0, std))
+        self.shift = nn.Parameter(torch.empty(channels).normal_(0.0, std))
+        self.shape = (-1,) if channel_last else (-1, 1, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Scale and shift the output y; the input x is not used."""
+        return y * self.scale.view(self.shape) + self.shift.view(self.shape)
+
+    @torch.no_grad()
+    def merge_into(self, leaf: nn.Module) -> None:
+        """W <- diag(gamma) W, b <- gamma b + beta; the same for a norm's weight and bias."""
+        weight, bias = leaf.weight, leaf.bias
+        assert isinstance(weight, nn.Parameter) and isinstance(bias, nn.Parameter)
+        scale, shift = self.scale.double(), self.shift.double()
+        weight.copy_(weight.double() * scale.view(-1, *[1] * (weight.ndim - 1)))
+        bias.copy_(bias.double() * scale + shift)
+
+
+@register
+@dataclass
+class SSF(Method):
+    """y <- gamma * y + beta behind every linear, norm and convolution of the backbone.
+
+    The start is near the pretrained function, not at it: gamma ~ N(1, 0.02), beta ~ N(0, 0.02).
+    """
+
+    name = "ssf"
+    title = "Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning"
+    arxiv = "2210.08823"
+    source = "equation 4; sites as in the authors' code"
+    category = Category.REPARAMETERISATION
+
+    init_std: float = option(0.02, "spread of the initial scale and shift (authors' code)", minimum=0)
+
+    def place(self, backbone: Backbone) -> None:
+        """One pair behind every leaf."""
+        for leaf in _leaves(backbone):
+            weight = leaf.weight
+            assert isinstance(weight, Tensor)
+            pair = ScaleShift(weight.shape[0], not isinstance(leaf, nn.Conv2d), self.init_std)
+            backbone.place_on_leaf(leaf, pair)
+
+    def parameter_count(self, backbone: Backbone) -> int:
+        """22DL + 4D for a ViT: 205,824 for B/16; a Swin adds its patch and merging norms."""
+        blocks = sum(
+            2 * (7 * block.width + block.linear("fc1").out_features) for block in backbone.blocks
+        )
+        patch = 2 * backbone.blocks[0].width * len(backbone.patch_leaves)
+        merging = sum(2 * norm.normalized_shape[0] for norm in backbone.merge_norms)  # type: ignore[index]
+        return blocks + patch + merging + 2 * backbone.blocks[-1].width
+
+    @property
+    def identity_at_start(self) -> bool:
+        """Only without spread."""
+        return self.init_std == 0
+
+
+def _leaves(backbone: Backbone) -> Iterator[nn.Module]:
+    yield from backbone.patch_leaves
+    for block in backbone.blocks:
+        yield from block.leaves.values()
+    yield from backbone.merge_norms
+    yield backbone.final_norm

@@ -1,0 +1,167 @@
+"""Visual Prompt Tuning: learned tokens beside the image's own, shallow or deep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from vpeft_bench.backbones.block_map import Backbone
+from vpeft_bench.errors import UnsupportedBackboneError
+from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.registry import register
+
+
+class InsertPrompts(nn.Module):
+    """[x_prefix; E] -> [x_prefix; dropout(P); E], or [x_prefix; E; P] with ``position=append``."""
+
+    def __init__(
+        self, prompts: Tensor, at: int | None, projection: nn.Linear | None, dropout: float
+    ) -> None:
+        super().__init__()
+        self.prompts = nn.Parameter(prompts)
+        self.projection = projection
+        self.dropout = nn.Dropout(dropout)
+        self.at = at
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``(B, N, D)`` to ``(B, N + p, D)``."""
+        prompts = self.prompts if self.projection is None else self.projection(self.prompts)
+        prompts = self.dropout(prompts).expand(len(x), -1, -1).to(x.dtype)
+        at = x.shape[1] if self.at is None else self.at
+        return torch.cat([x[:, :at], prompts, x[:, at:]], dim=1)
+
+
+class RemovePrompts(nn.Module):
+    """The inverse of :class:`InsertPrompts`."""
+
+    def __init__(self, at: int | None, length: int) -> None:
+        super().__init__()
+        self.at, self.length = at, length
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``(B, N + p, D)`` to ``(B, N, D)``."""
+        at = x.shape[1] - self.length if self.at is None else self.at
+        return torch.cat([x[:, :at], x[:, at + self.length :]], dim=1)
+
+
+@dataclass
+class VPT(Method):
+    """What both depths share: where prompts stand, how they start, the optional projection."""
+
+    title = "Visual Prompt Tuning"
+    arxiv = "2203.12119"
+    category = Category.ADDITION
+    families = ("vit",)
+    unsupported = {"swin": "prompts inside windows (VPT's Swin variant) are not offered"}
+    not_mergeable = "prompts are tokens, not weights"
+
+    prompt_length: int = option(10, "p, prompts per insertion", minimum=1)
+    dropout: float = option(0.0, "dropout on the prompts (VPT's code: 0)", minimum=0.0, maximum=1.0)
+    projection_width: int | None = option(
+        None, "learn prompts of this width, brought to D by one shared linear", minimum=1
+    )
+    init: str = option(
+        "vpt",
+        "uniform; bound from patch area and width (vpt) or width alone (vpb)",
+        choices=("vpt", "vpb"),
+    )
+
+    @property
+    def identity_at_start(self) -> bool:
+        """Prompts are attended to from the first step."""
+        return False
+
+    def _width(self, backbone: Backbone) -> int:
+        return self.projection_width or backbone.blocks[0].width
+
+    def _new_prompts(self, backbone: Backbone) -> Tensor:
+        """(1, p, d) uniform in +-sqrt(6 / (3 * patch area + d)), or +-sqrt(6 / d) for ``vpb``."""
+        width = self._width(backbone)
+        height, breadth = backbone.patch_leaves[0].kernel_size  # type: ignore[misc]
+        fan = width if self.init == "vpb" else 3 * height * breadth + width  # type: ignore[operator]
+        bound = sqrt(6.0 / fan)
+        return torch.empty(1, self.prompt_length, width).uniform_(-bound, bound)
+
+    def _new_projection(self, backbone: Backbone) -> nn.Linear | None:
+        if self.projection_width is None:
+            return None
+        projection = nn.Linear(self.projection_width, backbone.blocks[0].width)
+        nn.init.kaiming_normal_(projection.weight, a=0, mode="fan_out")
+        return projection
+
+    def _count(self, backbone: Backbone, insertions: int) -> int:
+        width = self._width(backbone)
+        projection = backbone.blocks[0].width * (width + 1) if self.projection_width else 0
+        return insertions * self.prompt_length * width + projection
+
+
+@register
+@dataclass
+class VPTShallow(VPT):
+    """X_0 = [x_cls; P; E]; the prompts travel through all blocks like register tokens.
+
+    With average pooling the prompts are left out of the mean.
+    """
+
+    name = "vpt_shallow"
+    source = "equations 4 to 6"
+
+    prompt_length: int = option(100, "p (V-PETL Bench: 100)", minimum=1)
+
+    def check(self, backbone: Backbone) -> None:
+        """As every method; and position embeddings must not be resized at run time."""
+        super().check(backbone)
+        if getattr(backbone.model, "dynamic_img_size", False):
+            raise UnsupportedBackboneError(
+                f"method {self.name} does not support dynamic_img_size=True: timm would count the "
+                "prompts as position-embedded tokens"
+            )
+
+    def place(self, backbone: Backbone) -> None:
+        """Prompts enter the first block and count as prefix tokens from there on."""
+        at = backbone.prefix_tokens
+        insert = InsertPrompts(
+            self._new_prompts(backbone), at, self._new_projection(backbone), self.dropout
+        )
+        backbone.blocks[0].place("stream_in", insert)
+        backbone.add_prefix_tokens(self.prompt_length)
+
+    def parameter_count(self, backbone: Backbone) -> int:
+        """pD: 76,800 for ViT-B/16 at p = 100."""
+        return self._count(backbone, 1)
+
+
+@register
+@dataclass
+class VPTDeep(VPT):
+    """[x_i, _, E_i] = L_i([x_{i-1}, P_{i-1}, E_{i-1}]): fresh prompts for every block.
+
+    Each block's prompts are dropped behind it, which is the same as replacing them in front of the
+    next, and leaves every block's output with the image's own tokens only.
+    """
+
+    name = "vpt_deep"
+    source = "equation 8"
+
+    prompt_length: int = option(
+        10, "p per block; published rows search it per task (VTAB mean 61), 10 is ours", minimum=1
+    )
+    position: str = option(
+        "prepend", "prepend: behind the class token; append: at the end", choices=("prepend", "append")
+    )
+
+    def place(self, backbone: Backbone) -> None:
+        """Prompts enter and leave every block."""
+        at = backbone.prefix_tokens if self.position == "prepend" else None
+        projection = self._new_projection(backbone)
+        for block in backbone.blocks:
+            insert = InsertPrompts(self._new_prompts(backbone), at, projection, self.dropout)
+            block.place("stream_in", insert)
+            block.place("stream_out", RemovePrompts(at, self.prompt_length))
+
+    def parameter_count(self, backbone: Backbone) -> int:
+        """LpD: 92,160 for ViT-B/16 at p = 10."""
+        return self._count(backbone, len(backbone.blocks))

@@ -1,0 +1,528 @@
+"""The record of one run: what was asked, what happened, and where.
+
+One JSON file per run, at ``run_directory(...) / "record.json"``. A record is written whole or not
+at all, read strictly, and is all that a leaderboard knows of a run. Whatever was not measured is
+null, never 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import types
+import typing
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+from urllib.parse import quote
+
+from vpeft_bench.errors import Problem, RecordError
+
+SCHEMA_VERSION = 1
+RECORD_NAME = "record.json"
+
+_DISTRIBUTIONS = (
+    "hydra-core",
+    "numpy",
+    "omegaconf",
+    "peft",
+    "pillow",
+    "pytorch-lightning",
+    "timm",
+    "torch",
+    "torchmetrics",
+    "torchvision",
+    "vpeft-bench",
+)
+_GIT_TIMEOUT_SECONDS = 10
+
+
+class Status(StrEnum):
+    """How a run ended."""
+
+    OK = "ok"
+    FAILED = "failed"
+    OOM = "oom"
+    INTERRUPTED = "interrupted"
+
+
+class Split(StrEnum):
+    """The images a metric was computed on."""
+
+    TEST = "test"
+    VAL = "val"
+
+
+class WeightsLabel(StrEnum):
+    """What kind of weights the backbone started from."""
+
+    PRETRAINED = "pretrained"
+    RANDOM = "random"
+    DEMO = "demo"
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The accuracy of one model state.
+
+    Attributes:
+        split: the images it was computed on.
+        epoch: epochs completed by then; 0 is the state before training.
+        top1: top-1 accuracy, percent.
+        mean_per_class_accuracy: plain mean of the classes' accuracies, percent.
+        images: number of images scored.
+
+    Raises:
+        ValueError: an accuracy lies outside 0 to 100, or a count is negative.
+    """
+
+    split: Split
+    epoch: int
+    top1: float
+    mean_per_class_accuracy: float | None
+    images: int
+
+    def __post_init__(self) -> None:
+        for name in ("top1", "mean_per_class_accuracy"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 100:
+                raise ValueError(f"{name} is {value}, which is no percentage")
+        if self.epoch < 0 or self.images < 0:
+            raise ValueError(f"epoch {self.epoch} and images {self.images} must not be negative")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters.
+
+    Attributes:
+        method: trained by the method, without the head.
+        head: trained in the head.
+        total: trained in all, ``method + head``.
+        model: the whole model, trained or frozen.
+
+    Raises:
+        ValueError: the total is not the sum.
+    """
+
+    method: int
+    head: int
+    total: int
+    model: int
+
+    def __post_init__(self) -> None:
+        if self.total != self.method + self.head:
+            raise ValueError(f"total {self.total} is not method {self.method} + head {self.head}")
+
+
+@dataclass(frozen=True)
+class StoredBytes:
+    """Sizes on disk of what a task adds to the backbone, bytes.
+
+    Attributes:
+        delta: the method's checkpoint, frozen projections and statistics included.
+        head: the head's checkpoint.
+    """
+
+    delta: int | None = None
+    head: int | None = None
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall-clock time by purpose, seconds.
+
+    Attributes:
+        data: reading and decoding the images.
+        setup: building the model, loading weights, attaching the method.
+        train: training, without evaluation.
+        eval: all evaluations.
+    """
+
+    data: float | None = None
+    setup: float | None = None
+    train: float | None = None
+    eval: float | None = None
+
+
+@dataclass(frozen=True)
+class Happened:
+    """What the run did; every field of a run that died early may stay null.
+
+    Attributes:
+        last_epoch: accuracy at the last epoch.
+        selected_epoch: accuracy at the epoch that the validation images chose.
+        curves: values after each epoch by name; null where one was not finite.
+        parameters: numbers of parameters.
+        stored_bytes: checkpoint sizes.
+        seconds: time spent.
+        train_images_per_second: training images over training seconds.
+        peak_memory_bytes: peak of allocated accelerator memory, bytes.
+        peak_memory_note: why ``peak_memory_bytes`` is null.
+        resumed: how often the run was taken up again after an interruption.
+    """
+
+    last_epoch: Metrics | None = None
+    selected_epoch: Metrics | None = None
+    curves: dict[str, list[float | None]] = field(default_factory=dict)
+    parameters: Parameters | None = None
+    stored_bytes: StoredBytes = field(default_factory=StoredBytes)
+    seconds: Seconds = field(default_factory=Seconds)
+    train_images_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    peak_memory_note: str | None = None
+    resumed: int = 0
+
+
+@dataclass(frozen=True)
+class Git:
+    """The checkout the package ran from.
+
+    Attributes:
+        commit: full hash of HEAD.
+        dirty: whether the work tree differed from it, untracked files included.
+    """
+
+    commit: str
+    dirty: bool
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The backbone's weights before training.
+
+    Attributes:
+        source: file or hub name they came from; null for random weights.
+        fingerprint: hash of their values.
+        label: what kind they are.
+    """
+
+    source: str | None
+    fingerprint: str | None
+    label: WeightsLabel
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image became the backbone's input.
+
+    Attributes:
+        mean: subtracted from each channel, of images in 0 to 1.
+        std: each channel is divided by it afterwards.
+        interpolation: resize filter.
+        image_size: height and width, pixels.
+    """
+
+    mean: list[float]
+    std: list[float]
+    interpolation: str
+    image_size: list[int]
+
+
+@dataclass(frozen=True)
+class Where:
+    """Circumstances of the run. The first five fields come from `environment`.
+
+    Attributes:
+        versions: installed version by distribution name.
+        git: the package's checkout; null outside one.
+        hostname: the machine.
+        platform: operating system and architecture.
+        python: version of the interpreter.
+        device: the accelerator's or processor's name.
+        threads: threads the tensor library computed with.
+        started: ISO 8601, UTC.
+        finished: ISO 8601, UTC.
+        data_fingerprint: hash of the data set as it was read.
+        weights: what the backbone started from.
+        preprocessing: what the images went through.
+
+    Raises:
+        ValueError: a time is not ISO 8601 in UTC.
+    """
+
+    versions: dict[str, str]
+    git: Git | None
+    hostname: str
+    platform: str
+    python: str
+    started: str
+    finished: str
+    device: str | None = None
+    threads: int | None = None
+    data_fingerprint: str | None = None
+    weights: Weights | None = None
+    preprocessing: Preprocessing | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("started", "finished"):
+            text = getattr(self, name)
+            if datetime.fromisoformat(text).utcoffset() != timedelta(0):
+                raise ValueError(f"{name} is {text!r}, which is not in UTC")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run.
+
+    Attributes:
+        run_id: names the run; the same configuration with the same seed has the same one.
+        config_hash: hash of the scientific configuration without its seed.
+        status: how the run ended.
+        error: what ended it, in one line; null for a run that is ok.
+        asked: the resolved configuration, JSON values only. Leaderboards read ``data.name``,
+            ``data.benchmark``, ``data.normalization``, ``backbone.name``, ``backbone`` as a whole,
+            ``method.name``, the other keys of ``method`` as its options, ``protocol.name``,
+            ``hardware.precision`` and ``seed``.
+        happened: what the run did.
+        where: its circumstances.
+        labels: notices shown wherever the record is shown, such as "demo backbone".
+        schema_version: version of this structure.
+
+    Raises:
+        ValueError: a run that is ok has an error or no accuracy, or a failed one has no error.
+    """
+
+    run_id: str
+    config_hash: str
+    status: Status
+    error: str | None
+    asked: dict[str, Any]
+    happened: Happened
+    where: Where
+    labels: list[str] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.status is Status.OK:
+            if self.error is not None:
+                raise ValueError("the status is ok, yet there is an error")
+            if self.happened.last_epoch is None:
+                raise ValueError("the status is ok, yet happened.last_epoch is null")
+        elif not self.error:
+            raise ValueError(f"the status is {self.status}, yet no error says why")
+
+
+class Found(NamedTuple):
+    """What lay below some directories.
+
+    Attributes:
+        records: every readable record with its path, sorted by path.
+        problems: every file or directory that could not be read.
+    """
+
+    records: list[tuple[Path, RunRecord]]
+    problems: list[Problem]
+
+
+class Environment(TypedDict):
+    """The fields of `Where` that can be known without running anything."""
+
+    versions: dict[str, str]
+    git: Git | None
+    hostname: str
+    platform: str
+    python: str
+
+
+def write(record: RunRecord, path: Path) -> None:
+    """Write a record so that ``path`` is at any moment absent, the old file or the new one.
+
+    The same record always gives the same bytes. Missing directories are created.
+
+    Raises:
+        RecordError: `read` would refuse the file, or ``asked`` holds values that are not JSON.
+        OSError: the file cannot be written.
+    """
+    try:
+        raw = dataclasses.asdict(record)
+        text = json.dumps(raw, allow_nan=False, indent=1, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise RecordError(path, f"not written, a value is not JSON: {error}") from error
+    _parse(text, path)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(f"{text}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # The new name is an entry of the directory, which needs a sync of its own.
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def read(path: Path) -> RunRecord:
+    """Read a record strictly: every field present, none unknown, all of the declared types.
+
+    Raises:
+        RecordError: the file is truncated, of another schema version, or holds anything else.
+        OSError: the file cannot be opened.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RecordError(path, f"not UTF-8 text: {error}") from error
+    return _parse(text, path)
+
+
+def find(directories: Iterable[Path]) -> Found:
+    """Read every record below ``directories``; damage is returned, not raised.
+
+    A file that two of the directories reach is read once.
+    """
+    paths: set[Path] = set()
+    problems: list[Problem] = []
+    for directory in sorted(set(directories)):
+        if directory.is_dir():
+            paths.update(path.resolve() for path in directory.rglob(RECORD_NAME))
+        else:
+            problems.append(Problem(str(directory), "no such directory"))
+    records: list[tuple[Path, RunRecord]] = []
+    for path in sorted(paths):
+        try:
+            records.append((path, read(path)))
+        except RecordError as error:
+            problems.append(Problem(str(path), error.what))
+        except OSError as error:
+            problems.append(Problem(str(path), f"cannot be opened: {error.strerror}"))
+    return Found(records, problems)
+
+
+def run_directory(
+    results_dir: Path,
+    protocol: str,
+    data: str,
+    backbone: str,
+    method: str,
+    config_hash: str,
+    seed: int,
+) -> Path:
+    """The directory of a run; different arguments never share one.
+
+    Every name becomes exactly one directory: a slash in it is written ``+`` (``demo/digits`` lies
+    in ``demo+digits``) and characters unfit for a file name are percent-encoded.
+
+    Raises:
+        ValueError: a name is empty.
+    """
+    names = (protocol, data, backbone, method, config_hash)
+    return results_dir.joinpath(*map(_directory_name, names), f"seed{seed}")
+
+
+def utc_now() -> str:
+    """The time, as `Where` wants it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def environment() -> Environment:
+    """Versions, checkout and machine, found without importing any of the libraries named."""
+    versions: dict[str, str] = {}
+    for name in _DISTRIBUTIONS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Environment(
+        versions=versions,
+        git=_git(Path(__file__).resolve().parent.parent),
+        hostname=socket.gethostname(),
+        platform=platform.platform(),
+        python=platform.python_version(),
+    )
+
+
+def _directory_name(name: str) -> str:
+    if not name:
+        raise ValueError("a run directory cannot be made of an empty name")
+    # quote() leaves the dot alone, and "." and ".." are directories already.
+    leading_dot = "%2E" if name.startswith(".") else ""
+    return leading_dot + quote(name.removeprefix("."), safe="/").replace("/", "+")
+
+
+def _git(root: Path) -> Git | None:
+    """The checkout whose top is ``root``; None if there is none, or it has no commit yet."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(
+            command, capture_output=True, check=True, text=True, timeout=_GIT_TIMEOUT_SECONDS
+        ).stdout.strip()
+
+    try:
+        # An installed package may lie in an environment inside some other project's checkout.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        return Git(commit=git("rev-parse", "HEAD"), dirty=bool(git("status", "--porcelain")))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _parse(text: str, path: Path) -> RunRecord:
+    try:
+        raw = json.loads(text, parse_constant=_refuse_constant)
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"schema version {version!r}; this code reads {SCHEMA_VERSION}")
+        record: RunRecord = _decode(RunRecord, raw, "")
+    except json.JSONDecodeError as error:
+        raise RecordError(path, f"not a whole JSON file: {error}") from error
+    except ValueError as error:
+        raise RecordError(path, str(error)) from error
+    return record
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not allowed; what was not measured is null")
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _decode(expected: Any, value: Any, where: str) -> Any:
+    """``value`` from JSON as the type ``expected``; ValueError naming the field otherwise."""
+    if expected is Any:
+        return value
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin in (types.UnionType, typing.Union):
+        (inner,) = (argument for argument in arguments if argument is not types.NoneType)
+        return None if value is None else _decode(inner, value, where)
+    if dataclasses.is_dataclass(expected) and isinstance(value, dict):
+        hints = _hints(typing.cast(type, expected))
+        if value.keys() != hints.keys():
+            names = ", ".join(sorted(value.keys() ^ hints.keys()))
+            raise ValueError(f"{where or 'record'}: missing or unknown: {names}")
+        members = {name: _decode(hints[name], value[name], f"{where}.{name}") for name in hints}
+        return typing.cast(type, expected)(**members)
+    if origin is dict and isinstance(value, dict):
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is list and isinstance(value, list):
+        return [_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if expected is float and type(value) in (int, float):
+        return float(value)
+    if isinstance(expected, type) and issubclass(expected, StrEnum) and isinstance(value, str):
+        return expected(value)
+    if type(value) is expected:
+        return value
+    name = getattr(expected, "__name__", str(expected))
+    raise ValueError(f"{where.lstrip('.')} should be {name}, not {json.dumps(value)[:60]}")

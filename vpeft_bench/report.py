@@ -1,0 +1,74 @@
+"""What a single run prints at its end."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from vpeft_bench.record import Metrics, RunRecord
+from vpeft_bench.run import Outcome, Result
+
+
+def print_outcome(outcome: Outcome, console: Console) -> None:
+    """The table of a finished run, or one line saying why there is none."""
+    if outcome.record is None or outcome.result is Result.FAILED:
+        console.print(f"{outcome.result.value}: {outcome.reason} ({outcome.directory})", soft_wrap=True)
+        return
+    if outcome.result is Result.SKIPPED:
+        console.print(
+            f"skipped: {outcome.reason}; rerun=true runs it again and replaces it", soft_wrap=True
+        )
+    console.print(run_table(outcome.record))
+    path = outcome.directory / "record.json"
+    results_dir = outcome.record.asked["results_dir"]
+    records = "" if results_dir == "results/runs" else f" --records {results_dir}"
+    console.print(f"record:      {path}", soft_wrap=True)
+    console.print(f"leaderboard: python -m vpeft_bench leaderboard{records}", soft_wrap=True)
+
+
+def run_table(record: RunRecord) -> Table:
+    """One run as a two-column table; what was not measured says why."""
+    asked, happened = record.asked, record.happened
+    assert happened.last_epoch is not None
+    table = Table(title=" · ".join(["run", *record.labels]), title_justify="left", show_header=False)
+    table.add_column("quantity", style="bold")
+    table.add_column("value")
+    parameters, stored, seconds = happened.parameters, happened.stored_bytes, happened.seconds
+    options = ", ".join(f"{k}={v}" for k, v in asked["method"].items() if k != "name")
+    rows = {
+        "task": f"{asked['task']['name']}, {asked['data']['name']}, protocol {asked['protocol']['name']}",
+        "backbone": asked["backbone"]["name"],
+        "method": asked["method"]["name"] + (f" ({options})" if options else ""),
+        "seed": str(asked["seed"]),
+        "top-1, last epoch": _accuracy(happened.last_epoch),
+    }
+    if happened.selected_epoch is not None:
+        rows["top-1, best val epoch"] = _accuracy(happened.selected_epoch)
+    if parameters is not None:
+        rows["trainable parameters"] = (
+            f"{parameters.method:,} method + {parameters.head:,} head = {parameters.total:,} total"
+        )
+    rows["stored bytes"] = _number(stored.delta, "delta checkpoint")
+    rows["train time"] = f"{seconds.train:.1f} s" if seconds.train is not None else "not measured"
+    speed = happened.train_images_per_second
+    rows["training speed"] = f"{speed:,.0f} images/s" if speed is not None else "not measured"
+    peak = happened.peak_memory_bytes
+    rows["peak allocated memory"] = (
+        f"{peak / 2**20:,.0f} MiB" if peak is not None else f"null: {happened.peak_memory_note}"
+    )
+    if happened.resumed:
+        rows["resumed"] = f"{happened.resumed} time(s)"
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _accuracy(metrics: Metrics) -> str:
+    text = f"{metrics.top1:.2f} % on {metrics.images:,} {metrics.split.value} images (epoch {metrics.epoch}"
+    if metrics.mean_per_class_accuracy is not None:
+        text += f"; mean per class {metrics.mean_per_class_accuracy:.2f} %"
+    return f"{text})"
+
+
+def _number(value: int | None, what: str) -> str:
+    return "not measured" if value is None else f"{value:,} ({what})"

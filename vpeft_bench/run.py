@@ -1,0 +1,388 @@
+"""One run, top to bottom: config -> backbone + data -> method -> training -> evaluation -> record."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+
+from vpeft_bench import record as records
+from vpeft_bench import validation
+from vpeft_bench.attachment import Attached, attach_method
+from vpeft_bench.backbones.load import LoadedBackbone, load_backbone
+from vpeft_bench.backbones.weights import weights_source
+from vpeft_bench.callbacks import Curves, EpochCheckpoint, EpochSeed, ProgressBar, write_atomically
+from vpeft_bench.config import Precision, Protocol, RunConfig, config_hash, plain
+from vpeft_bench.data.dataset import Dataset, open_dataset
+from vpeft_bench.data.loading import Preprocessing, build_loader, preprocessing_for
+from vpeft_bench.loggers import open_sinks
+from vpeft_bench.methods.registry import build_method
+from vpeft_bench.record import Metrics, RunRecord, Status
+from vpeft_bench.tasks.classification import Classification
+
+LIGHTNING_PRECISION = {
+    Precision.fp32: "32-true",
+    Precision.bf16: "bf16-mixed",
+    Precision.fp16: "16-mixed",
+}
+NO_PEAK_ON_CPU = "the CPU has no allocator statistics; resident memory would count the whole process"
+
+
+class Result(str, Enum):
+    """What became of a run that was asked for."""
+
+    DONE = "done"
+    SKIPPED = "skipped"
+    BUSY = "busy"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answer to one request.
+
+    Attributes:
+        result: done now, skipped because done before, busy in another process, or failed.
+        directory: the run directory; ``record.json`` lies there.
+        record: what was recorded; None where another process is still at it.
+        reason: why it was skipped or failed, or who is busy.
+    """
+
+    result: Result
+    directory: Path
+    record: RunRecord | None
+    reason: str = ""
+
+
+def run(config: RunConfig, console: Console) -> Outcome:
+    """Run what ``config`` asks for, unless its record exists.
+
+    Raises:
+        ConfigError: anything wrong with the config, the data on disk or the weights.
+    """
+    validation.check(config)
+    dataset = open_dataset(config.data)
+    weights = weights_source(config.backbone.weights, config.backbone.model)
+    hash_ = config_hash(config, dataset.fingerprint, weights.identity())
+    directory = records.run_directory(
+        Path(config.results_dir),
+        config.protocol.name.value,
+        config.data.name,
+        config.backbone.name,
+        config.method["name"],
+        hash_,
+        config.seed,
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(directory / "run.lock", timeout=0):
+            done = _finished(directory)
+            if done is not None and not config.rerun:
+                return Outcome(Result.SKIPPED, directory, done, "a finished record exists")
+            if done is not None:
+                _forget(directory)
+            return _Run(config, dataset, hash_, directory, console).execute()
+    except Timeout:
+        return Outcome(Result.BUSY, directory, None, "another process is working on this run")
+
+
+def _finished(directory: Path) -> RunRecord | None:
+    path = directory / records.RECORD_NAME
+    if not path.exists():
+        return None
+    record = records.read(path)
+    return record if record.status is Status.OK else None
+
+
+def _forget(directory: Path) -> None:
+    """Start over: what ``rerun=true`` means."""
+    for name in (records.RECORD_NAME, "last.ckpt"):
+        (directory / name).unlink(missing_ok=True)
+
+
+class _Run:
+    """The story of one run, and what has become known of it so far."""
+
+    def __init__(
+        self, config: RunConfig, dataset: Dataset, hash_: str, directory: Path, console: Console
+    ) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.hash = hash_
+        self.directory = directory
+        self.console = console
+        self.asked = plain(config)
+        self.started = records.utc_now()
+        self.curves = Curves(directory / "metrics.csv", [])
+        self.happened: dict[str, Any] = {}
+        self.where: dict[str, Any] = {"data_fingerprint": dataset.fingerprint}
+        self.labels: list[str] = []
+
+    def execute(self) -> Outcome:
+        """Run to the end, and record how it ended."""
+        try:
+            self._execute()
+            status, error = Status.OK, None
+        except torch.cuda.OutOfMemoryError as caught:
+            status, error = Status.OOM, _one_line(caught)
+        except KeyboardInterrupt:
+            self._record(Status.INTERRUPTED, "interrupted from the keyboard")
+            raise
+        except Exception as caught:  # whatever went wrong is recorded before it is shown
+            self._record(Status.FAILED, _one_line(caught))
+            raise
+        record = self._record(status, error)
+        if status is Status.OK:
+            (self.directory / "last.ckpt").unlink(missing_ok=True)
+            return Outcome(Result.DONE, self.directory, record)
+        return Outcome(Result.FAILED, self.directory, record, error or "")
+
+    def _execute(self) -> None:
+        _quiet_lightning()
+        if self.config.hardware.threads is not None:
+            torch.set_num_threads(self.config.hardware.threads)
+        pl.seed_everything(self.config.seed, verbose=False)
+
+        setup_start = time.perf_counter()
+        backbone = load_backbone(
+            self.config.backbone.model,
+            self.config.backbone.weights,
+            self.dataset.num_classes,
+            self.config.backbone.image_size,
+            drop_path_rate=self.config.backbone.drop_path,
+            **self.config.backbone.model_args,
+        )
+        options = dict(self.config.method)
+        attached = attach_method(backbone.model, build_method(options.pop("name"), options))
+        preprocessing = preprocessing_for(
+            self.config.data, backbone.pretrained_cfg, backbone.image_size
+        )
+        self._note_setup(backbone, attached, preprocessing)
+        self.happened["setup"] = time.perf_counter() - setup_start
+
+        train_loader, eval_loader = self._loaders(preprocessing)
+        task = Classification(
+            torch.compile(attached.model) if self.config.hardware.compile else attached.model,  # type: ignore[arg-type]
+            [*attached.trainable_parameters(), *attached.head_parameters()],
+            self.dataset.num_classes,
+            preprocessing.normalize,
+            self.config.train,
+            len(train_loader),
+        )
+        trainer = self._train(task, train_loader, eval_loader)
+        self._evaluate(trainer, task, eval_loader)
+        self._store(attached)
+
+    # ---- the steps -----------------------------------------------------------------------------
+
+    def _loaders(self, preprocessing: Preprocessing) -> tuple[DataLoader, DataLoader]:
+        """Training and evaluation batches, as the protocol says."""
+        final = self.config.protocol.name is Protocol.final
+        train_split = self.config.data.final_train if final else "train"
+        eval_split = "test" if final else "val"
+        start = time.perf_counter()
+        shared: dict[str, Any] = {
+            "seed": self.config.seed,
+            "workers": self.config.hardware.workers,
+            "cache_gib": self.config.data.cache_gib,
+        }
+        train = build_loader(
+            self.dataset.split(train_split),
+            preprocessing,
+            train=True,
+            batch_size=self.config.train.batch_size,
+            **shared,
+        )
+        evaluation = build_loader(
+            self.dataset.split(eval_split),
+            preprocessing,
+            train=False,
+            batch_size=self.config.hardware.eval_batch_size,
+            **shared,
+        )
+        self.happened["eval_split"] = eval_split
+        self.happened["eval_images"] = len(self.dataset.split(eval_split))
+        self.happened["data"] = time.perf_counter() - start
+        return train, evaluation
+
+    def _train(
+        self, task: Classification, train_loader: DataLoader, eval_loader: DataLoader
+    ) -> pl.Trainer:
+        """Train, resuming from the last whole epoch where a checkpoint lies."""
+        validate = self.config.protocol.name is Protocol.select
+        checkpoint = self.directory / "last.ckpt"
+        self.curves.sinks = open_sinks(
+            self.config.logger, self.directory, self._run_id(), self.asked
+        )
+        trainer = pl.Trainer(
+            accelerator=self.config.hardware.accelerator,
+            devices=1,
+            precision=LIGHTNING_PRECISION[self.config.hardware.precision],  # type: ignore[arg-type]
+            max_epochs=self.config.train.epochs,
+            gradient_clip_val=self.config.train.clip_norm,
+            limit_val_batches=1.0 if validate else 0,
+            num_sanity_val_steps=0,
+            callbacks=[
+                EpochSeed(self.config.seed),
+                self.curves,
+                EpochCheckpoint(checkpoint),
+                ProgressBar(self.console, f"{self.config.method['name']} on {self.config.data.name}"),
+            ],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=self.directory,
+        )
+        device = trainer.strategy.root_device
+        self.where["device"] = (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+        )
+        self.where["threads"] = torch.get_num_threads()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        trainer.fit(
+            task,
+            train_loader,
+            eval_loader if validate else None,
+            ckpt_path=checkpoint if checkpoint.exists() else None,
+        )
+        if device.type == "cuda":
+            self.happened["peak_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+        else:
+            self.happened["peak_memory_note"] = NO_PEAK_ON_CPU
+        for sink in self.curves.sinks:
+            sink.close()
+        return trainer
+
+    def _evaluate(self, trainer: pl.Trainer, task: Classification, loader: DataLoader) -> None:
+        """Score the last epoch; under ``protocol=select`` also name the best validation epoch."""
+        start = time.perf_counter()
+        trainer.test(task, loader, verbose=False)
+        self.curves.eval_seconds += time.perf_counter() - start
+        split = records.Split(self.happened["eval_split"])
+        images = self.happened["eval_images"]
+        epochs = self.config.train.epochs
+        self.happened["last_epoch"] = Metrics(split, epochs, images=images, **task.accuracies())
+        if self.config.protocol.name is Protocol.select:
+            top1 = self.curves.curves["val_top1"]
+            best = max(range(len(top1)), key=top1.__getitem__)  # the earliest of equals
+            per_class = self.curves.curves["val_mean_per_class_accuracy"][best]
+            self.happened["selected_epoch"] = Metrics(split, best + 1, top1[best], per_class, images)
+
+    def _store(self, attached: Attached) -> None:
+        """Delta checkpoint and head, each a file of its own."""
+        delta = attached.save(self.directory / "delta.safetensors")
+        head_path = self.directory / "head.safetensors"
+        head = attached.backbone.head.state_dict()
+        save_file({name: t.detach().cpu().contiguous() for name, t in head.items()}, head_path)
+        self.happened["stored_bytes"] = records.StoredBytes(delta, head_path.stat().st_size)
+
+    # ---- what is known -------------------------------------------------------------------------
+
+    def _note_setup(
+        self, backbone: LoadedBackbone, attached: Attached, preprocessing: Preprocessing
+    ) -> None:
+        demo = self.config.backbone.model == "vpeft_demo_vit"
+        random = backbone.source.kind == "none"
+        label = records.WeightsLabel.PRETRAINED
+        if random:
+            label = records.WeightsLabel.RANDOM
+            self.labels.append("random weights")
+        elif demo:
+            label = records.WeightsLabel.DEMO
+        if demo:
+            self.labels.append("demo backbone")
+        if self.config.data.benchmark == "demo":
+            self.labels.append("demo data")
+        self.where["weights"] = records.Weights(
+            None if random else backbone.source.name, attached.base_fingerprint(), label
+        )
+        self.where["preprocessing"] = records.Preprocessing(
+            list(preprocessing.mean),
+            list(preprocessing.std),
+            preprocessing.interpolation,
+            list(preprocessing.image_size),
+        )
+        self.happened["parameters"] = records.Parameters(**asdict(attached.parameter_counts()))
+        self.console.print(
+            f"input {backbone.image_size[0]}x{backbone.image_size[1]}, "
+            f"{preprocessing.interpolation}, mean {_short(preprocessing.mean)}, "
+            f"std {_short(preprocessing.std)} ({self.config.data.normalization.value}); "
+            f"weights: {backbone.source.name}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _run_id(self) -> str:
+        return str(self.directory.relative_to(self.config.results_dir))
+
+    def _record(self, status: Status, error: str | None) -> RunRecord:
+        known, curves = self.happened, self.curves
+        trained = curves.train_seconds > 0
+        happened = records.Happened(
+            last_epoch=known.get("last_epoch"),
+            selected_epoch=known.get("selected_epoch"),
+            curves={name: [_finite(v) for v in values] for name, values in curves.curves.items()},
+            parameters=known.get("parameters"),
+            stored_bytes=known.get("stored_bytes", records.StoredBytes()),
+            seconds=records.Seconds(
+                data=known.get("data"),
+                setup=known.get("setup"),
+                train=curves.train_seconds if trained else None,
+                eval=curves.eval_seconds if curves.eval_seconds > 0 else None,
+            ),
+            train_images_per_second=curves.images / curves.train_seconds if trained else None,
+            peak_memory_bytes=known.get("peak_memory_bytes"),
+            peak_memory_note=known.get("peak_memory_note"),
+            resumed=curves.resumed,
+        )
+        where = records.Where(
+            **records.environment(), started=self.started, finished=records.utc_now(), **self.where
+        )
+        record = RunRecord(
+            self._run_id(), self.hash, status, error, self.asked, happened, where, self.labels
+        )
+        records.write(record, self.directory / records.RECORD_NAME)
+        return record
+
+
+def _quiet_lightning() -> None:
+    """Lightning's advice is for people who write training loops, not for people who run this one."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*|lightning_fabric\..*")
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _finite(value: float) -> float | None:
+    return value if torch.isfinite(torch.tensor(value)) else None
+
+
+def _short(values: tuple[float, ...]) -> str:
+    return "/".join(f"{value:g}" for value in values)
+
+
+def _processor_name() -> str:
+    """The CPU's own name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'CPU'}, {os.cpu_count()} cores"

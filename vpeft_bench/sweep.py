@@ -1,0 +1,117 @@
+"""Sweeps: every job leaves a note of what became of it; at the end the notes become one table."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from vpeft_bench.config import typed
+
+NOTE = "outcome.json"
+JOB = "job.json"
+
+# Set when a sweep ends in this process; the command line's exit status.
+exit_status = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One combination of a sweep: its directory below the sweep's, and its overrides."""
+
+    directory: Path
+    overrides: list[str]
+
+
+def run_job(job: Job, config: DictConfig, console: Console) -> float | None:
+    """Run one job and note its outcome; whatever goes wrong, the next job gets its turn.
+
+    Returns:
+        Top-1 of the last epoch, percent; None if there is none.
+    """
+    from vpeft_bench.callbacks import write_atomically
+    from vpeft_bench.run import Outcome, run
+
+    def note(result: str, reason: str, record: str | None, top1: float | None) -> None:
+        content = {
+            "overrides": job.overrides,
+            "result": result,
+            "reason": reason,
+            "record": record,
+            "top1": top1,
+        }
+        write_atomically(job.directory / NOTE, json.dumps(content, indent=1).encode())
+
+    job.directory.mkdir(parents=True, exist_ok=True)
+    started = {"overrides": job.overrides, "result": "died", "reason": "the process ended abruptly"}
+    write_atomically(job.directory / JOB, json.dumps(started, indent=1).encode())
+    console.print(f"[bold]{' '.join(job.overrides)}[/bold]")
+    try:
+        outcome: Outcome = run(typed(config), console)
+    except KeyboardInterrupt:
+        note("failed", "interrupted from the keyboard", None, None)
+        raise
+    except Exception as error:  # one failed run must not cost the others
+        (job.directory / "traceback.txt").write_text(traceback.format_exc())
+        note("failed", str(error), None, None)
+        console.print(f"failed: {error}", markup=False)
+        return None
+    last = outcome.record.happened.last_epoch if outcome.record else None
+    top1 = last.top1 if last else None
+    note(outcome.result.value, outcome.reason, str(outcome.directory / "record.json"), top1)
+    return top1
+
+
+class SweepSummary(Callback):
+    """Hydra callback: the table at the end of a sweep, from the notes of its jobs."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print what was done, skipped and failed, and why."""
+        global exit_status
+        notes = read_notes(Path(config.hydra.sweep.dir))
+        print_summary(notes, Console(highlight=False))
+        exit_status = 0 if all(n["result"] in ("done", "skipped") for n in notes) else 1
+
+
+def read_notes(directory: Path) -> list[dict[str, Any]]:
+    """The notes of every job below ``directory``, by job number; a job without one died."""
+    notes = []
+    for started in sorted(directory.glob(f"*/{JOB}"), key=lambda path: _number(path.parent.name)):
+        ended = started.with_name(NOTE)
+        notes.append(json.loads((ended if ended.exists() else started).read_text()))
+    return notes
+
+
+def _number(name: str) -> tuple[int, str]:
+    """Job directories are numbered; others, if any, come last."""
+    return (int(name), "") if name.isdigit() else (1 << 60, name)
+
+
+def print_summary(notes: list[dict[str, Any]], console: Console) -> None:
+    """One row per job, then the counts."""
+    table = Table(title="sweep", title_justify="left")
+    table.add_column("run", overflow="fold")
+    table.add_column("result")
+    table.add_column("top-1 %", justify="right")
+    table.add_column("why", overflow="fold")
+    colours = {"done": "green", "skipped": "cyan", "busy": "yellow"}
+    for note in notes:
+        colour = colours.get(note["result"], "red")
+        top1 = note.get("top1")
+        table.add_row(
+            " ".join(note["overrides"]),
+            f"[{colour}]{note['result']}[/{colour}]",
+            "" if top1 is None else f"{top1:.2f}",
+            note["reason"].replace("[", r"\["),
+        )
+    console.print(table)
+    counts = {r: sum(n["result"] == r for n in notes) for r in ("done", "skipped", "busy", "failed", "died")}
+    console.print(", ".join(f"{count} {result}" for result, count in counts.items() if count))
+    console.print("leaderboard: python -m vpeft_bench leaderboard")

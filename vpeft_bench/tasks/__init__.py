@@ -1,0 +1,1 @@
+"""Tasks: one LightningModule each. A task knows neither methods nor data sets."""
