@@ -28,14 +28,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
-import vpeft_bench.backbones.demo_vit  # noqa: F401  (registers the architecture with timm)
+from vpeft_bench.backbones.demo_vit import vpeft_demo_vit
 
 IMAGE_SIZE = 32
 PATCH_SIZE = 4
@@ -78,6 +80,10 @@ NOISE_CELLS = 10
 NUM_HUES = 12
 GREY = NUM_HUES  # one more class, for objects without colour
 NUM_PHASES = 16
+
+# The outline of an object is predicted on a coarse grid that reaches a little beyond its radius.
+TEMPLATE = 8
+TEMPLATE_REACH = 1.1
 
 SINGLE, FEW, MANY, GLYPH_SCENE = range(4)
 SCENE_PROBABILITIES = (0.28, 0.27, 0.20, 0.25)
@@ -123,8 +129,8 @@ class Batch:
     """Rendered images and their targets."""
 
     images: Tensor  # [B, 3, 32, 32] in [0, 1]
-    patch: dict[str, Tensor]  # [B, 64] or [B, 64, 2]
-    image: dict[str, Tensor]  # [B] or [B, 2]
+    patch: dict[str, Tensor]  # [B, 64] or [B, 64, width of the target]
+    image: dict[str, Tensor]  # [B] or [B, width of the target]
 
 
 def glyph_prototypes() -> tuple[Tensor, Tensor, Tensor]:
@@ -187,6 +193,15 @@ def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     return value[..., None] * (1 - saturation[..., None] * ramp)
 
 
+@dataclass(frozen=True)
+class Style:
+    """What the camera needs to know about scenes; every field is ``[B]``."""
+
+    large: Tensor  # the main object stays legible at low resolution
+    grey: Tensor
+    freedom: Tensor  # in [0, 1]: how far the scene departs from a plain object in the middle
+
+
 class SceneSampler:
     """Draw random scenes; everything follows from the generator it is given."""
 
@@ -211,22 +226,26 @@ class SceneSampler:
         """Draw standard normal numbers."""
         return torch.randn(*shape, generator=self.generator, device=self.device)
 
-    def scenes(self, count: int, difficulty: float) -> tuple[SceneSpec, Tensor, Tensor]:
-        """Return scenes, which kind each is, and which of them are grey.
+    def scenes(self, count: int, difficulty: float) -> tuple[SceneSpec, Style]:
+        """Draw scenes.
 
-        ``difficulty`` in [0, 1] is the share of scenes drawn from the full distribution; the
-        others show one large object.
+        ``difficulty`` in [0, 1] is the share of scenes drawn from the full distribution. The
+        others show, the more so the lower it is, one large, upright, plain object in the middle.
         """
         b, k = count, MAX_OBJECTS
+        partial = difficulty * self.uniform(b)
+        freedom = torch.where(self.chance(difficulty, b), torch.ones_like(partial), partial)
+        free = freedom[:, None]
         kind = torch.multinomial(
             torch.tensor(SCENE_PROBABILITIES, device=self.device),
             b,
             replacement=True,
             generator=self.generator,
         )
-        easy = ~self.chance(difficulty, b) & (kind != GLYPH_SCENE)
-        kind = torch.where(easy, SINGLE, kind)
+        easy = self.uniform(b) >= freedom
+        kind = torch.where(easy & (kind != GLYPH_SCENE), SINGLE, kind)
         many, glyph_scene = kind == MANY, kind == GLYPH_SCENE
+        crowded = (many | (kind == FEW))[:, None]
 
         single_count = torch.ones(b, dtype=torch.long, device=self.device)
         objects = torch.stack(
@@ -234,7 +253,7 @@ class SceneSampler:
                 single_count,
                 self.integer(b, low=1, high=5),
                 self.integer(b, low=1, high=MAX_OBJECTS + 1),
-                single_count + self.chance(0.25, b),
+                single_count + (self.chance(0.25, b) & ~easy),
             ]
         ).gather(0, kind[None])[0]
         occupied = torch.arange(k, device=self.device) < objects[:, None]
@@ -242,11 +261,13 @@ class SceneSampler:
         size_low = torch.tensor([0.35, 0.2, 0.1, 0.5], device=self.device)[kind][:, None]
         size_high = torch.tensor([0.95, 0.65, 0.26, 1.05], device=self.device)[kind][:, None]
         size = size_low * (size_high / size_low) ** self.uniform(b, k)
+        size = torch.where(crowded, size, 0.75 * (size / 0.75) ** free)
         # Behind a glyph lies, at times, one smaller shape.
         behind = glyph_scene[:, None] & (torch.arange(k, device=self.device) > 0)
         size = torch.where(behind, size * 0.5, size)
 
-        x, y = self._positions(many, size)
+        position = self._positions(many, size)
+        position = torch.where(crowded[..., None], position, position * free[..., None])
 
         shape = self.integer(b, k, high=NUM_GEOMETRIC)
         glyph = self.integer(b, k, low=NUM_GEOMETRIC, high=NUM_SHAPES)
@@ -261,19 +282,19 @@ class SceneSampler:
         shape = torch.where(occupied, shape, -1)
 
         upright = self.normal(b, k) * 0.2
-        angle = torch.where(is_glyph, upright, self.uniform(b, k, high=2 * math.pi))
+        angle = torch.where(is_glyph, upright, self.uniform(b, k, low=-math.pi, high=math.pi))
+        angle = angle * free
 
         pen = 0.04 * (0.22 / 0.04) ** self.uniform(b, k)
-        is_stroke = is_glyph | (shape == ARC) | (self.chance(0.25, b, k) & (size > 0.3))
+        is_stroke = is_glyph | (shape == ARC) | ((self.uniform(b, k) < 0.25 * free) & (size > 0.3))
         # A pen wider than a third of the shape would fill it.
         pen = torch.minimum(pen, size * torch.where(is_glyph, 0.3, 0.25))
         stroke = torch.where(is_stroke, pen.clamp(min=0.03), torch.zeros_like(pen))
 
         identity = torch.eye(2, device=self.device)
         grey = self.chance(0.35, b) | (glyph_scene & self.chance(0.6, b))
-        plain = grey & self.chance(0.6, b)
-        plain |= easy & self.chance(0.7, b)
-        colour, second, hue = self._colours(b, grey, plain, uniform_crowd)
+        plain = (grey & self.chance(0.6, b)) | easy
+        colour, second, hue = self._colours(freedom, grey, plain, uniform_crowd)
         texture = self.integer(b, k + 1, high=len(TEXTURES))
         texture = torch.where(self.chance(0.35, b, k + 1) | plain[:, None], SOLID, texture)
         # On a pen stroke only the broad textures can be told apart.
@@ -281,14 +302,14 @@ class SceneSampler:
         texture = torch.where(thin & (texture != GRADIENT), SOLID, texture)
         spec = SceneSpec(
             shape=shape,
-            x=x,
-            y=y,
+            x=position[..., 0],
+            y=position[..., 1],
             size=size,
             angle=angle,
             variant=self.uniform(b, k),
             stroke=stroke,
-            glyph_warp=self.normal(b, k, GLYPH_CONTROLS, 2) * 0.08,
-            glyph_matrix=identity + self.normal(b, k, 2, 2) * 0.15,
+            glyph_warp=self.normal(b, k, GLYPH_CONTROLS, 2) * 0.08 * free[..., None, None],
+            glyph_matrix=identity + self.normal(b, k, 2, 2) * 0.15 * free[..., None, None],
             texture=texture,
             frequency=1.2 * 2.5 ** self.uniform(b, k + 1),
             texture_angle=self.uniform(b, k + 1, high=math.pi),
@@ -299,9 +320,9 @@ class SceneSampler:
             second_colour=second,
             hue=hue,
         )
-        return spec, kind, grey
+        return spec, Style(large=~crowded[:, 0], grey=grey, freedom=freedom)
 
-    def _positions(self, many: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    def _positions(self, many: Tensor, size: Tensor) -> Tensor:
         """Place objects: crowds on a jittered 4 x 4 grid, all others freely."""
         b, k = size.shape
         reach = (1 - 0.7 * size).clamp(min=0.05)
@@ -310,20 +331,21 @@ class SceneSampler:
         centres = torch.stack([cells % 4, cells // 4], dim=-1) * 0.5 - 0.75
         slack = (0.3 - size).clamp(min=0.03)[..., None]
         crowd = centres + (self.uniform(b, k, 2) * 2 - 1) * slack
-        position = torch.where(many[:, None, None], crowd, free)
-        return position[..., 0], position[..., 1]
+        return torch.where(many[:, None, None], crowd, free)
 
     def _colours(
-        self, b: int, grey: Tensor, plain: Tensor, uniform_crowd: Tensor
+        self, freedom: Tensor, grey: Tensor, plain: Tensor, uniform_crowd: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Draw two colours and the hue class of every layer, with contrast to the background."""
-        layers = MAX_OBJECTS + 1
+        b, layers = len(freedom), MAX_OBJECTS + 1
         hue = self.uniform(b, layers)
         saturation = self.uniform(b, layers, low=0.45)
         colourless = self.chance(0.15, b, layers) | grey[:, None]
 
-        bright_background = self.chance(0.4, b)[:, None]
-        opposite = self.chance(0.7, b, layers) | grey[:, None] | colourless[:, -1:]
+        bright_background = (self.uniform(b) < 0.4 * freedom)[:, None]
+        opposite = (
+            (self.uniform(b, layers) >= 0.3 * freedom[:, None]) | grey[:, None] | colourless[:, -1:]
+        )
         # An object as bright as its background must differ from it in hue.
         hue = torch.where(opposite, hue, (hue[:, -1:] + 0.2 + 0.6 * hue) % 1)
         colourless &= opposite
@@ -424,14 +446,13 @@ def pixel_grid(device: torch.device) -> tuple[Tensor, Tensor]:
     return x.flatten(), y.flatten()
 
 
-def coverage(spec: SceneSpec) -> Tensor:
-    """Return how much of each pixel each object would cover alone: ``[B, K, pixels]``."""
-    b, k = spec.shape.shape
-    px, py = pixel_grid(spec.shape.device)
-    rows = (spec.shape >= 0).nonzero(as_tuple=True)
+def object_distance(spec: SceneSpec, rows: tuple[Tensor, ...], dx: Tensor, dy: Tensor) -> Tensor:
+    """Return the signed distance to the objects in ``rows``, at points relative to their centres.
+
+    ``dx`` and ``dy`` are ``[N, points]`` in half-images, and so is the distance.
+    """
     size = spec.size[rows][:, None]
     cos, sin = spec.angle[rows].cos()[:, None], spec.angle[rows].sin()[:, None]
-    dx, dy = px - spec.x[rows][:, None], py - spec.y[rows][:, None]
     u, v = (dx * cos + dy * sin) / size, (dy * cos - dx * sin) / size
     shape, stroke = spec.shape[rows], spec.stroke[rows]
 
@@ -452,11 +473,32 @@ def coverage(spec: SceneSpec) -> Tensor:
     # A drawn line lies on the inner side of its contour, so that the size stays the outer radius.
     is_outline = (stroke > 0) & (shape < ARC)
     line = torch.where(is_outline[:, None], (distance + stroke[:, None]).abs(), distance)
-    distance = torch.where(stroke[:, None] > 0, line - stroke[:, None], distance)
-    covered = torch.zeros(b, k, IMAGE_SIZE**2, device=u.device)
+    return torch.where(stroke[:, None] > 0, line - stroke[:, None], distance)
+
+
+def coverage(spec: SceneSpec) -> tuple[Tensor, Tensor]:
+    """Return how much of each pixel each object would cover alone, and each object's outline.
+
+    The coverage is ``[B, K, pixels]``. The outline is the same in a window that is centred on the
+    object and scaled to its size, but not turned: ``[B, K, TEMPLATE * TEMPLATE]``.
+    """
+    b, k = spec.shape.shape
+    px, py = pixel_grid(spec.shape.device)
+    rows = (spec.shape >= 0).nonzero(as_tuple=True)
+    dx, dy = px - spec.x[rows][:, None], py - spec.y[rows][:, None]
+    distance = object_distance(spec, rows, dx, dy)
+    covered = torch.zeros(b, k, IMAGE_SIZE**2, device=px.device)
     # One pixel of linear ramp across the edge is the usual analytic anti-aliasing.
     covered[rows] = (0.5 - distance * PIXELS_PER_UNIT).clamp(0, 1)
-    return covered
+
+    cell = 2 * TEMPLATE_REACH / TEMPLATE
+    cells = (torch.arange(TEMPLATE, device=px.device) + 0.5) * cell - TEMPLATE_REACH
+    ty, tx = torch.meshgrid(cells, cells, indexing="ij")
+    size = spec.size[rows][:, None]
+    distance = object_distance(spec, rows, tx.flatten() * size, ty.flatten() * size)
+    outline = torch.zeros(b, k, TEMPLATE**2, device=px.device)
+    outline[rows] = (0.5 - distance / (size * cell)).clamp(0, 1)
+    return covered, outline
 
 
 def texture_mix(spec: SceneSpec) -> Tensor:
@@ -490,7 +532,7 @@ def texture_mix(spec: SceneSpec) -> Tensor:
 def rasterise(spec: SceneSpec) -> Batch:
     """Draw scenes, without any camera effect, and read off the targets."""
     b, k = spec.shape.shape
-    covered = coverage(spec)
+    covered, outline = coverage(spec)
     behind = torch.cumprod(1 - covered, dim=1)
     transmitted = torch.cat([torch.ones_like(behind[:, :1]), behind[:, :-1]], dim=1)
     visible = torch.cat([covered * transmitted, behind[:, -1:]], dim=1)
@@ -527,7 +569,13 @@ def rasterise(spec: SceneSpec) -> Batch:
         "texture": spec.texture.gather(1, layer),
         "size": torch.where(foreground, of_owner(log_size), blank),
         "offset": torch.where(foreground[..., None], offset, blank),
+        "outline": torch.where(
+            foreground[..., None],
+            outline.gather(1, owner[..., None].expand(-1, -1, TEMPLATE**2)),
+            blank,
+        ),
     }
+    main_outline = outline[torch.arange(b, device=owner.device), main[:, 0]]
     image = {
         "count": (total > VISIBLE_PATCHES).sum(dim=1),
         "shape": spec.shape.gather(1, main)[:, 0],
@@ -537,30 +585,29 @@ def rasterise(spec: SceneSpec) -> Batch:
         "texture": spec.texture.gather(1, main)[:, 0],
         "background_texture": spec.texture[:, k],
         "size": log_size.gather(1, main)[:, 0],
+        "outline": main_outline,
         "position": torch.cat([spec.x.gather(1, main), spec.y.gather(1, main)], dim=1),
     }
     return Batch(images, patch, image)
 
 
-def photograph(images: Tensor, sampler: SceneSampler, kind: Tensor, grey: Tensor) -> Tensor:
+def photograph(images: Tensor, sampler: SceneSampler, style: Style) -> Tensor:
     """Apply what a camera or scanner does: low resolution, blur, contrast, noise."""
     b = len(images)
-    images = images.clone()
+    free = style.freedom[:, None, None, None]
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    amount = sampler.uniform(b, 1, 1, 1) * sampler.chance(0.3, b, 1, 1, 1)
+    amount = free * sampler.uniform(b, 1, 1, 1) * sampler.chance(0.3, b, 1, 1, 1)
     images = images + amount * (blurred - images)
-    large = (kind == SINGLE) | (kind == GLYPH_SCENE)
-    coarse = large & sampler.chance(0.2, b)
+    coarse = style.large & (sampler.uniform(b) < 0.2 * style.freedom)
     for pixels in (8, 16):
         index = (coarse & sampler.chance(0.6, b)).nonzero()[:, 0]
         small = F.adaptive_avg_pool2d(images[index], pixels)
         images[index] = F.interpolate(small, IMAGE_SIZE, mode="bilinear", align_corners=False)
-    span = torch.where(sampler.chance(0.5, b), sampler.uniform(b, low=0.5), torch.ones(b).to(kind))
-    low = (1 - span) * sampler.uniform(b)
-    images = low[:, None, None, None] + span[:, None, None, None] * images
-    strength = sampler.uniform(b, 1, 1, 1, high=0.08) * sampler.chance(0.5, b, 1, 1, 1)
+    loss_of_contrast = 0.5 * free * sampler.uniform(b, 1, 1, 1) * sampler.chance(0.5, b, 1, 1, 1)
+    images = loss_of_contrast * sampler.uniform(b, 1, 1, 1) + (1 - loss_of_contrast) * images
+    strength = 0.08 * free * sampler.uniform(b, 1, 1, 1) * sampler.chance(0.5, b, 1, 1, 1)
     noise = sampler.normal(*images.shape)
-    noise = torch.where(grey[:, None, None, None], noise[:, :1], noise)
+    noise = torch.where(style.grey[:, None, None, None], noise[:, :1], noise)
     return (images + strength * noise).clamp(0, 1)
 
 
@@ -569,9 +616,9 @@ def render_batch(
 ) -> Batch:
     """Render ``count`` images with their targets; the seed determines everything."""
     sampler = SceneSampler(torch.Generator(device=device).manual_seed(seed))
-    spec, kind, grey = sampler.scenes(count, difficulty)
+    spec, style = sampler.scenes(count, difficulty)
     scenes = rasterise(spec)
-    images = photograph(scenes.images, sampler, kind, grey)
+    images = photograph(scenes.images, sampler, style)
     return Batch(images, scenes.patch, scenes.image)
 
 
@@ -590,9 +637,10 @@ HEADS: dict[str, int] = {
     "size": 1,
     "offset": 2,
     "position": 2,
+    "outline": TEMPLATE**2,
 }
 REGRESSIONS = ("size", "offset", "position")
-PATCH_HEADS = ("foreground", "shape", "phase", "hue", "texture", "size", "offset")
+PATCH_HEADS = ("foreground", "shape", "phase", "hue", "texture", "size", "offset", "outline")
 IMAGE_HEADS = (
     "count",
     "shape",
@@ -603,10 +651,44 @@ IMAGE_HEADS = (
     "background_texture",
     "size",
     "position",
+    "outline",
 )
 IMAGE_WEIGHT = 0.25
 # Squared errors start well below the cross-entropies; this puts their gradients on a par.
 REGRESSION_WEIGHT = 2.0
+# The outline leads the way out of the plateau on which shape and orientation start: unlike these
+# it varies smoothly with what each patch sees of the contour.
+OUTLINE_WEIGHT = 4.0
+
+
+@torch.no_grad()
+def initialise_attention(trunk: VisionTransformer) -> None:
+    """Start attention near the identity, as it tends to become in trained transformers.
+
+    With a sine-cosine position embedding, queries and keys whose product is close to the identity
+    attend to the neighbourhood, which small vision transformers are slow to find out on their own
+    (Trockman & Kolter, "Mimetic Initialization of Self-Attention Layers", 2023).
+    """
+    width = trunk.embed_dim
+    identity = torch.eye(width)
+
+    def noise() -> Tensor:
+        return torch.randn(width, width) / math.sqrt(width)
+
+    for attention in trunk.modules():
+        if not isinstance(attention, Attention):
+            continue
+        head_width = attention.head_dim
+        query, key, value = attention.qkv.weight.chunk(3)
+        for head in range(attention.num_heads):
+            rows = slice(head * head_width, (head + 1) * head_width)
+            left, scale, right = torch.linalg.svd(0.7 * noise() + 0.7 * identity)
+            root = scale[:head_width].sqrt()
+            query[rows] = root[:, None] * left[:, :head_width].T
+            key[rows] = root[:, None] * right[:head_width]
+        left, scale, right = torch.linalg.svd(0.4 * noise() - 0.4 * identity)
+        value.copy_(scale.sqrt()[:, None] * right)
+        attention.proj.weight.copy_(left * scale.sqrt())
 
 
 class Pretrainer(nn.Module):
@@ -614,7 +696,8 @@ class Pretrainer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = timm.create_model("vpeft_demo_vit", pretrained=False, num_classes=0)
+        self.trunk = vpeft_demo_vit()
+        initialise_attention(self.trunk)
         width = self.trunk.num_features
         self.patch_heads = nn.Linear(width, sum(HEADS[name] for name in PATCH_HEADS))
         self.image_heads = nn.Linear(width, sum(HEADS[name] for name in IMAGE_HEADS))
@@ -637,11 +720,14 @@ def head_loss(name: str, prediction: Tensor, target: Tensor) -> Tensor:
     prediction = prediction.flatten(0, -2)
     if name == "foreground":
         return F.binary_cross_entropy_with_logits(prediction[:, 0], target.flatten())
-    if name in REGRESSIONS:
+    if name in REGRESSIONS or name == "outline":
         target = target.reshape(prediction.shape)
         applies = ~target.isnan().any(dim=1)
         if not applies.any():
             return prediction.sum() * 0
+        if name == "outline":
+            loss = F.binary_cross_entropy_with_logits(prediction[applies], target[applies])
+            return OUTLINE_WEIGHT * loss
         return REGRESSION_WEIGHT * F.smooth_l1_loss(prediction[applies], target[applies], beta=0.1)
     target = target.flatten()
     applies = target >= 0
@@ -667,6 +753,10 @@ def head_score(name: str, prediction: Tensor, target: Tensor) -> float:
         return float(((prediction[:, 0] > 0) == target.flatten().bool()).float().mean())
     if name in REGRESSIONS:
         return float((prediction - target.reshape(prediction.shape)).abs().nanmean())
+    if name == "outline":
+        target = target.reshape(prediction.shape)
+        agrees = (prediction > 0) == (target > 0.5)
+        return float(agrees[~target.isnan()].float().mean())
     target = target.flatten()
     applies = target >= 0
     target = target[applies]
@@ -726,7 +816,7 @@ class Options:
     resume: bool
 
 
-CURRICULUM_SHARE = 0.15
+CURRICULUM_SHARE = 0.4
 WARMUP_SHARE = 0.02
 EMA_DECAY = 0.999
 # Seeds of training batches count up from here; held-out scenes use the seeds below.
@@ -762,7 +852,8 @@ def learning_rate_factor(progress: float) -> float:
 
 def make_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.AdamW:
     """Build AdamW; norms, biases and the position embedding are not decayed."""
-    decayed, exempt = [], []
+    decayed: list[Tensor] = []
+    exempt: list[Tensor] = []
     for name, parameter in model.named_parameters():
         is_exempt = parameter.ndim < 2 or name.endswith("pos_embed")
         (exempt if is_exempt else decayed).append(parameter)
@@ -871,8 +962,9 @@ class Trainer:
     def _update_average(self) -> None:
         """Follow the weights with an exponential average, shorter at the start."""
         decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
-        averages, values = list(self.average.parameters()), list(self.model.parameters())
-        torch._foreach_lerp_(averages, values, 1 - decay)
+        pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
+        for average, value in pairs:
+            average.lerp_(value, 1 - decay)
 
     def _held_out(self) -> list[Batch]:
         """Render the fixed scenes on which every run of this script is scored."""
@@ -948,9 +1040,7 @@ def pretrain(options: Options) -> None:
         return
     with tempfile.TemporaryDirectory() as directory:
         rendezvous = f"file://{directory}/rendezvous"
-        torch.multiprocessing.spawn(
-            train_process, args=(options, rendezvous), nprocs=options.processes
-        )
+        spawn(train_process, args=(options, rendezvous), nprocs=options.processes)
 
 
 def parse_options(arguments: list[str] | None = None) -> Options:

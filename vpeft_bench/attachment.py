@@ -91,15 +91,19 @@ class Attached:
         self.backbone = backbone
         originals = dict(backbone.named_parameters())
         self._required_grad = {name: p.requires_grad for name, p in originals.items()}
+        self._saved: dict[str, torch.Tensor] = {}
+        self._trainable: dict[str, nn.Parameter] = {}
+        self._attached = True
+        head_names = self._head_names()
+        self._base_names = [name for name in model.state_dict() if name not in head_names]
         for parameter in originals.values():
             parameter.requires_grad_(False)
-        unfrozen = set(method.unfrozen(backbone))
-        # The originals of what the method trains in place: detach() must give them back.
-        self._saved = {n: p.detach().cpu().clone() for n, p in originals.items() if p in unfrozen}
-        self._base_names = [name for name in model.state_dict() if name not in self._head_names()]
-        for parameter in unfrozen:
-            parameter.requires_grad_(True)
         try:
+            unfrozen = set(method.unfrozen(backbone))
+            # The originals of what the method trains in place: detach() must give them back.
+            self._saved = {n: _copy(p) for n, p in originals.items() if p in unfrozen}
+            for parameter in unfrozen:
+                parameter.requires_grad_(True)
             method.place(backbone)
         except Exception:
             self._restore()
@@ -144,6 +148,7 @@ class Attached:
 
     def base_fingerprint(self) -> str:
         """SHA-256 of the pretrained weights below the head, as they were before training."""
+        self._require_attached()
         state = self.model.state_dict()
         return fingerprint((n, self._saved.get(n, state[n])) for n in self._base_names)
 
@@ -171,7 +176,9 @@ class Attached:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise DeltaMismatchError(f"{path} cannot be read as a delta checkpoint: {error}") from error
+            raise DeltaMismatchError(
+                f"{path} cannot be read as a delta checkpoint: {error}"
+            ) from error
         differences = [
             f"{key}: file {header.get(key, 'nothing')}, model {value}"
             for key, value in self._header().items()
@@ -213,17 +220,22 @@ class Attached:
             NotMergeableError: says why; nothing is changed then.
         """
         self._require_attached()
-        foldable = all(isinstance(p.module, MergeableModule) for p in self.backbone.placements)
-        if self.method.not_mergeable is not None or not foldable:
-            raise NotMergeableError(
-                f"method {self.method.name} cannot be merged: {self.method.not_mergeable}"
-            )
+        reason = self.method.not_mergeable or "\n".join(self._obstacles())
+        if reason:
+            raise NotMergeableError(f"method {self.method.name} cannot be merged: {reason}")
         for placement in self.backbone.placements:
             assert isinstance(placement.module, MergeableModule)
             placement.module.merge_into(placement.host)
         self._saved.clear()  # the trained values stay
         self._restore()
         return self.model
+
+    def _obstacles(self) -> Iterator[str]:
+        for placement in self.backbone.placements:
+            if not isinstance(placement.module, MergeableModule):
+                yield f"{placement.path}: a {type(placement.module).__name__} cannot be folded"
+            elif obstacle := placement.module.obstacle(placement.host):
+                yield f"{placement.path}: {obstacle}"
 
     def detach(self) -> nn.Module:
         """Take the method off again: the original model, bit for bit."""
@@ -243,11 +255,18 @@ class Attached:
         if hasattr(self.model, _MARK):
             delattr(self.model, _MARK)
         self._trainable = {}
+        self._attached = False
 
     def _require_attached(self) -> None:
-        if not hasattr(self.model, _MARK):
+        if not self._attached:
             raise AlreadyAttachedError("the method was merged or detached; attach it again")
 
     def __repr__(self) -> str:
         counts = asdict(self.parameter_counts())
         return f"Attached({self.method}, {', '.join(f'{k}={v:,}' for k, v in counts.items())})"
+
+
+def _copy(parameter: nn.Parameter) -> torch.Tensor:
+    """A copy kept in main memory, so that the accelerator does not hold the weights twice."""
+    original = parameter.detach()
+    return original.clone() if original.is_meta else original.to("cpu", copy=True)

@@ -19,18 +19,20 @@ from vpeft_bench.loggers import Sink
 from vpeft_bench.tasks.classification import Classification
 
 
-class EpochSeed(pl.Callback):
-    """Make every epoch a function of (seed, epoch), so that a resumed run repeats it exactly."""
+class StepSeed(pl.Callback):
+    """Make dropout and drop-path a function of (seed, step), so that a resumed run repeats them.
+
+    The order of the images is one of (seed, epoch) already: the loader's sampler sees to it.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Seed dropout and drop-path; tell the sampler which epoch's order to draw."""
-        torch.manual_seed(self.seed * 1_000_003 + trainer.current_epoch)
-        loader = trainer.train_dataloader
-        assert loader is not None
-        loader.sampler.set_epoch(trainer.current_epoch)
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed every step anew: whatever else draws random numbers between steps does not matter."""
+        torch.manual_seed(self.seed * 1_000_003 + trainer.global_step)
 
 
 class Curves(pl.Callback):

@@ -40,6 +40,10 @@ class ProblemsError(VpeftBenchError):
         listing = "\n".join(f"  - {problem}" for problem in self.problems)
         super().__init__(f"{count}; nothing was run\n{listing}")
 
+    def __reduce__(self) -> tuple[type[ProblemsError], tuple[tuple[Problem, ...]]]:
+        """Pickled with its problems, not its text: workers of a sweep send errors back."""
+        return type(self), (self.problems,)
+
 
 class ConfigError(ProblemsError):
     """The configuration asks for something that does not exist or cannot work."""
@@ -89,6 +93,10 @@ class RecordError(VpeftBenchError):
         self.path = path
         self.what = what
         super().__init__(f"{path}: {what}")
+
+    def __reduce__(self) -> tuple[type[RecordError], tuple[Path, str]]:
+        """Pickled with what its constructor takes."""
+        return type(self), (self.path, self.what)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

@@ -15,14 +15,19 @@ from rich.console import Console
 
 from vpeft_bench import sweep
 from vpeft_bench.choices import config_dir
-from vpeft_bench.config import register_schema, typed
+from vpeft_bench.config import RunConfig, register_schema, typed
 from vpeft_bench.errors import ConfigError, ProblemsError, VpeftBenchError
 from vpeft_bench.overrides import check_overrides
 
 EXIT_FAILED, EXIT_WRONG_INPUT = 1, 2
 
-# Hydra hands the task's answer to nobody: the last run of this process leaves its exit status here.
-_exit_status = 0
+
+
+class _SingleRun:
+    """What the one run of this process left; Hydra itself hands the task's answer to nobody."""
+
+    exit_status = 0
+    error: VpeftBenchError | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,16 +39,15 @@ def main(arguments: Sequence[str]) -> int:
         register_schema()
         sys.argv = [sys.argv[0], *arguments]
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(_task)()
-    except ConfigError as error:
-        console.print(f"error: {error}", markup=False, soft_wrap=True)
-        return EXIT_WRONG_INPUT
+        if _SingleRun.error is not None:
+            raise _SingleRun.error
     except VpeftBenchError as error:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         return EXIT_WRONG_INPUT if isinstance(error, ProblemsError) else EXIT_FAILED
     except KeyboardInterrupt:
         console.print("interrupted; the same command resumes from the last whole epoch")
         return 130
-    return max(_exit_status, sweep.exit_status)
+    return max(_SingleRun.exit_status, sweep.exit_status)
 
 
 def _only_prints(arguments: Sequence[str]) -> bool:
@@ -80,16 +84,25 @@ def _check(arguments: Sequence[str]) -> None:
 
 def _task(config: DictConfig) -> Any:
     """One job of Hydra: a single run, or one of a sweep."""
-    global _exit_status
+    console = Console(highlight=False)
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode is RunMode.MULTIRUN:
+        job = sweep.Job(Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
+        return sweep.run_job(job, config, console)
+    try:
+        _SingleRun.exit_status = _run_once(typed(config), console)
+    except VpeftBenchError as error:  # a message for the user; Hydra would show a traceback
+        _SingleRun.error = error
+    return None
+
+
+def _run_once(config: RunConfig, console: Console) -> int:
+    from vpeft_bench import validation
+
+    validation.check(config)  # before Lightning is imported: bad input is told at once
     from vpeft_bench.report import print_outcome
     from vpeft_bench.run import Result, run
 
-    console = Console(highlight=False)
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode is not RunMode.MULTIRUN:
-        outcome = run(typed(config), console)
-        print_outcome(outcome, console)
-        _exit_status = 0 if outcome.result in (Result.DONE, Result.SKIPPED) else EXIT_FAILED
-        return None
-    job = sweep.Job(Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
-    return sweep.run_job(job, config, console)
+    outcome = run(config, console)
+    print_outcome(outcome, console)
+    return 0 if outcome.result in (Result.DONE, Result.SKIPPED) else EXIT_FAILED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ class Checked:
 
     Attributes:
         problems: everything wrong with the overrides.
-        config: the config composed from those that are right, the first of each sweep.
+        config: the config composed from those that are right; of a sweep, the first value.
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -57,19 +57,46 @@ def check_overrides(overrides: Sequence[str], search_path: Sequence[str] = ()) -
                     chosen.append(f"{override.key_or_group}={_as_text(_first(override))}")
         try:
             config = compose("config", overrides=[*composed, *chosen])
+            swept = _swept_configs(parsed, groups, [*composed, *chosen])
         except HydraException as error:
             checked.problems.append(Problem(" ".join(chosen), str(error)))
             return checked
-    OmegaConf.set_struct(config, True)
     for override in parsed:
         key = override.key_or_group
-        if key in groups or override.package or key.startswith("hydra"):
-            continue  # what is Hydra's own, Hydra checks itself
-        if key.split("/")[0] == "hydra" or override.is_delete() or override.is_add():
+        if key in groups or override.package or override.is_delete() or override.is_add():
             continue
-        checked.problems += _value_problems(config, override)
+        if key.startswith(("hydra.", "hydra/")):
+            continue  # what is Hydra's own, Hydra checks itself
+        wrong = list(_value_problems(config, override))
+        for choice, other in swept.get(key.split(".")[0], {}).items():
+            wrong += [
+                Problem(f"{problem.where} with {choice}", problem.what, problem.fix)
+                for problem in _value_problems(other, override)
+            ]
+        checked.problems += wrong
+        if not wrong and _values(override):
+            OmegaConf.update(config, key, _plain(_first(override)))
     checked.config = config
     return checked
+
+
+def _swept_configs(
+    parsed: Sequence[Override], groups: Mapping[str, Sequence[str]], overrides: Sequence[str]
+) -> dict[str, dict[str, DictConfig]]:
+    """For each swept group whose keys are overridden too: its other choices, composed.
+
+    ``method=lora,ssf method.rank=4`` is wrong for ssf alone.
+    """
+    with_keys = {o.key_or_group.split(".")[0] for o in parsed if "." in o.key_or_group}
+    return {
+        group: {
+            f"{group}={name}": compose("config", overrides=[*overrides, f"{group}={name}"])
+            for name in map(_as_text, _values(override)[1:])
+            if name in groups[group]
+        }
+        for override in parsed
+        if (group := override.key_or_group) in groups and group in with_keys
+    }
 
 
 def _parse(text: str, checked: Checked) -> Override | None:
@@ -105,10 +132,12 @@ def _first(override: Override) -> Any:
     return (_values(override) or [None])[0]
 
 
+def _plain(value: Any) -> Any:
+    return value.text if isinstance(value, QuotedString) else value
+
+
 def _as_text(value: Any) -> str:
-    if isinstance(value, QuotedString):
-        return value.text
-    return "null" if value is None else str(value)
+    return "null" if value is None else str(_plain(value))
 
 
 def _unknown_choices(override: Override, choices: Sequence[str]) -> Iterator[Problem]:
@@ -120,7 +149,7 @@ def _unknown_choices(override: Override, choices: Sequence[str]) -> Iterator[Pro
 
 def _value_problems(config: DictConfig, override: Override) -> Iterator[Problem]:
     key = override.key_or_group
-    known = _keys(config)
+    known = [*_keys(config), *GROUPS]
     parts = key.split(".")
     if key not in known and not any(k.startswith(f"{key}.") for k in known):
         close = nearest(key, known)
@@ -132,9 +161,8 @@ def _value_problems(config: DictConfig, override: Override) -> Iterator[Problem]
         return
     for value in _values(override):
         trial = config.copy()
-        plain = value.text if isinstance(value, QuotedString) else value
         try:
-            OmegaConf.update(trial, key, plain)
+            OmegaConf.update(trial, key, _plain(value))
         except OmegaConfBaseException as error:
             what = str(error).splitlines()[0]
             now = OmegaConf.select(config, key)

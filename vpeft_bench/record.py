@@ -93,6 +93,7 @@ class Metrics:
     images: int
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be true."""
         for name in ("top1", "mean_per_class_accuracy"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 100:
@@ -121,6 +122,7 @@ class Parameters:
     model: int
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be true."""
         if self.total != self.method + self.head:
             raise ValueError(f"total {self.total} is not method {self.method} + head {self.head}")
 
@@ -265,6 +267,7 @@ class Where:
     preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be true."""
         for name in ("started", "finished"):
             text = getattr(self, name)
             if datetime.fromisoformat(text).utcoffset() != timedelta(0):
@@ -304,6 +307,7 @@ class RunRecord:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be true."""
         if self.status is Status.OK:
             if self.error is not None:
                 raise ValueError("the status is ok, yet there is an error")

@@ -19,11 +19,10 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from vpeft_bench import record as records
-from vpeft_bench import validation
 from vpeft_bench.attachment import Attached, attach_method
 from vpeft_bench.backbones.load import LoadedBackbone, load_backbone
 from vpeft_bench.backbones.weights import weights_source
-from vpeft_bench.callbacks import Curves, EpochCheckpoint, EpochSeed, ProgressBar, write_atomically
+from vpeft_bench.callbacks import Curves, EpochCheckpoint, ProgressBar, StepSeed, write_atomically
 from vpeft_bench.config import Precision, Protocol, RunConfig, config_hash, plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.data.loading import Preprocessing, build_loader, preprocessing_for
@@ -69,10 +68,8 @@ class Outcome:
 def run(config: RunConfig, console: Console) -> Outcome:
     """Run what ``config`` asks for, unless its record exists.
 
-    Raises:
-        ConfigError: anything wrong with the config, the data on disk or the weights.
+    ``config`` has passed :func:`vpeft_bench.validation.check`.
     """
-    validation.check(config)
     dataset = open_dataset(config.data)
     weights = weights_source(config.backbone.weights, config.backbone.model)
     hash_ = config_hash(config, dataset.fingerprint, weights.identity())
@@ -235,7 +232,7 @@ class _Run:
             limit_val_batches=1.0 if validate else 0,
             num_sanity_val_steps=0,
             callbacks=[
-                EpochSeed(self.config.seed),
+                StepSeed(self.config.seed),
                 self.curves,
                 EpochCheckpoint(checkpoint),
                 ProgressBar(self.console, f"{self.config.method['name']} on {self.config.data.name}"),

@@ -36,6 +36,7 @@ def run_job(job: Job, config: DictConfig, console: Console) -> float | None:
     Returns:
         Top-1 of the last epoch, percent; None if there is none.
     """
+    from vpeft_bench import validation
     from vpeft_bench.callbacks import write_atomically
     from vpeft_bench.run import Outcome, run
 
@@ -52,9 +53,10 @@ def run_job(job: Job, config: DictConfig, console: Console) -> float | None:
     job.directory.mkdir(parents=True, exist_ok=True)
     started = {"overrides": job.overrides, "result": "died", "reason": "the process ended abruptly"}
     write_atomically(job.directory / JOB, json.dumps(started, indent=1).encode())
-    console.print(f"[bold]{' '.join(job.overrides)}[/bold]")
     try:
-        outcome: Outcome = run(typed(config), console)
+        run_config = typed(config)
+        validation.check(run_config)
+        outcome: Outcome = run(run_config, console)
     except KeyboardInterrupt:
         note("failed", "interrupted from the keyboard", None, None)
         raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.layers import RmsNorm
+from timm.layers.norm import RmsNorm
 from torch import nn
 
 from vpeft_bench.backbones.sites import OpenedBlock, close_module, open_module, opened_leaf_class

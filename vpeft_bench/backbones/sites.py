@@ -22,8 +22,8 @@ def apply(slot: Any, x: Tensor) -> Tensor:
 class OpenedBlock(nn.Module):
     """Slots of a pre-norm transformer block, shared by every family.
 
-    All slots see channels last: ``(B, N, D)`` in a ViT. In a Swin the slots up to ``stream_mid`` and
-    ``stream_out`` see ``(B, H, W, D)``, those of the MLP half ``(B, H*W, D)``.
+    All slots see channels last: ``(B, N, D)`` in a ViT. In a Swin the slots of the MLP half see
+    ``(B, H*W, D)``, all others ``(B, H, W, D)``.
 
     ========================  ==========================================================
     ``stream_in``             residual stream entering the block

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.layers import PatchEmbed
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -37,16 +37,16 @@ def map_vit(model: Any) -> Backbone:
     """Block map of a timm ``VisionTransformer``.
 
     Raises:
-        UnsupportedBackboneError: patches or blocks of another kind (convolutional stem; parallel,
-            post-norm, an MLP with separate gates).
+        UnsupportedBackboneError: patches or blocks of another kind (a convolutional stem; parallel
+            or post-norm blocks, an MLP with separate gates).
     """
     patch_embed = model.patch_embed
     if type(patch_embed) is not PatchEmbed:
         raise UnsupportedBackboneError(
-            f"patch_embed is a {type(patch_embed).__name__}; the ViT block map covers plain patches "
-            "(one convolution), not hybrids with a convolutional stem"
+            f"patch_embed is a {type(patch_embed).__name__}; the ViT block map covers plain "
+            "patches (one convolution), not hybrids with a convolutional stem"
         )
-    patch_leaves = [patch_embed.proj]
+    patch_leaves: list[nn.Module] = [patch_embed.proj]
     if not isinstance(patch_embed.norm, nn.Identity):
         patch_leaves.append(patch_embed.norm)
     backbone = Backbone(

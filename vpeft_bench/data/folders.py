@@ -27,7 +27,7 @@ def candidate_folders(config: DataConfig) -> list[Path]:
     if not config.folders:
         return [root]
     named = [root / folder for folder in config.folders]
-    return [*named, root] if root.resolve().name in config.folders else named
+    return [*named, root] if root.absolute().name in config.folders else named
 
 
 def find_folder(config: DataConfig) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -10,15 +11,18 @@ from typing import cast
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from vpeft_bench.choices import choices_on_disk, config_dir
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.folders import candidate_folders
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.errors import MissingDataError, Problem
 
 BENCHMARKS = ("demo", "vtab1k", "fgvc", "custom")
+MINIMUM_COLUMNS = 112  # the widest table: narrower ones would cut names short
 GROUPS = ("natural", "specialized", "structured", "")
 
 
@@ -48,35 +52,43 @@ class Listed:
         return f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
 
 
-def data_config_names(config_dir: Path) -> list[str]:
-    """Every valid ``NAME`` of ``data=NAME``, sorted; base files start with ``_`` and are none."""
-    folder = config_dir / "data"
-    files = (file for file in folder.rglob("*.yaml") if not file.name.startswith("_"))
-    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
+def main(arguments: Sequence[str]) -> int:
+    """Print the table of all data sets; the process's exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vpeft_bench data",
+        description="List every data set, and whether it is there.",
+    )
+    for benchmark in ("vtab1k", "fgvc"):
+        parser.add_argument(
+            f"--{benchmark}", metavar="DIR", help=f"look for {benchmark} here: data.root=DIR"
+        )
+    roots = {name: root for name, root in vars(parser.parse_args(arguments)).items() if root}
+    print_datasets(list_datasets(config_dir(), roots))
+    return 0
 
 
-def compose_data_configs(
-    config_dir: Path, names: Sequence[str], overrides: Sequence[str] = ()
-) -> list[DataConfig]:
-    """The configurations ``data=NAME`` of all ``names``, each with ``overrides`` applied.
+def compose_data_configs(directory: Path, names: Sequence[str]) -> list[DataConfig]:
+    """The configurations that ``data=NAME`` chooses, for all ``names``.
 
-    Keys and types are checked against DataConfig; raises OmegaConf's or Hydra's error otherwise.
+    Raises OmegaConf's error for a key or a type that DataConfig does not have.
     """
     schema = OmegaConf.structured(DataConfig)
-    with initialize_config_dir(str(config_dir.absolute()), version_base="1.3"):
-        composed = [compose(overrides=[f"+data={name}", *overrides]).data for name in names]
+    with initialize_config_dir(str(directory.absolute()), version_base="1.3"):
+        composed = [compose(overrides=[f"+data={name}"]).data for name in names]
     return [cast(DataConfig, OmegaConf.to_object(OmegaConf.merge(schema, c))) for c in composed]
 
 
-def list_datasets(config_dir: Path, roots: Mapping[str, str] | None = None) -> list[Listed]:
+def list_datasets(directory: Path, roots: Mapping[str, str] | None = None) -> list[Listed]:
     """All data sets by benchmark, group and name; the lists of those present are read and checked.
 
     Args:
-        config_dir: the folder that holds ``data/``.
+        directory: the folder that holds ``data/``.
         roots: folders to look in instead of the configured ones, by benchmark.
     """
-    configs = compose_data_configs(config_dir, data_config_names(config_dir))
-    configs.sort(key=lambda c: (BENCHMARKS.index(c.benchmark), GROUPS.index(c.group), c.name))
+    configs = compose_data_configs(directory, choices_on_disk(directory)["data"])
+    configs.sort(
+        key=lambda c: (_rank(c.benchmark, BENCHMARKS), c.benchmark, _rank(c.group, GROUPS), c.name)
+    )
     listed = []
     for config in configs:
         config.root = (roots or {}).get(config.benchmark, config.root)
@@ -96,6 +108,7 @@ def list_datasets(config_dir: Path, roots: Mapping[str, str] | None = None) -> l
 def print_datasets(listed: Sequence[Listed], console: Console | None = None) -> None:
     """Print a table per benchmark, then what is wrong with the data sets that are there in part."""
     console = console or Console()
+    console.width = max(console.width, MINIMUM_COLUMNS)
     for benchmark, rows in groupby(listed, key=lambda row: row.config.benchmark):
         console.print(_table(benchmark, list(rows)))
     for row in listed:
@@ -104,16 +117,21 @@ def print_datasets(listed: Sequence[Listed], console: Console | None = None) -> 
                 console.print(f"data={row.config.name}: {problem}", markup=False, soft_wrap=True)
 
 
+def _rank(name: str, order: Sequence[str]) -> int:
+    """The place of ``name`` in ``order``; names not in it come last."""
+    return order.index(name) if name in order else len(order)
+
+
 def _table(benchmark: str, rows: Sequence[Listed]) -> Table:
     """The table of one benchmark; its title says where its data sets were looked for."""
     roots = sorted({row.config.root for row in rows if row.config.root})
     places = {"demo": "comes with the package", "custom": "say where it lies: data.root=DIR"}
     place = places.get(benchmark, f"looked in {', '.join(roots)}")
-    table = Table(title=f"{benchmark}: {place}", title_justify="left")
+    table = Table(title=f"{benchmark}: {place}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("data=", no_wrap=True)
     table.add_column("group")
     for heading in ("classes", "train", "val", "test"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("licence")
     table.add_column("there", no_wrap=True)
     for row in rows:

@@ -274,6 +274,9 @@ def _randaugment(preprocessing: Preprocessing) -> RandAugment:
         "translate_const": int(min(preprocessing.image_size) * 0.45),
         "img_mean": tuple(min(255, round(255 * mean)) for mean in preprocessing.mean),
         "interpolation": Image.Resampling[preprocessing.interpolation.upper()],
+        # At magnitude 10, which the noise reaches now and then, timm has Pillow posterize to no
+        # bits at all: a black picture with older versions of Pillow, an error with newer ones.
+        "magnitude_max": 9.99,
     }
     transform: RandAugment = rand_augment_transform(RANDAUGMENT, options)
     return transform

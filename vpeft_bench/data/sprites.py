@@ -159,8 +159,9 @@ def _coverage(kind: str, sprites: _Sprites, chunk: Ints) -> Ints:
     y = ((steps - centre[:, 1:]) / radius)[:, :, None]
     cos, sin = (table[sprites.angle[chunk]][:, None, None] for table in (_COS, _SIN))
     inside = _SHAPES[kind](cos * x + sin * y, cos * y - sin * x)
-    pixels = inside.reshape(len(chunk), SIZE, _SUBPIXELS, SIZE, _SUBPIXELS)
-    covered: Ints = pixels.sum(axis=(2, 4), dtype=np.int64)
+    # Rows before columns: a sum over both at once is several times slower.
+    rows = inside.reshape(len(chunk), SIZE, _SUBPIXELS, -1).sum(axis=2, dtype=np.uint8)
+    covered: Ints = rows.reshape(len(chunk), SIZE, SIZE, _SUBPIXELS).sum(axis=3, dtype=np.int64)
     return covered
 
 
@@ -172,8 +173,7 @@ def _disc(u: Floats, v: Floats) -> Bools:
 
 
 def _square(u: Floats, v: Floats) -> Bools:
-    inside: Bools = (np.abs(u) <= 0.75) & (np.abs(v) <= 0.75)
-    return inside
+    return (np.abs(u) <= 0.75) & (np.abs(v) <= 0.75)
 
 
 def _ellipse(u: Floats, v: Floats) -> Bools:
@@ -192,7 +192,8 @@ def _cross(u: Floats, v: Floats) -> Bools:
 def _heart(u: Floats, v: Floats) -> Bools:
     across, up = 1.25 * v, 0.15 - 1.25 * u
     body = across * across + up * up - 1
-    return body * body * body <= across * across * up * up * up
+    inside: Bools = body * body * body <= across * across * up * up * up
+    return inside
 
 
 def _dart(u: Floats, v: Floats) -> Bools:

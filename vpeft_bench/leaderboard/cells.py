@@ -214,7 +214,7 @@ def _once_each(
         kept.append(versions[newest])
         for content in rest:
             path, record = versions[content]
-            what = f"left out: run {record.run_id} also has a newer record, {versions[newest][0]}"
+            what = f"left out: {versions[newest][0]} is a newer record of run {record.run_id}"
             older.append(Problem(str(path), what))
     return kept, older, total - len(kept) - len(older)
 

@@ -32,7 +32,6 @@ from vpeft_bench.record import find
 DEFAULT_RECORDS = Path("results/runs")
 DEFAULT_OUT = Path("results/leaderboard")
 
-_MINIMUM_COLUMNS = 100
 _COLUMNS_OF_A_FILE = 120
 
 
@@ -74,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
 
     shown = sum(len(cell.records) for cell in cells)
     filtered = sum(len(cell.records) for cell in collection.cells) - shown
-    print(f"{len(found.records)} records read, {shown} shown")
+    print(f"records: {len(found.records)} read, {shown} shown")
     if collection.copies:
         print(f"{collection.copies} left out: the same as another, in every value")
     if filtered:
@@ -91,7 +90,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m vpeft_bench leaderboard",
         description="Compare runs: print leaderboards of run records and write them as CSV and "
         "Markdown. The tables depend on nothing but the records.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--records",
@@ -99,10 +97,14 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=[DEFAULT_RECORDS],
         metavar="DIR",
-        help="directories to search for run records",
+        help=f"directories to search for run records (default: {DEFAULT_RECORDS})",
     )
     parser.add_argument(
-        "--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="where the tables are written"
+        "--out",
+        type=Path,
+        default=DEFAULT_OUT,
+        metavar="DIR",
+        help=f"where the tables are written (default: {DEFAULT_OUT})",
     )
     parser.add_argument(
         "--benchmark", metavar="NAME", help="only this benchmark, such as vtab1k, fgvc or demo"
@@ -149,7 +151,5 @@ def _write(stem: Path, title: str, exact: Sequence[Row], readable: Sequence[Row]
 
 
 def _console() -> Console:
-    console = Console(highlight=False)
-    known = console.is_terminal or "COLUMNS" in os.environ
-    width = console.width if known else _COLUMNS_OF_A_FILE
-    return Console(highlight=False, width=max(width, _MINIMUM_COLUMNS))
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if known else _COLUMNS_OF_A_FILE)

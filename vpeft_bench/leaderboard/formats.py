@@ -6,7 +6,9 @@ from collections.abc import Collection
 
 MISSING = "–"
 
-_KIBI = 1024
+KIB = 1024
+MIB = 1024**2
+
 _NO_PUNCTUATION = str.maketrans("", "", '"[]')
 
 
@@ -22,16 +24,12 @@ def percent(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}"
 
 
-def quantity(value: float | None) -> str:
-    """Any other measurement for a reader: three significant digits, more if it is an integer."""
+def quantity(value: float | None, unit: int = 1) -> str:
+    """Any other measurement for a reader, in multiples of ``unit``: three digits or whole."""
     if value is None:
         return MISSING
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def mebibytes(value: float | None) -> str:
-    """Bytes for a reader, in MiB."""
-    return quantity(None if value is None else value / _KIBI**2)
+    multiple = value / unit
+    return f"{multiple:,.0f}" if multiple >= 100 else f"{multiple:.3g}"
 
 
 def short_options(text: str) -> str:

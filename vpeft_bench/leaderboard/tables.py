@@ -16,9 +16,10 @@ from statistics import fmean
 from vpeft_bench.leaderboard.benchmarks import BENCHMARKS, PROTOCOL_SPLIT, Benchmark
 from vpeft_bench.leaderboard.cells import Cell, Entry
 from vpeft_bench.leaderboard.formats import (
+    KIB,
+    MIB,
     MISSING,
     exact,
-    mebibytes,
     percent,
     quantity,
     short_options,
@@ -271,10 +272,10 @@ def dataset_rows(cells: Sequence[Cell]) -> list[Row]:
             "per class %": percent(_mean_per_class(cell)),
             "params": quantity(_largest(_parameters(cell))),
             "head params": quantity(_largest(_head_parameters(cell))),
-            "delta MiB": mebibytes(_largest(_delta_bytes(cell))),
+            "delta KiB": quantity(_largest(_delta_bytes(cell)), KIB),
             "train s": quantity(_train_seconds(cell)),
             "images/s": quantity(_throughput(cell)),
-            "peak MiB": mebibytes(_peak_memory(cell)),
+            "peak MiB": quantity(_peak_memory(cell), MIB),
             "not finished": ", ".join(_statuses(cell)),
             "notes": ", ".join(cell.labels),
         }
@@ -292,8 +293,9 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    """Rows as a Markdown table, without the columns that are empty throughout."""
+    names = [name for name in rows[0] if any(row[name] for row in rows)]
+    lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
     return "".join(
         f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |\n" for line in lines
     )

@@ -25,53 +25,44 @@ from vpeft_bench.leaderboard.tables import (
     what_is_shown,
 )
 
+_FILES_ONLY = {"per class %", "head params", "delta KiB"}
 _SAID_ONCE = {"data", "backbone", "weights", "normalization", "precision"}
-_MEASURED = {"per class %", "params", "head params", "delta MiB", "train s", "images/s", "peak MiB"}
-_LEFT_ALIGNED = {
-    "method",
-    "options",
-    "config",
-    "data version",
-    "not finished",
-    "notes",
-    *_SAID_ONCE,
-}
+_UNLIMITED = 10_000
+_MEASURED = {"params", "train s", "images/s", "peak MiB"}
+_LEFT_ALIGNED = {"method", "options", "config", "data version", "notes", *_SAID_ONCE}
 
 
 def print_summary(console: Console, summary: Summary) -> None:
-    """Print one benchmark under one protocol."""
+    """Print one benchmark under one protocol: the means, then the data sets group by group."""
     benchmark = summary.benchmark
     overview = [
         {"#": str(number), **{name: row[name] for name in row if name not in benchmark.datasets}}
         for number, row in enumerate(summary_rows(summary), start=1)
     ]
-    groups = {
-        group: [_cells(row, datasets) for row in summary.rows]
-        for group, datasets in benchmark.groups.items()
-    }
-    title = f"{benchmark.name}; {what_is_shown(summary.protocol)}"
-    if len(groups) == 1:
-        (cells,) = groups.values()
-        rows = [{**row, **own} for row, own in zip(overview, cells, strict=True)]
-        _print(console, title, [{**row, "notes": row.pop("notes")} for row in rows])
-        return
-    _print(console, title, overview)
-    for group, cells in groups.items():
+    _print(console, f"{benchmark.name}; {what_is_shown(summary.protocol)}", overview)
+    for group, datasets in benchmark.groups.items():
         rows = [
-            {"#": row["#"], "method": row["method"], **own}
-            for row, own in zip(overview, cells, strict=True)
+            {"#": line["#"], "method": line["method"], **_accuracies(row, datasets)}
+            for line, row in zip(overview, summary.rows, strict=True)
         ]
         _print(console, f"{benchmark.name}, {group}", rows)
+    if any(len(cells) > 1 for row in summary.rows for cells in row.configurations.values()):
+        hint = "ambiguous: runs differ in more than this table shows; compare them by data set\n"
+        console.print(Text(hint, style="dim"))
 
 
 def print_datasets(console: Console, cells: Sequence[Cell]) -> None:
     """Print one table for each protocol and data set; the cells of each come together."""
     for (protocol, data), group in groupby(cells, lambda cell: (cell.entry.protocol, cell.data)):
-        _print(console, f"{data}; {what_is_shown(protocol)}", dataset_rows(list(group)))
+        rows = [
+            {name: row[name] for name in row if name not in _FILES_ONLY}
+            for row in dataset_rows(list(group))
+        ]
+        _print(console, f"{data}; {what_is_shown(protocol)}", rows)
 
 
-def _cells(row: SummaryRow, datasets: Sequence[str]) -> Row:
-    """One row's accuracies, each broken into short lines."""
+def _accuracies(row: SummaryRow, datasets: Sequence[str]) -> Row:
+    """One row's data sets, names and values broken into short lines."""
     return {
         name.replace("_", " "): "\n".join(row.lines(name))
         .replace("± ", "±")
@@ -81,7 +72,7 @@ def _cells(row: SummaryRow, datasets: Sequence[str]) -> Row:
 
 
 def _print(console: Console, title: str, rows: Sequence[Row]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     columns: list[list[str]] = []
     remarks: list[str] = []
     for name in rows[0]:
@@ -95,15 +86,25 @@ def _print(console: Console, title: str, rows: Sequence[Row]) -> None:
         else:
             columns.append(texts)
             left = name in _LEFT_ALIGNED
+            pieces = [piece for text in texts for piece in _pieces(text, left)]
             table.add_column(
-                Text(name if left else name.replace(" ", "\n")),
+                Text(name.replace(" ", "\n")),
                 justify="left" if left else "right",
+                min_width=max(map(len, [*name.split(), *pieces])),
                 no_wrap=not left,
-                overflow="fold",
             )
-    for cells in zip(*columns, strict=True):
-        table.add_row(*map(Text, cells))
+    for line in zip(*columns, strict=True):
+        table.add_row(*map(Text, line))
     console.print(Text(title, style="bold"))
-    console.print(table)
+    # A terminal that is too narrow may break lines, but no number loses its last digits.
+    needed = console.measure(table, options=console.options.update_width(_UNLIMITED)).minimum
+    if needed > console.width:
+        table.width = needed
+    console.print(table, crop=False)
     if remarks:
         console.print(Text(f"in every row: {'; '.join(remarks)}\n", style="dim"))
+
+
+def _pieces(text: str, words: bool) -> list[str]:
+    """What must stay on one line: a word of a text, a whole line of numbers."""
+    return text.split() if words else text.splitlines()

@@ -22,13 +22,14 @@ class Bottleneck(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Branch output ``(..., D)``, before drop-path and the residual addition."""
-        return z + self.up(nn.functional.gelu(self.down(z)))
+        branch: Tensor = self.up(nn.functional.gelu(self.down(z)))
+        return z + branch
 
 
 @register
 @dataclass
 class Adapter(Method):
-    """x <- x + drop_path(A(mlp(norm2(x)))), and likewise for the attention with Houlsby's placement.
+    """x <- x + drop_path(A(mlp(norm2(x)))), and likewise for the attention in Houlsby's placement.
 
     ``init=vpb`` is what V-PETL Bench trains (truncated normal, not the identity); ``init=vpt`` is
     KMnP/vpt's all-zero start, in which nothing but the up bias ever receives a gradient.

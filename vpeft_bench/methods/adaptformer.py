@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,7 +11,10 @@ from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.methods.base import Category, Method, bottleneck_linears, option
 from vpeft_bench.methods.registry import register
 
-ACTIVATIONS = {"relu": nn.functional.relu, "gelu": nn.functional.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": nn.functional.relu,
+    "gelu": nn.functional.gelu,
+}
 
 
 class ParallelBottleneck(nn.Module):
@@ -37,7 +41,8 @@ class ParallelBottleneck(nn.Module):
         """Residual stream before norm2, ``(..., D)``; the result is added beside the MLP."""
         if self.norm is not None:
             x = self.norm(x)
-        return self.scale * self.up(self.dropout(self.activation(self.down(x))))
+        branch: Tensor = self.up(self.dropout(self.activation(self.down(x))))
+        return self.scale * branch
 
 
 @register

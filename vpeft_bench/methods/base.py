@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
-from enum import Enum
+from enum import StrEnum
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +19,7 @@ from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.errors import UnsupportedBackboneError
 
 
-class Category(str, Enum):
+class Category(StrEnum):
     """The survey's categories (arXiv 2402.02242)."""
 
     ADDITION = "addition"
@@ -41,7 +41,7 @@ def option(
 
     Args:
         default: value, or a list (copied for each instance).
-        help: what it is and where the default comes from; shown by ``python -m vpeft_bench methods``.
+        help: what it is and where the default comes from; shown by the ``methods`` command.
         minimum, maximum: inclusive range of a number.
         choices: valid values of a string, or of each item of a list.
     """
@@ -53,6 +53,10 @@ def option(
 
 class MergeableModule(nn.Module):
     """A module placed behind a linear, norm or convolution that can be folded into it."""
+
+    def obstacle(self, leaf: nn.Module) -> str | None:
+        """Why it cannot be folded into this very ``leaf``, or None where it can."""
+        return None
 
     def merge_into(self, leaf: nn.Module) -> None:
         """Change ``leaf``'s own weights so that it alone gives what both gave together."""
@@ -101,8 +105,8 @@ class Method:
     def first_changed_block(self, backbone: Backbone) -> int:
         """Index of the first block whose output training can change.
 
-        What the blocks before it put out is the same in every epoch. ``len(backbone.blocks)`` if the
-        whole trunk is frozen.
+        What the blocks before it put out is the same in every epoch. ``len(backbone.blocks)`` if
+        the whole trunk is frozen.
         """
         return 0
 
@@ -161,6 +165,6 @@ def bottleneck_linears(width: int, bottleneck: int, init: str) -> tuple[nn.Linea
 
 
 @torch.no_grad()
-def add_in_float64(parameter: nn.Parameter, update: Tensor) -> None:
+def add_in_float64(parameter: Tensor, update: Tensor) -> None:
     """``parameter += update``, rounded once, so that merging costs no more than one rounding."""
     parameter.copy_(parameter.double() + update.double())

@@ -43,14 +43,11 @@ class BitFit(Method):
             yield from _tables(backbone)
 
     def parameter_count(self, backbone: Backbone) -> int:
-        """2D + 11DL for a ViT (102,912 for B/16); a Swin's 11 sum(D_l) + norms + tables."""
-        blocks = sum(
-            7 * block.width + block.linear("fc1").out_features for block in backbone.blocks
-        )
-        patch = backbone.blocks[0].width * len(backbone.patch_leaves)
-        merging = sum(norm.normalized_shape[0] for norm in backbone.merge_norms)  # type: ignore[index]
-        tables = sum(t.numel() for t in _tables(backbone)) if self.relative_position_bias else 0
-        return blocks + patch + merging + backbone.blocks[-1].width + tables
+        """2D + 11DL for a ViT (102,912 for B/16); a Swin's 11 sum(D_l) + norms + tables.
+
+        Summed over the biases there are: CLIP's patches have none, q/k norms and pooling add some.
+        """
+        return sum(parameter.numel() for parameter in set(self.unfrozen(backbone)))
 
 
 def _tables(backbone: Backbone) -> Iterator[nn.Parameter]:

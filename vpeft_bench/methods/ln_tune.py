@@ -31,8 +31,8 @@ class LNTune(Method):
         return [parameter for norm in backbone.norms() for parameter in norm.parameters()]
 
     def parameter_count(self, backbone: Backbone) -> int:
-        """2D(2L+1) for a ViT: 38,400 for B/16; a Swin adds its patch and merging norms."""
-        blocks = sum(4 * block.width for block in backbone.blocks)
-        patch = 2 * backbone.blocks[0].width * (len(backbone.patch_leaves) - 1)
-        merging = sum(2 * norm.normalized_shape[0] for norm in backbone.merge_norms)  # type: ignore[index]
-        return blocks + patch + merging + 2 * backbone.blocks[-1].width
+        """2D(2L+1) for a ViT: 38,400 for B/16; a Swin adds its patch and merging norms.
+
+        Summed over the norms there are: CLIP has one in front of its blocks, others on q and k.
+        """
+        return sum(parameter.numel() for parameter in self.unfrozen(backbone))

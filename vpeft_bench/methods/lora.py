@@ -80,7 +80,7 @@ class LoRA(Method):
     """W x + (alpha / rank) B A x on the chosen linears.
 
     Deviations offered as options: ``init=vpb`` starts all four matrices from a truncated normal, as
-    V-PETL Bench's constructor leaves them; the model then does not start at the pretrained function.
+    V-PETL Bench's constructor leaves them; the model then does not start as the pretrained one.
     """
 
     name = "lora"

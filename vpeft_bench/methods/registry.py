@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import fields
@@ -11,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from vpeft_bench.errors import MethodOptionError, Problem, nearest, unknown_name
-from vpeft_bench.methods.base import Method
+from vpeft_bench.methods.base import Method, default_options
 
 _METHODS: dict[str, type[Method]] = {}
 
@@ -63,7 +64,9 @@ def build_method(name: str, options: Mapping[str, Any]) -> Method:
     found = method_class(name)
     if problems := option_problems(name, options):
         raise MethodOptionError(problems)
-    return found(**options)
+    hints = get_type_hints(found)
+    # A whole number given for a real one is stored as such: alpha=8 and alpha=8.0 are one method.
+    return found(**{key: _plain(value, hints[key]) for key, value in options.items()})
 
 
 def option_problems(name: str, options: Mapping[str, Any]) -> list[Problem]:
@@ -71,25 +74,35 @@ def option_problems(name: str, options: Mapping[str, Any]) -> list[Problem]:
     found = method_class(name)
     hints = get_type_hints(found)
     known = {f.name: f for f in fields(found)}
+    defaults = default_options(found)
     problems = []
     for key, value in options.items():
         where = f"method.{key}"
         if key not in known:
             close = nearest(key, known)
-            fix = f"did you mean method.{close}=..." if close else ""
-            listing = ", ".join(known) or "none"
-            problems.append(Problem(where, f"{name} has no such option", f"{fix}\noptions: {listing}"))
+            fix = [f"did you mean method.{close}=..."] if close else []
+            fix.append(f"options: {', '.join(known) or 'none'}")
+            problems.append(Problem(where, f"{name} has no such option", "\n".join(fix)))
             continue
-        default = getattr(found, key, None)
         what = _wrong(value, hints[key], known[key].metadata)
         if what:
-            problems.append(Problem(f"{where}={value}", what, f"default: {where}={default}"))
+            default = f"default: {where}={defaults[key]}"
+            problems.append(Problem(f"{where}={value}", what, default))
     return problems
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    return get_args(hint) if get_origin(hint) is UnionType else (hint,)
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    return float(value) if type(value) is int and float in _kinds(hint) else value
 
 
 def _wrong(value: Any, hint: Any, metadata: Mapping[str, Any]) -> str | None:
     """What is wrong with an option's value, or None."""
-    kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    kinds = _kinds(hint)
     if value is None:
         return None if NoneType in kinds else "must not be null"
     kind = next(k for k in kinds if k is not NoneType)
@@ -97,19 +110,24 @@ def _wrong(value: Any, hint: Any, metadata: Mapping[str, Any]) -> str | None:
     if get_origin(kind) is list:
         if not isinstance(value, list) or not value:
             return "must be a non-empty list"
+        (item_kind,) = get_args(kind)
+        if any(type(item) is not item_kind for item in value):
+            return f"must hold items of type {item_kind.__name__}"
         wrong = [item for item in value if item not in choices] if choices else []
-        if len(set(value)) < len(value):
-            return "names something twice"
-        return f"{wrong} not in {list(choices)}" if wrong else None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        if wrong:
+            return f"{wrong} not in {list(choices)}"
+        return "names something twice" if len(set(value)) < len(value) else None
+    value = _plain(value, kind)
     if type(value) is not kind:
         return f"must be {'a number' if kind is float else f'of type {kind.__name__}'}"
     if choices and value not in choices:
         close = nearest(value, choices)
         hint_text = f" (did you mean {close}?)" if close else ""
         return f"must be one of {', '.join(choices)}{hint_text}"
+    if kind is float and not math.isfinite(value):
+        return "must be finite"
     low, high = metadata["minimum"], metadata["maximum"]
     if (low is not None and value < low) or (high is not None and value > high):
-        return f"must lie in [{low if low is not None else '-inf'}, {high if high is not None else 'inf'}]"
+        lower = "-inf" if low is None else low
+        return f"must lie in [{lower}, {'inf' if high is None else high}]"
     return None

@@ -31,11 +31,16 @@ class ScaleShift(MergeableModule):
         """Scale and shift the output y; the input x is not used."""
         return y * self.scale.view(self.shape) + self.shift.view(self.shape)
 
+    def obstacle(self, leaf: nn.Module) -> str | None:
+        """A shift needs a bias to go into."""
+        return None if getattr(leaf, "bias", None) is not None else "it has no bias for the shift"
+
     @torch.no_grad()
     def merge_into(self, leaf: nn.Module) -> None:
         """W <- diag(gamma) W, b <- gamma b + beta; the same for a norm's weight and bias."""
         weight, bias = leaf.weight, leaf.bias
-        assert isinstance(weight, nn.Parameter) and isinstance(bias, nn.Parameter)
+        assert isinstance(weight, nn.Parameter)
+        assert isinstance(bias, nn.Parameter)
         scale, shift = self.scale.double(), self.shift.double()
         weight.copy_(weight.double() * scale.view(-1, *[1] * (weight.ndim - 1)))
         bias.copy_(bias.double() * scale + shift)
@@ -55,24 +60,19 @@ class SSF(Method):
     source = "equation 4; sites as in the authors' code"
     category = Category.REPARAMETERISATION
 
-    init_std: float = option(0.02, "spread of the initial scale and shift (authors' code)", minimum=0)
+    init_std: float = option(
+        0.02, "spread of the initial scale and shift (authors' code)", minimum=0.0
+    )
 
     def place(self, backbone: Backbone) -> None:
         """One pair behind every leaf."""
         for leaf in _leaves(backbone):
-            weight = leaf.weight
-            assert isinstance(weight, Tensor)
-            pair = ScaleShift(weight.shape[0], not isinstance(leaf, nn.Conv2d), self.init_std)
+            pair = ScaleShift(_channels(leaf), not isinstance(leaf, nn.Conv2d), self.init_std)
             backbone.place_on_leaf(leaf, pair)
 
     def parameter_count(self, backbone: Backbone) -> int:
         """22DL + 4D for a ViT: 205,824 for B/16; a Swin adds its patch and merging norms."""
-        blocks = sum(
-            2 * (7 * block.width + block.linear("fc1").out_features) for block in backbone.blocks
-        )
-        patch = 2 * backbone.blocks[0].width * len(backbone.patch_leaves)
-        merging = sum(2 * norm.normalized_shape[0] for norm in backbone.merge_norms)  # type: ignore[index]
-        return blocks + patch + merging + 2 * backbone.blocks[-1].width
+        return sum(2 * _channels(leaf) for leaf in _leaves(backbone))
 
     @property
     def identity_at_start(self) -> bool:
@@ -85,4 +85,11 @@ def _leaves(backbone: Backbone) -> Iterator[nn.Module]:
     for block in backbone.blocks:
         yield from block.leaves.values()
     yield from backbone.merge_norms
-    yield backbone.final_norm
+    if not isinstance(backbone.final_norm, nn.Identity):
+        yield backbone.final_norm
+
+
+def _channels(leaf: nn.Module) -> int:
+    weight = leaf.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0]

@@ -29,7 +29,8 @@ class InsertPrompts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens ``(B, N, D)`` to ``(B, N + p, D)``."""
         prompts = self.prompts if self.projection is None else self.projection(self.prompts)
-        prompts = self.dropout(prompts).expand(len(x), -1, -1).to(x.dtype)
+        # Expanded first: every picture drops prompt values of its own, as in KMnP/vpt.
+        prompts = self.dropout(prompts.expand(len(x), -1, -1)).to(x.dtype)
         at = x.shape[1] if self.at is None else self.at
         return torch.cat([x[:, :at], prompts, x[:, at:]], dim=1)
 
@@ -112,8 +113,13 @@ class VPTShallow(VPT):
     prompt_length: int = option(100, "p (V-PETL Bench: 100)", minimum=1)
 
     def check(self, backbone: Backbone) -> None:
-        """As every method; and position embeddings must not be resized at run time."""
+        """As every method; and timm must be able to take prompts for prefix tokens."""
         super().check(backbone)
+        if getattr(backbone.model, "pool_include_prefix", False):
+            raise UnsupportedBackboneError(
+                f"method {self.name} does not support pool_include_prefix=True: the prompts would "
+                "be pooled with the image's own tokens"
+            )
         if getattr(backbone.model, "dynamic_img_size", False):
             raise UnsupportedBackboneError(
                 f"method {self.name} does not support dynamic_img_size=True: timm would count the "
@@ -150,7 +156,9 @@ class VPTDeep(VPT):
         10, "p per block; published rows search it per task (VTAB mean 61), 10 is ours", minimum=1
     )
     position: str = option(
-        "prepend", "prepend: behind the class token; append: at the end", choices=("prepend", "append")
+        "prepend",
+        "prepend: behind the class token; append: at the end",
+        choices=("prepend", "append"),
     )
 
     def place(self, backbone: Backbone) -> None:

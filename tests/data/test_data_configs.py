@@ -1,0 +1,113 @@
+"""Every file under configs/data composes, fits DataConfig and appears in the listing."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from vpeft_bench.choices import choices_on_disk
+from vpeft_bench.data.listing import (
+    Listed,
+    compose_data_configs,
+    list_datasets,
+    main,
+    print_datasets,
+)
+from vpeft_bench.data.schema import Augmentation, DataConfig, Resize
+
+
+@pytest.fixture(scope="module")
+def configs(config_dir: Path) -> dict[str, DataConfig]:
+    names = choices_on_disk(config_dir)["data"]
+    return dict(zip(names, compose_data_configs(config_dir, names), strict=True))
+
+
+def test_all_are_there_and_carry_their_own_name(configs: dict[str, DataConfig]) -> None:
+    assert len(configs) == 19 + 5 + 4 + 2
+    counts = Counter(config.benchmark for config in configs.values())
+    assert counts == {"vtab1k": 19, "fgvc": 5, "demo": 4, "custom": 2}
+    assert [config.name for config in configs.values()] == list(configs)
+
+
+def test_vtab_facts(configs: dict[str, DataConfig]) -> None:
+    tasks = [config for config in configs.values() if config.benchmark == "vtab1k"]
+    groups = Counter(task.group for task in tasks)
+    assert groups == {"natural": 7, "specialized": 4, "structured": 8}
+    for task in tasks:
+        assert task.folders[0] == task.name.removeprefix("vtab1k/")
+        assert (task.train_size, task.val_size, task.final_train) == (800, 200, "trainval")
+        assert (task.resize, task.augmentation) == (Resize.squash, Augmentation.none)
+    assert sum(task.num_classes or 0 for task in tasks) == 940
+
+
+def test_fgvc_facts(configs: dict[str, DataConfig]) -> None:
+    tasks = [config for config in configs.values() if config.benchmark == "fgvc"]
+    for task in tasks:
+        assert task.final_train == "train"
+        assert (task.resize, task.augmentation) == (Resize.shorter_side, Augmentation.crop_flip)
+    assert sum(task.num_classes or 0 for task in tasks) == 200 + 555 + 102 + 120 + 196
+
+
+def test_every_downloadable_set_says_where_to_get_it(configs: dict[str, DataConfig]) -> None:
+    for config in configs.values():
+        if config.benchmark in ("vtab1k", "fgvc"):
+            assert config.source.startswith("http"), config.name
+            assert config.licence, config.name
+            assert config.test_size, config.name
+
+
+@pytest.mark.parametrize("line", ["augmentation: cutmix", "augmentations: none", "val_size: x"])
+def test_misspelt_files_are_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text(f"name: mine\n{line}\n")
+    with pytest.raises(OmegaConfBaseException, match=line.split(":")[0]):
+        compose_data_configs(tmp_path, ["mine"])
+
+
+def test_listing(config_dir: Path, shared_data: Path) -> None:
+    roots = {"vtab1k": str(shared_data / "vtab-1k"), "fgvc": str(shared_data / "fgvc")}
+    listed = {row.config.name: row for row in list_datasets(config_dir, roots)}
+    assert len(listed) == 30
+    there = {name for name, row in listed.items() if row.status == "yes"}
+    demo = {name for name in listed if name.startswith("demo/")}
+    assert there == demo | {"vtab1k/dsprites_loc", "vtab1k/dsprites_ori"}
+    # The stand-in at hand has 12 of the 102 classes: it must not pass for the real one.
+    assert listed["fgvc/oxford_flowers"].status == "1 problem"
+    assert listed["vtab1k/svhn"].status == "no"
+
+    console = Console(file=io.StringIO(), record=True, width=140)
+    print_datasets(list(listed.values()), console)
+    text = console.export_text()
+    assert "2,000 of 73,728" in text
+    assert "12 classes where Oxford Flowers 102 has 102" in text
+
+
+def test_command_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    configs: dict[str, DataConfig],
+) -> None:
+    asked = []
+
+    def list_two(directory: Path, roots: dict[str, str]) -> list[Listed]:
+        asked.append(roots)
+        return [Listed(configs["demo/digits"], None), Listed(configs["fgvc/cub"], None)]
+
+    monkeypatch.setattr("vpeft_bench.data.listing.list_datasets", list_two)
+    assert main(["--vtab1k", "somewhere"]) == 0
+    assert asked == [{"vtab1k": "somewhere"}]
+    shown = capsys.readouterr().out
+    assert "demo: comes with the package" in shown
+    assert "fgvc: looked in data/fgvc" in shown
+
+
+def test_listing_needs_no_torch() -> None:
+    code = "import sys, vpeft_bench.data.listing; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vpeft_bench.leaderboard.cells import Cell, Collection, Spread, collect, option_text
+from vpeft_bench.record import RunRecord, Split, Status, Weights, WeightsLabel
+
+Run = Callable[..., RunRecord]
+
+
+def gather(*records: RunRecord) -> Collection:
+    return collect((Path(f"{number}/record.json"), run) for number, run in enumerate(records))
+
+
+def only(collection: Collection) -> Cell:
+    (cell,) = collection.cells
+    return cell
+
+
+def test_seeds_of_one_configuration_form_a_cell(run: Run) -> None:
+    cell = only(gather(run(60.0, seed=10), run(50.0, seed=2), run(70.0, seed=1)))
+    assert cell.seeds == [1, 2, 10]
+    assert cell.top1 == Spread(n=3, mean=60.0, low=50.0, high=70.0, std=10.0)
+
+
+def test_a_single_seed_has_no_deviation(run: Run) -> None:
+    assert only(gather(run(60.0))).top1 == Spread(n=1, mean=60.0, low=60.0, high=60.0, std=None)
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"method": "ssf"},
+        {"options": {"rank": 4}},
+        {"backbone": "vit_b16"},
+        {"weights": Weights("other", "sha256:ff", WeightsLabel.DEMO)},
+        {"weights": Weights(None, None, WeightsLabel.RANDOM)},
+        {"normalization": "imagenet"},
+        {"protocol": "select"},
+        {"data": "demo/sprites_count"},
+        {"config_hash": "another learning rate"},
+    ],
+)
+def test_what_differs_is_not_averaged(run: Run, difference: dict[str, object]) -> None:
+    first = run(seed=0)
+    other = run(seed=1, **{"config_hash": first.config_hash, **difference})
+    assert len(gather(first, other).cells) == 2
+
+
+def test_random_weights_of_several_seeds_stay_together(run: Run) -> None:
+    runs = [
+        run(
+            seed=seed, config_hash="h", weights=Weights(None, f"sha256:{seed}", WeightsLabel.RANDOM)
+        )
+        for seed in range(3)
+    ]
+    assert only(gather(*runs)).entry.weights == "random"
+
+
+def test_a_run_that_died_before_loading_joins_the_runs_that_asked_for_the_same(run: Run) -> None:
+    good = run(seed=0)
+    died = dataclasses.replace(
+        run(seed=1, status=Status.OOM),
+        asked={**good.asked, "seed": 1},
+        where=dataclasses.replace(good.where, weights=None),
+    )
+    cell = only(gather(good, died))
+    assert (cell.seeds, [lost.status for lost in cell.unfinished]) == ([0], [Status.OOM])
+    assert only(gather(died)).entry.weights == "unknown"
+
+
+def test_cells_come_in_one_order(run: Run) -> None:
+    runs = [run(method=method, seed=seed) for method in ("b", "c", "a") for seed in (1, 0)]
+    assert gather(*runs).cells == gather(*reversed(runs)).cells
+
+
+def test_identical_copies_count_once(run: Run) -> None:
+    collection = gather(run(60.0), run(60.0), run(60.0))
+    assert (collection.copies, collection.left_out) == (2, [])
+    assert only(collection).top1.n == 1
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_of_two_records_of_a_run_the_newest_counts(run: Run, backwards: bool) -> None:
+    # As text, the older one sorts last.
+    older = run(99.0, finished="2026-01-02T03:04:05Z")
+    newer = run(60.0, finished="2026-01-02T03:04:05.5+00:00")
+    collection = gather(*([newer, older] if backwards else [older, newer]))
+    assert only(collection).top1.mean == 60.0
+    (problem,) = collection.left_out
+    assert problem.where == ("1/record.json" if backwards else "0/record.json")
+    assert "is a newer record of run final/demo/digits" in problem.what
+
+
+def test_of_two_records_of_one_moment_the_files_names_do_not_choose(run: Run) -> None:
+    pair = [run(50.0), run(60.0)]
+    assert only(gather(*pair)).top1 == only(gather(*reversed(pair))).top1
+
+
+def test_an_unplaceable_record_is_left_out_with_its_reason(run: Run) -> None:
+    def without(group: str) -> RunRecord:
+        record = run(method=f"no_{group}")
+        asked = {name: value for name, value in record.asked.items() if name != group}
+        return dataclasses.replace(record, asked=asked)
+
+    reasons = [
+        problem.what
+        for problem in gather(
+            without("data"),
+            without("method"),
+            without("backbone"),
+            without("hardware"),
+            without("seed"),
+            run(protocol="final", split=Split.VAL),
+            run(protocol="select", split=Split.TEST),
+            run(protocol="peek", split=Split.TEST),
+        ).left_out
+    ]
+    assert reasons == [
+        "left out: asked.data.normalization is missing",
+        "left out: asked.method.name is missing",
+        "left out: asked.backbone.name is missing",
+        "left out: asked.hardware.precision is missing",
+        "left out: asked.seed is no whole number",
+        "left out: protocol 'final' scores test images, "
+        "yet the last epoch was scored on val images",
+        "left out: protocol 'select' scores val images, "
+        "yet the last epoch was scored on test images",
+        "left out: no table is defined for protocol 'peek'; there are: final, select",
+    ]
+
+
+def test_labels_of_any_seed_mark_the_cell(run: Run) -> None:
+    cell = only(gather(run(seed=0, labels=("demo data",)), run(seed=1, labels=("limited",))))
+    assert cell.labels == ["demo data", "limited"]
+
+
+def test_data_that_changed_between_seeds_is_noticed(run: Run) -> None:
+    cell = only(gather(run(seed=0), run(seed=1, data_fingerprint="d2")))
+    assert cell.labels == ["data differ between seeds"]
+
+
+def test_a_measurement_that_one_seed_lacks_has_no_mean(run: Run) -> None:
+    cell = only(gather(run(seed=0, peak_memory_bytes=5), run(seed=1)))
+    assert cell.each(lambda record: record.happened.peak_memory_bytes) == []
+    assert cell.each(lambda record: record.happened.seconds.train) == [30.0, 31.0]
+
+
+def test_different_options_have_different_texts() -> None:
+    assert option_text({"rank": 8, "alpha": 16.0}) == "alpha=16.0 rank=8"
+    assert option_text({"targets": ["q", "v"], "init": "zero"}) == 'init=zero targets=["q","v"]'
+    values = [8, 8.0, "8", "8.0", True, "true", None, "null", "a b=1", ["a"], "[a]", {"a": 1}, ""]
+    assert len({option_text({"x": value}) for value in values}) == len(values)
+    assert option_text({"x": "a b=1"}) != option_text({"x": "a", "b": 1})

@@ -1,0 +1,519 @@
+"""What every method owes, on every family of backbones; a new method is checked by existing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import MODELS, build, images, targets
+from torch import Tensor, nn
+
+import vpeft_bench
+from vpeft_bench.attachment import Attached, attach_method
+from vpeft_bench.backbones import Backbone, block_map
+from vpeft_bench.errors import (
+    AlreadyAttachedError,
+    DeltaMismatchError,
+    NotMergeableError,
+    UnsupportedBackboneError,
+)
+from vpeft_bench.methods.base import MergeableModule, Method
+from vpeft_bench.methods.registry import build_method, method_class
+
+# Options a method needs on models this small; every other method runs with its defaults.
+SMALL: dict[str, dict[str, Any]] = {"vpt_shallow": {"prompt_length": 4}}
+
+# Options that take another path through a method than its defaults do.
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("adapter", {"placement": "houlsby", "last_blocks": 1}),
+    ("adapter", {"init": "vpb"}),
+    ("adaptformer", {"layer_norm": "in", "activation": "gelu", "init": "vpb"}),
+    ("bitfit", {"relative_position_bias": False}),
+    ("lora", {"targets": ["k", "proj", "fc1", "fc2"], "alpha": 3.0, "dropout": 0.1}),
+    ("lora", {"targets": ["qkv"], "rank": 3, "init": "vpb"}),
+    ("ssf", {"init_std": 0.0}),
+    ("vpt_shallow", {"prompt_length": 3, "projection_width": 6, "init": "vpb"}),
+    ("vpt_deep", {"projection_width": 6, "dropout": 0.1}),
+    ("vpt_deep", {"position": "append"}),
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method with options, on a kind of model."""
+
+    method: str
+    options: Mapping[str, Any]
+    kind: str
+
+    def attach(self, model: nn.Module) -> Attached:
+        return vpeft_bench.attach(model, self.method, **self.options)
+
+    def __str__(self) -> str:
+        options = ",".join(f"{k}={v}" for k, v in self.options.items())
+        return f"{self.kind}-{self.method}({options})"
+
+
+def _family(kind: str) -> str:
+    return "swin" if kind == "swin" else "vit"
+
+
+def _cases() -> Iterator[Case]:
+    defaults = [(name, SMALL.get(name, {})) for name in vpeft_bench.list_methods()]
+    for name, options in defaults + VARIANTS:
+        for kind in MODELS:
+            if _family(kind) in method_class(name).families:
+                yield Case(name, options, kind)
+
+
+EVERY_CASE = pytest.mark.parametrize("case", list(_cases()), ids=str)
+EVERY_METHOD = pytest.mark.parametrize("name", vpeft_bench.list_methods())
+
+
+# ---- helpers ------------------------------------------------------------------------------------
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return cast(Tensor, model(images()))
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    model.zero_grad(set_to_none=True)
+    nn.functional.cross_entropy(model(images()), targets()).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def train(attached: Attached, steps: int = 2) -> list[dict[str, Tensor]]:
+    """AdamW on method and head; the gradients of each step."""
+    parameters = attached.trainable_parameters() + attached.head_parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
+    history = []
+    for _ in range(steps):
+        history.append(gradients(attached.model))
+        optimizer.step()
+    return history
+
+
+def randomise(attached: Attached) -> None:
+    """Move whatever the method trains well away from its start."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in attached.trainable_parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
+    assert list(left) == list(right)
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def relative_error(value: Tensor, expected: Tensor) -> float:
+    return ((value - expected).abs().max() / expected.abs().max()).item()
+
+
+# ---- where it runs ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@EVERY_METHOD
+def test_unsupported_family_is_refused(name: str, kind: str) -> None:
+    found = method_class(name)
+    if _family(kind) in found.families:
+        return
+    model = build(kind)
+    before = state(model)
+    with pytest.raises(UnsupportedBackboneError, match=name) as error:
+        vpeft_bench.attach(model, name)
+    assert found.unsupported[_family(kind)] in str(error.value)
+    assert_same(state(model), before)
+
+
+@EVERY_METHOD
+def test_states_its_facts(name: str) -> None:
+    found = method_class(name)
+    assert found.title
+    assert found.source
+    assert found.category
+    assert set(found.families) <= {"vit", "swin"}
+    assert set(found.unsupported) == {"vit", "swin"} - set(found.families)
+    assert all(field.metadata["help"] for field in fields(found))
+
+
+# ---- the start ----------------------------------------------------------------------------------
+
+
+@EVERY_CASE
+def test_identity_at_start(case: Case) -> None:
+    model = build(case.kind)
+    before = logits(model)
+    attached = case.attach(model)
+    assert torch.equal(logits(model), before) == attached.method.identity_at_start
+
+
+@EVERY_CASE
+def test_parameter_count(case: Case) -> None:
+    model = build(case.kind)
+    head = sum(p.numel() for p in model.get_classifier().parameters())
+    expected = build_method(case.method, case.options).parameter_count(block_map(model))
+    attached = case.attach(model)
+    counts = attached.parameter_counts()
+    assert counts.method == expected
+    assert counts.method == sum(p.numel() for p in attached.trainable_parameters())
+    assert (counts.head, counts.total) == (head, expected + head)
+    assert counts.model == sum(p.numel() for p in model.parameters())
+
+
+@EVERY_CASE
+def test_placed_modules_follow_the_model(case: Case) -> None:
+    """Type, device and mode; what is placed later must not be the odd one out."""
+    model = build(case.kind).to(torch.float64).eval()
+    attached = case.attach(model)
+    assert {p.dtype for p in attached.trainable_parameters()} <= {torch.float64}
+    assert not any(module.training for module in model.modules())
+    model.train()
+    assert all(module.training for module in model.modules())
+
+
+# ---- training -----------------------------------------------------------------------------------
+
+
+@EVERY_CASE
+def test_everything_trainable_learns(case: Case) -> None:
+    attached = case.attach(build(case.kind))
+    names = {name for name, _ in attached.named_trainable_parameters()}
+    history = train(attached)
+    alive = {name for step in history for name, gradient in step.items() if gradient.any()}
+    assert names - alive == set()
+
+
+@EVERY_CASE
+def test_only_what_is_declared_changes(case: Case) -> None:
+    attached = case.attach(build(case.kind).train())
+    model = attached.model
+    declared = {id(p) for p in attached.trainable_parameters() + attached.head_parameters()}
+    assert {id(p) for p in model.parameters() if p.requires_grad} == declared
+    before = state(model)
+    train(attached)
+    parameters = model.state_dict(keep_vars=True)
+    changed = {name for name, tensor in state(model).items() if not tensor.equal(before[name])}
+    assert changed == {name for name, tensor in parameters.items() if id(tensor) in declared}
+
+
+@EVERY_CASE
+def test_train_and_eval_modes(case: Case) -> None:
+    attached = case.attach(build(case.kind))
+    randomise(attached)
+    model = attached.model
+    expected = logits(model)
+    model.train()
+    assert logits(model).isfinite().all()
+    model.eval()
+    assert torch.equal(logits(model), expected)
+
+
+@EVERY_CASE
+def test_first_changed_block(case: Case) -> None:
+    attached = case.attach(build(case.kind))
+    backbone = attached.backbone
+
+    def block_outputs() -> list[Tensor]:
+        outputs: list[Tensor] = []
+        hooks = [
+            block.module.register_forward_hook(lambda _, __, output: outputs.append(output))
+            for block in backbone.blocks
+        ]
+        logits(attached.model)
+        for hook in hooks:
+            hook.remove()
+        return outputs
+
+    before = block_outputs()
+    randomise(attached)
+    after = block_outputs()
+    first = attached.method.first_changed_block(backbone)
+    same = [torch.equal(b, a) for b, a in zip(before, after, strict=True)]
+    assert same == [index < first for index in range(len(backbone.blocks))]
+
+
+@EVERY_CASE
+def test_bf16_autocast(case: Case) -> None:
+    attached = case.attach(build(case.kind).train())
+    with torch.autocast("cpu", torch.bfloat16):
+        output = attached.model(images())
+        nn.functional.cross_entropy(output, targets()).backward()
+    assert output.isfinite().all()
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in attached.trainable_parameters()
+    )
+
+
+@EVERY_CASE
+def test_gradient_checkpointing(case: Case) -> None:
+    attached = case.attach(build(case.kind))
+    randomise(attached)
+    expected = gradients(attached.model)
+    attached.model.set_grad_checkpointing()
+    assert_same(gradients(attached.model), expected)
+
+
+# ---- delta checkpoints --------------------------------------------------------------------------
+
+
+@EVERY_CASE
+def test_save_and_load(case: Case, tmp_path: Path) -> None:
+    attached = case.attach(build(case.kind))
+    randomise(attached)
+    path = tmp_path / "delta.safetensors"
+    assert attached.save(path) == path.stat().st_size
+    torch.manual_seed(1)  # another start, which loading has to overwrite
+    fresh = case.attach(build(case.kind))
+    fresh.load(path)
+    assert torch.equal(logits(fresh.model), logits(attached.model))
+    assert_same(state(fresh.model), state(attached.model))
+
+
+@EVERY_CASE
+def test_delta_of_something_else_is_refused(case: Case, tmp_path: Path) -> None:
+    own, other, damaged = (tmp_path / name for name in ("own", "other", "damaged"))
+    source = case.attach(build(case.kind))
+    randomise(source)
+    source.save(own)
+    attached = case.attach(build(case.kind))
+    before = state(attached.model)
+
+    def refused(path: Path, match: str) -> None:
+        with pytest.raises(DeltaMismatchError, match=match):
+            attached.load(path)
+        assert_same(state(attached.model), before)
+
+    case.attach(build(case.kind, seed=1)).save(other)
+    refused(other, "base_fingerprint")
+
+    name = "linear" if case.method != "linear" else "full"
+    vpeft_bench.attach(build(case.kind), name).save(other)
+    refused(other, "method")
+
+    if options := other_options(source.method):
+        vpeft_bench.attach(build(case.kind), case.method, **options).save(other)
+        refused(other, "options")
+
+    header = source._header()
+    tensors = load_file(own)
+    save_file(tensors | {"stray": torch.zeros(1)}, other, metadata=header)
+    refused(other, "unexpected tensor stray")
+    if tensors:
+        name = next(iter(tensors))
+        save_file({k: v for k, v in tensors.items() if k != name}, other, metadata=header)
+        refused(other, f"missing tensor {name}")
+        save_file(tensors | {name: tensors[name][None].clone()}, other, metadata=header)
+        refused(other, name)
+    save_file(tensors, other)
+    refused(other, "nothing")
+
+    for content in (own.read_bytes()[:-1] if tensors else b"{", own.read_bytes()[:20], b""):
+        damaged.write_bytes(content)
+        refused(damaged, "cannot be read")
+    damaged.write_text("accuracy 0.93\n" * 9)
+    refused(damaged, "cannot be read")
+    refused(tmp_path / "absent", "cannot be read")
+    refused(tmp_path, "cannot be read")
+
+
+def other_options(method: Method) -> dict[str, Any]:
+    """The method's options with one of them changed to another valid value."""
+    for field in fields(method):
+        value = getattr(method, field.name)
+        choices = [c for c in field.metadata["choices"] if c != value]
+        if isinstance(value, bool):
+            changed: Any = not value
+        elif isinstance(value, list):
+            changed = [choice for choice in choices if choice not in value][:1]
+        elif choices:
+            changed = choices[0]
+        elif isinstance(value, int | float):
+            changed = value + 1 if field.metadata["maximum"] is None else value / 2 + 0.25
+        else:
+            continue
+        return method.options() | {field.name: changed}
+    return {}
+
+
+# ---- merging ------------------------------------------------------------------------------------
+
+
+@EVERY_CASE
+def test_merge(case: Case) -> None:
+    attached = case.attach(build(case.kind))
+    randomise(attached)
+    model = attached.model
+    expected, before = logits(model), state(model)
+    if attached.method.not_mergeable is not None:
+        with pytest.raises(NotMergeableError) as error:
+            attached.merge()
+        assert attached.method.not_mergeable in str(error.value)
+        assert_same(state(model), before)
+        assert torch.equal(logits(model), expected)
+        return
+    assert attached.merge() is model
+    assert relative_error(logits(model), expected) < 1e-5
+    fresh = build(case.kind, seed=3)
+    assert [type(m) for m in model.modules()] == [type(m) for m in fresh.modules()]
+    assert all(p.requires_grad for p in model.parameters())
+    fresh.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(logits(fresh), logits(model))
+    with pytest.raises(AlreadyAttachedError):
+        attached.detach()
+    case.attach(model)  # a merged model is a plain one: the next method may come
+
+
+@pytest.mark.parametrize("name", [n for n in vpeft_bench.list_methods() if n == "ssf"])
+def test_merge_without_a_bias_says_why_and_changes_nothing(name: str) -> None:
+    """CLIP's patch embedding has no bias, so a shift behind it has nowhere to go."""
+    model = build("vit")
+    model.patch_embed.proj.register_parameter("bias", None)
+    attached = vpeft_bench.attach(model, name)
+    before = state(model)
+    with pytest.raises(NotMergeableError, match=r"patch_embed\.proj.*bias"):
+        attached.merge()
+    assert_same(state(model), before)
+    attached.detach()
+
+
+# ---- leaving ------------------------------------------------------------------------------------
+
+
+@EVERY_CASE
+def test_detach_gives_the_original_back(case: Case) -> None:
+    model = build(case.kind)
+    frozen = next(iter(model.parameters())).requires_grad_(False)
+    hook_calls: list[int] = []
+    block_map(model).blocks[0].module.register_forward_hook(lambda *_: hook_calls.append(1))
+    before, expected = state(model), logits(model)
+    classes = [type(module) for module in model.modules()]
+    required_grad = {name: p.requires_grad for name, p in model.named_parameters()}
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+
+    attached = case.attach(model.train())
+    train(attached)
+    head = {name: p for name, p in model.state_dict().items() if name.startswith("head")}
+    assert attached.detach() is model
+    model.eval()
+
+    after = state(model)
+    assert_same(
+        {n: t for n, t in after.items() if n not in head},
+        {n: t for n, t in before.items() if n not in head},
+    )
+    assert list(after) == list(before)
+    assert [type(module) for module in model.modules()] == classes
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == required_grad
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+    assert frozen.grad is None
+    model.load_state_dict(before)  # the head was trained; it is not the method's to restore
+    calls = len(hook_calls)
+    assert torch.equal(logits(model), expected)
+    assert len(hook_calls) == calls + 1
+    with pytest.raises(AlreadyAttachedError):
+        attached.detach()
+    case.attach(model)
+
+
+@EVERY_CASE
+def test_one_method_at_a_time(case: Case) -> None:
+    model = build(case.kind)
+    attached = case.attach(model)
+    expected = logits(model)
+    with pytest.raises(AlreadyAttachedError, match=case.method):
+        vpeft_bench.attach(model, "linear")
+    assert torch.equal(logits(model), expected)
+    attached.detach()
+    second = vpeft_bench.attach(model, "linear")
+    with pytest.raises(AlreadyAttachedError):
+        attached.detach()  # spent: it must not take off what came after it
+    second.detach()
+
+
+@EVERY_CASE
+def test_deepcopy(case: Case) -> None:
+    attached = case.attach(build(case.kind))
+    randomise(attached)
+    expected = logits(attached.model)
+    twin = copy.deepcopy(attached)
+    assert torch.equal(logits(twin.model), expected)
+    assert torch.equal(logits(copy.deepcopy(attached.model)), expected)
+    train(twin)
+    assert torch.equal(logits(attached.model), expected)
+    twin.detach()
+    assert torch.equal(logits(attached.model), expected)
+
+
+# ---- a method that fails ------------------------------------------------------------------------
+
+
+class Unfoldable(nn.Module):
+    """Says nothing about merging."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return y
+
+
+class Broken(Method):
+    """Places something, then raises."""
+
+    name = "broken"
+
+    def unfrozen(self, backbone: Backbone) -> list[nn.Parameter]:
+        return [backbone.blocks[0].linear("qkv").weight]
+
+    def place(self, backbone: Backbone) -> None:
+        backbone.blocks[0].place("qkv", Unfoldable())
+        backbone.blocks[0].place("attn_in", nn.Identity())
+        backbone.blocks[0].place("attn_in", nn.Identity())
+
+
+def test_a_method_that_fails_leaves_no_trace() -> None:
+    model = build("vit")
+    before, expected = state(model), logits(model)
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn_in already holds a Identity"):
+        attach_method(model, Broken())
+    assert_same(state(model), before)
+    assert torch.equal(logits(model), expected)
+    assert [type(m) for m in model.modules()] == [type(m) for m in build("vit").modules()]
+    assert all(p.requires_grad for p in model.parameters())
+    vpeft_bench.attach(model, "linear")
+
+
+class Hidden(Broken):
+    """Places something that cannot be folded, without saying so."""
+
+    def unfrozen(self, backbone: Backbone) -> list[nn.Parameter]:
+        return []
+
+    def place(self, backbone: Backbone) -> None:
+        backbone.blocks[1].place("fc1", Unfoldable())
+
+
+def test_merge_names_what_cannot_be_folded() -> None:
+    attached = attach_method(build("vit"), Hidden())
+    with pytest.raises(NotMergeableError, match=r"blocks\.1\.mlp\.fc1\.delta: a Unfoldable"):
+        attached.merge()
+
+
+def test_mergeable_modules_are_mergeable_methods() -> None:
+    """What a method says about merging agrees with what it places."""
+    for case in _cases():
+        attached = case.attach(build(case.kind))
+        placed = [p.module for p in attached.backbone.placements]
+        if attached.method.not_mergeable is None:
+            assert all(isinstance(module, MergeableModule) for module in placed), case

@@ -1,0 +1,113 @@
+"""Closed-form parameter counts of the specifications, at full size and without memory for it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import vpeft_bench
+from vpeft_bench.backbones import block_map
+from vpeft_bench.methods.registry import build_method, method_class
+
+NAMES = {
+    "vit_b": "vit_base_patch16_224",
+    "swin_b": "swin_base_patch4_window7_224",
+    "swin_l": "swin_large_patch4_window7_224",
+}
+
+COUNTS: list[tuple[str, str, dict[str, Any], int]] = [
+    ("vit_b", "full", {}, 85_798_656),
+    ("vit_b", "linear", {}, 0),
+    ("vit_b", "bitfit", {}, 102_912),
+    ("vit_b", "ln_tune", {}, 38_400),
+    ("vit_b", "lora", {"rank": 8}, 294_912),
+    ("vit_b", "lora", {"rank": 16}, 589_824),
+    ("vit_b", "lora", {"rank": 8, "targets": ["qkv"]}, 294_912),
+    ("vit_b", "ssf", {}, 205_824),
+    ("vit_b", "adapter", {"bottleneck": 8}, 156_768),
+    ("vit_b", "adapter", {"bottleneck": 12}, 230_544),
+    ("vit_b", "adapter", {"bottleneck": 96}, 1_779_840),
+    ("vit_b", "adapter", {"bottleneck": 8, "placement": "houlsby"}, 313_536),
+    ("vit_b", "adapter", {"bottleneck": 8, "last_blocks": 6}, 78_384),
+    ("vit_b", "adaptformer", {"bottleneck": 64}, 1_189_632),
+    ("vit_b", "adaptformer", {"bottleneck": 8}, 156_768),
+    ("vit_b", "adaptformer", {"bottleneck": 8, "layer_norm": "in"}, 175_200),
+    ("vit_b", "vpt_shallow", {"prompt_length": 100}, 76_800),
+    ("vit_b", "vpt_deep", {"prompt_length": 10}, 92_160),
+    ("vit_b", "vpt_deep", {"prompt_length": 50}, 460_800),
+    ("vit_b", "vpt_deep", {"prompt_length": 100}, 921_600),
+    # B p d_p + D d_p + D: one projection serves every block
+    ("vit_b", "vpt_deep", {"prompt_length": 10, "projection_width": 96}, 86_016),
+    ("swin_b", "full", {}, 86_743_224),
+    ("swin_b", "linear", {}, 0),
+    ("swin_b", "bitfit", {}, 200_760),
+    ("swin_b", "bitfit", {"relative_position_bias": False}, 137_216),
+    ("swin_b", "ln_tune", {}, 57_600),
+    ("swin_b", "lora", {"rank": 64}, 3_080_192),
+    ("swin_b", "adapter", {"bottleneck": 64, "placement": "houlsby"}, 3_107_328),
+    ("swin_b", "adaptformer", {"bottleneck": 64, "activation": "gelu"}, 1_553_664),
+    ("swin_l", "full", {}, 194_995_476),
+    ("swin_l", "bitfit", {}, 301_140),
+    ("swin_l", "ln_tune", {}, 86_400),
+    ("swin_l", "lora", {"rank": 64}, 4_620_288),
+    ("swin_l", "adapter", {"bottleneck": 64, "placement": "houlsby"}, 4_659_456),
+    ("swin_l", "adaptformer", {"bottleneck": 64, "activation": "gelu"}, 2_329_728),
+]
+
+
+@functools.cache
+def on_meta(name: str) -> nn.Module:
+    with torch.device("meta"):
+        model: nn.Module = timm.create_model(name, num_classes=0)
+    return model
+
+
+@pytest.mark.parametrize(("backbone", "method", "options", "count"), COUNTS)
+def test_count(backbone: str, method: str, options: dict[str, Any], count: int) -> None:
+    model = on_meta(NAMES[backbone])
+    size = sum(p.numel() for p in model.parameters())
+    assert build_method(method, options).parameter_count(block_map(model)) == count
+    attached = vpeft_bench.attach(model, method, **options)
+    counts = attached.parameter_counts()
+    assert (counts.method, counts.head, counts.total) == (count, 0, count)
+    assert all(p.is_meta for p in model.parameters())
+    attached.detach()
+    assert sum(p.numel() for p in model.parameters()) == size
+
+
+def test_ssf_count_of_a_swin() -> None:
+    """A pair behind both patch leaves, every norm and linear, but not the merging reductions."""
+    model = on_meta(NAMES["swin_b"])
+    blocks = 22 * sum(
+        depth * width for depth, width in zip((2, 2, 18, 2), (128, 256, 512, 1024), strict=True)
+    )
+    merging = 2 * 4 * (128 + 256 + 512)
+    outside = 2 * (2 * 128) + 2 * 1024
+    method = build_method("ssf", {})
+    assert method.parameter_count(block_map(model)) == blocks + merging + outside
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_base_patch16_clip_224",
+        "vit_base_patch16_siglip_224",
+        "vit_small_patch14_reg4_dinov2",
+        "vit_little_patch16_reg4_gap_256",  # q and k norms, LayerScale
+    ],
+)
+@pytest.mark.parametrize(
+    "method", [m for m in vpeft_bench.list_methods() if "vit" in method_class(m).families]
+)
+def test_counts_of_unusual_vits(name: str, method: str) -> None:
+    """Norms in front, map pooling, patches without a bias: formula and model still agree."""
+    model = on_meta(name)
+    expected = build_method(method, {}).parameter_count(block_map(model))
+    attached = vpeft_bench.attach(model, method)
+    assert attached.parameter_counts().method == expected
+    attached.detach()

@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vpeft_bench import record as record_module
+from vpeft_bench.errors import RecordError
+from vpeft_bench.record import (
+    Git,
+    Happened,
+    Metrics,
+    Parameters,
+    Preprocessing,
+    RunRecord,
+    Split,
+    Status,
+    StoredBytes,
+    Weights,
+    WeightsLabel,
+    Where,
+    environment,
+    find,
+    read,
+    run_directory,
+    utc_now,
+    write,
+)
+
+
+@pytest.fixture
+def record() -> RunRecord:
+    return RunRecord(
+        run_id="final/demo+digits/demo_vit/lora/0123456789/seed0",
+        config_hash="0123456789",
+        status=Status.OK,
+        error=None,
+        asked={"data": {"name": "demo/digits"}, "method": {"name": "lora", "rank": 8}, "seed": 0},
+        happened=Happened(
+            last_epoch=Metrics(Split.TEST, 10, 96.5, None, 797),
+            curves={"train_loss": [2.0, None, 0.5]},
+            parameters=Parameters(method=24_576, head=1_290, total=25_866, model=1_230_218),
+            stored_bytes=StoredBytes(delta=98_304),
+            peak_memory_note="the CPU does not count it",
+        ),
+        where=Where(
+            **environment(),
+            started=utc_now(),
+            finished=utc_now(),
+            weights=Weights("embedded", "sha256:00", WeightsLabel.DEMO),
+            preprocessing=Preprocessing([0.5], [0.5], "bicubic", [32, 32]),
+        ),
+        labels=["demo backbone", "Zürich \udcff"],
+    )
+
+
+def damage(path: Path, *keys: str, value: Any) -> None:
+    raw = json.loads(path.read_text())
+    node = raw
+    for key in keys[:-1]:
+        node = node[key]
+    node[keys[-1]] = value
+    path.write_text(json.dumps(raw))
+
+
+def test_a_record_comes_back_as_it_was(record: RunRecord, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "record.json"
+    write(record, path)
+    assert read(path) == record
+    assert [entry.name for entry in path.parent.iterdir()] == ["record.json"]
+
+
+def test_the_same_record_gives_the_same_bytes(record: RunRecord, tmp_path: Path) -> None:
+    backwards = dataclasses.replace(record, asked=dict(reversed(record.asked.items())))
+    write(record, tmp_path / "a.json")
+    write(backwards, tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}])
+def test_what_is_not_json_is_refused_and_the_old_file_stays(
+    record: RunRecord, tmp_path: Path, value: object
+) -> None:
+    path = tmp_path / "record.json"
+    write(record, path)
+    before = path.read_bytes()
+    with pytest.raises(RecordError, match=r"record\.json: not written"):
+        write(dataclasses.replace(record, asked={"train": {"lr": value}}), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_refuses_what_read_would_refuse(record: RunRecord, tmp_path: Path) -> None:
+    wrong = dataclasses.replace(record, run_id=7)  # type: ignore[arg-type]
+    with pytest.raises(RecordError, match="run_id should be str, not 7"):
+        write(wrong, tmp_path / "record.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_nothing_behind(
+    record: RunRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        write(record, tmp_path / "record.json")
+    assert not list(tmp_path.iterdir())
+
+
+KILLED_WRITER = """
+import dataclasses, sys
+from pathlib import Path
+from vpeft_bench.record import read, write
+source, target = map(Path, sys.argv[1:])
+record = read(source)
+print("ready", flush=True)
+for number in range(1_000_000):
+    write(dataclasses.replace(record, run_id=str(number)), target)
+"""
+
+
+def test_a_killed_writer_leaves_the_old_file_or_the_new_one(
+    record: RunRecord, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "source.json", tmp_path / "runs" / "record.json"
+    curve: list[float | None] = [0.1] * 2_000
+    happened = dataclasses.replace(record.happened, curves={"train_loss": curve})
+    write(dataclasses.replace(record, happened=happened), source)
+    written = 0
+    for attempt in range(12):
+        if attempt % 2:
+            target.unlink(missing_ok=True)
+        existed = target.exists()
+        writer = subprocess.Popen(
+            [sys.executable, "-c", KILLED_WRITER, str(source), str(target)], stdout=subprocess.PIPE
+        )
+        with writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"ready\n"
+            time.sleep(0.02 + 0.003 * attempt)
+            writer.send_signal(signal.SIGKILL)
+        assert writer.returncode == -signal.SIGKILL
+        assert target.exists() or not existed
+        if target.exists():
+            assert read(target).happened == happened
+            assert not find([target.parent]).problems
+            written += 1
+    assert written, "every writer was killed before it wrote: the test shows nothing"
+
+
+def test_every_truncation_is_noticed(record: RunRecord, tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    write(record, path)
+    whole = path.read_bytes()
+    for size in range(0, len(whole.rstrip()), 37):
+        path.write_bytes(whole[:size])
+        with pytest.raises(RecordError, match=r"record\.json: not a whole JSON file"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (["schema_version"], 2, "schema version 2; this code reads 1"),
+        (["schema_version"], None, "schema version None"),
+        (["schema_version"], True, "schema_version should be int"),
+        (["status"], "fine", "'fine' is not a valid Status"),
+        (["run_id"], None, "run_id should be str, not null"),
+        (["labels"], "demo", "labels should be list"),
+        (["labels"], [1], r"labels\[0\] should be str"),
+        (["asked"], [], "asked should be dict"),
+        (["happened", "last_epoch"], None, "last_epoch is null"),
+        (["happened", "last_epoch", "top1"], "96", "happened.last_epoch.top1 should be float"),
+        (["happened", "last_epoch", "top1"], True, "happened.last_epoch.top1 should be float"),
+        (["happened", "last_epoch", "top1"], 101, "101.0, which is no percentage"),
+        (["happened", "last_epoch", "top1"], float("nan"), "NaN is not allowed"),
+        (["happened", "last_epoch", "images"], 1.5, "images should be int"),
+        (["happened", "last_epoch", "images"], True, "images should be int"),
+        (["happened", "last_epoch", "top5"], 99.0, "missing or unknown: top5"),
+        (["happened", "parameters", "total"], 1, "total 1 is not method"),
+        (["happened", "peak_memory_bytes"], 0.5, "peak_memory_bytes should be int"),
+        (["happened", "stored_bytes"], None, "stored_bytes should be StoredBytes, not null"),
+        (["where", "finished"], "2026-01-01T00:00:00", "not in UTC"),
+        (["where", "finished"], "2026-01-01T00:00:00+02:00", "not in UTC"),
+        (["where", "finished"], "yesterday", "Invalid isoformat"),
+        (["where", "weights", "label"], "guessed", "not a valid WeightsLabel"),
+        (["error"], "but", "the status is ok, yet there is an error"),
+    ],
+)
+def test_reading_is_strict(
+    record: RunRecord, tmp_path: Path, keys: list[str], value: Any, message: str
+) -> None:
+    path = tmp_path / "record.json"
+    write(record, path)
+    damage(path, *keys, value=value)
+    with pytest.raises(RecordError, match=message) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"null", b"7", b"{}", b"\xff\xfe", b"{}{}"])
+def test_other_files_are_no_records(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "record.json"
+    path.write_bytes(text)
+    with pytest.raises(RecordError):
+        read(path)
+
+
+def test_a_missing_field_is_named(record: RunRecord, tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    write(record, path)
+    raw = json.loads(path.read_text())
+    del raw["where"]["device"]
+    path.write_text(json.dumps(raw))
+    with pytest.raises(RecordError, match="where: missing or unknown: device"):
+        read(path)
+
+
+def test_a_run_that_did_not_end_well_says_why(record: RunRecord) -> None:
+    failed = dataclasses.replace(record, status=Status.OOM, error="no memory", happened=Happened())
+    assert failed.happened.last_epoch is None
+    with pytest.raises(ValueError, match="no error says why"):
+        dataclasses.replace(record, status=Status.INTERRUPTED)
+
+
+def test_finding_goes_on_past_damage(record: RunRecord, tmp_path: Path) -> None:
+    for name in ("b", "a", "a/deeper"):
+        write(record, tmp_path / name / "record.json")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "record.json").write_text("{")
+    (tmp_path / "d" / "record.json").mkdir(parents=True)
+    (tmp_path / "a" / ".record.json.0.tmp").write_text("{")
+    found = find([tmp_path / "b", tmp_path, tmp_path / "nowhere"])
+    assert [path.parent.relative_to(tmp_path).as_posix() for path, _ in found.records] == [
+        "a/deeper",
+        "a",
+        "b",
+    ]
+    assert [problem.where for problem in found.problems] == [
+        str(tmp_path / "nowhere"),
+        str(tmp_path / "c" / "record.json"),
+        str(tmp_path / "d" / "record.json"),
+    ]
+
+
+def test_run_directories_are_readable() -> None:
+    path = run_directory(Path("r"), "final", "demo/digits", "demo_vit", "hf/lora", "ab12", 3)
+    assert path == Path("r/final/demo+digits/demo_vit/hf+lora/ab12/seed3")
+
+
+def test_run_directories_differ_and_stay_below_the_results(tmp_path: Path) -> None:
+    names = ["a", "a/b", "a+b", "a%2Fb", "a%2Bb", "a b", ".", "..", "../a", "/a", "é", "A.b", ".a"]
+    paths = {
+        run_directory(tmp_path, "final", data, backbone, method, "h", 0)
+        for data, backbone, method in product(names, repeat=3)
+    }
+    assert len(paths) == len(names) ** 3
+    for path in paths:
+        assert len(path.relative_to(tmp_path).parts) == 6
+        assert path.resolve() == path
+    with pytest.raises(ValueError, match="empty"):
+        run_directory(tmp_path, "final", "", "vit", "lora", "h", 0)
+
+
+def git(directory: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false"]
+    command = ["git", "-C", str(directory), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_checkout_is_named_and_its_state(tmp_path: Path) -> None:
+    root = tmp_path.resolve()
+    assert record_module._git(root) is None
+    git(root, "init", "-q")
+    assert record_module._git(root) is None, "no commit yet"
+    (root / "code.py").write_text("1")
+    git(root, "add", ".")
+    git(root, "commit", "-q", "-m", "first")
+    commit = git(root, "rev-parse", "HEAD")
+    assert record_module._git(root) == Git(commit, dirty=False)
+    (root / "code.py").write_text("2")
+    assert record_module._git(root) == Git(commit, dirty=True)
+    (root / "installed").mkdir()
+    assert record_module._git(root / "installed") is None, "somebody else's checkout"
+
+
+def test_records_need_no_torch() -> None:
+    code = "import sys, vpeft_bench.record as r; r.environment(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert "torch" in environment()["versions"]
