@@ -74,7 +74,7 @@ def test_default_run_end_to_end(cli: Cli, tmp_path: Path) -> None:
 def test_killed_run_resumes_to_the_same_result(
     cli: Cli, tmp_path: Path, quick: tuple[str, ...], method: str
 ) -> None:
-    """``kill -9`` after the first epoch: no record; the next start ends as if nothing had happened."""
+    """``kill -9`` after an epoch: no record; the next start ends as if nothing had happened."""
     options = (f"method={method}", "method.dropout=0.1", *quick)
     whole = cli(*options, "results_dir=whole")
     assert whole.returncode == 0, whole.stderr
@@ -150,9 +150,7 @@ def test_select_never_touches_test(cli: Cli, tmp_path: Path, quick: tuple[str, .
     assert happened["selected_epoch"]["epoch"] == top1.index(max(top1)) + 1
 
 
-def test_failure_is_recorded(
-    cli: Cli, tmp_path: Path, tiny_data: Path
-) -> None:
+def test_failure_is_recorded(cli: Cli, tmp_path: Path, tiny_data: Path) -> None:
     """A picture that cannot be read ends the run with a failed record; mending it finishes it."""
     copy = tmp_path / "digits"
     shutil.copytree(tiny_data, copy)
@@ -176,7 +174,9 @@ def test_failure_is_recorded(
     assert record["happened"]["resumed"] == 1  # no epoch was trained twice
 
 
-@pytest.mark.parametrize(("logger", "trace"), [("tensorboard", "events.out*"), ("wandb", "*.wandb")])
+@pytest.mark.parametrize(
+    ("logger", "trace"), [("tensorboard", "events.out*"), ("wandb", "*.wandb")]
+)
 def test_loggers_write_into_the_run_directory(
     cli: Cli, tmp_path: Path, quick: tuple[str, ...], logger: str, trace: str
 ) -> None:

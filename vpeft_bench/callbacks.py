@@ -31,7 +31,7 @@ class StepSeed(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed every step anew: whatever else draws random numbers between steps does not matter."""
+        """Seed every step anew: what draws random numbers between steps does not matter."""
         torch.manual_seed(self.seed * 1_000_003 + trainer.global_step)
 
 
@@ -78,7 +78,12 @@ class Curves(pl.Callback):
         self._epoch_start = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Keep the loss on the device: reading it here would wait for the step."""
         self._losses.append(outputs["loss"].detach())
@@ -151,7 +156,9 @@ class ProgressBar(pl.Callback):
         """Draw the bar."""
         epochs = trainer.max_epochs or 0
         if not self.console.is_terminal:
-            self.console.print(f"{self.title}: {epochs} epochs of {trainer.num_training_batches} steps")
+            self.console.print(
+                f"{self.title}: {epochs} epochs of {trainer.num_training_batches} steps"
+            )
             return
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -166,7 +173,12 @@ class ProgressBar(pl.Callback):
         self.progress.start()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Advance within the epoch."""
         if self.progress is not None:

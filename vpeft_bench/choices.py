@@ -17,7 +17,7 @@ def config_dir() -> Path:
 
 
 def choices_on_disk(directory: Path | None = None) -> dict[str, list[str]]:
-    """For each group the names of its files, sub-folders included; ``_base`` files are no choices."""
+    """For each group the names of its files, in sub-folders too; ``_base`` files are no choices."""
     root = directory or config_dir()
     found = {}
     for group in GROUPS:

@@ -68,7 +68,8 @@ class TrainConfig:
     Attributes:
         epochs: passes over the training split.
         batch_size: images per step.
-        lr: peak learning rate.
+        lr: peak learning rate; by default looked up in ``learning_rates``.
+        learning_rates: peak learning rate by method, for this backbone.
         weight_decay: decoupled, on every trained tensor with two or more dimensions unless
             ``decay_all``.
         decay_all: also decay biases, norms and scales, as V-PETL Bench does.
@@ -82,6 +83,7 @@ class TrainConfig:
     epochs: int = 100
     batch_size: int = 64
     lr: float = 1e-3
+    learning_rates: dict[str, float] = field(default_factory=dict)
     weight_decay: float = 1e-4
     decay_all: bool = False
     warmup_epochs: float = 10.0
@@ -176,6 +178,7 @@ NOT_SCIENTIFIC = (
     "results_dir",
     "rerun",
     "logger",
+    "train.learning_rates",
     "hardware.name",
     "hardware.accelerator",
     "hardware.threads",
@@ -214,15 +217,13 @@ def typed(config: DictConfig) -> RunConfig:
 
 def plain(config: RunConfig) -> dict[str, Any]:
     """The config as JSON-ready values, as recorded."""
-    container = OmegaConf.to_container(
-        OmegaConf.structured(config), resolve=True, enum_to_str=True
-    )
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 
 
 def config_hash(config: RunConfig, data_fingerprint: str, weights_identity: str) -> str:
-    """Ten hex digits naming the experiment: everything scientific, with data and weights by content."""
+    """Ten hex digits naming the experiment: all that is scientific, data and weights by content."""
     scientific = plain(config)
     for key in NOT_SCIENTIFIC:
         *parents, last = key.split(".")

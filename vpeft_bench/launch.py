@@ -22,7 +22,6 @@ from vpeft_bench.overrides import check_overrides
 EXIT_FAILED, EXIT_WRONG_INPUT = 1, 2
 
 
-
 class _SingleRun:
     """What the one run of this process left; Hydra itself hands the task's answer to nobody."""
 
@@ -52,7 +51,16 @@ def main(arguments: Sequence[str]) -> int:
 
 def _only_prints(arguments: Sequence[str]) -> bool:
     """Hydra's own flags that show something and run nothing."""
-    flags = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "--shell-completion", "-sc")
+    flags = (
+        "--cfg",
+        "-c",
+        "--info",
+        "-i",
+        "--hydra-help",
+        "--version",
+        "--shell-completion",
+        "-sc",
+    )
     return any(argument.split("=")[0] in flags for argument in arguments)
 
 

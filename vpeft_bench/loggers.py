@@ -30,10 +30,10 @@ class Sink:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Hand on the values of one epoch."""
-        if self._functions is not None and self._guarded(
-            lambda functions=self._functions: (functions[0](values, step), True)[1]
-        ) is None:
-            self._functions = None
+        if self._functions is not None:
+            log = self._functions[0]
+            if self._guarded(lambda: (log(values, step), True)) is None:
+                self._functions = None
 
     def close(self) -> None:
         """Flush and finish."""
@@ -49,7 +49,9 @@ class Sink:
             return None
 
 
-def open_sinks(config: LoggerConfig, directory: Path, run_id: str, asked: dict[str, Any]) -> list[Sink]:
+def open_sinks(
+    config: LoggerConfig, directory: Path, run_id: str, asked: dict[str, Any]
+) -> list[Sink]:
     """The loggers asked for.
 
     Args:

@@ -166,13 +166,15 @@ def _value_problems(config: DictConfig, override: Override) -> Iterator[Problem]
         except OmegaConfBaseException as error:
             what = str(error).splitlines()[0]
             now = OmegaConf.select(config, key)
-            yield Problem(f"{key}={_as_text(value)}", what, f"now: {key}={getattr(now, 'name', now)}")
+            yield Problem(
+                f"{key}={_as_text(value)}", what, f"now: {key}={getattr(now, 'name', now)}"
+            )
 
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:
     """Every dotted key of ``config``, leaves and nodes that hold nothing yet."""
     keys = []
-    for name in config:
+    for name in map(str, config):
         path = f"{prefix}{name}"
         node = config._get_node(name)
         if isinstance(node, DictConfig) and len(node) and not node._is_none():

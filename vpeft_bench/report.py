@@ -12,7 +12,9 @@ from vpeft_bench.run import Outcome, Result
 def print_outcome(outcome: Outcome, console: Console) -> None:
     """The table of a finished run, or one line saying why there is none."""
     if outcome.record is None or outcome.result is Result.FAILED:
-        console.print(f"{outcome.result.value}: {outcome.reason} ({outcome.directory})", soft_wrap=True)
+        console.print(
+            f"{outcome.result.value}: {outcome.reason} ({outcome.directory})", soft_wrap=True
+        )
         return
     if outcome.result is Result.SKIPPED:
         console.print(
@@ -30,13 +32,16 @@ def run_table(record: RunRecord) -> Table:
     """One run as a two-column table; what was not measured says why."""
     asked, happened = record.asked, record.happened
     assert happened.last_epoch is not None
-    table = Table(title=" · ".join(["run", *record.labels]), title_justify="left", show_header=False)
+    table = Table(
+        title=" · ".join(["run", *record.labels]), title_justify="left", show_header=False
+    )
     table.add_column("quantity", style="bold")
     table.add_column("value")
     parameters, stored, seconds = happened.parameters, happened.stored_bytes, happened.seconds
     options = ", ".join(f"{k}={v}" for k, v in asked["method"].items() if k != "name")
     rows = {
-        "task": f"{asked['task']['name']}, {asked['data']['name']}, protocol {asked['protocol']['name']}",
+        "task": ", ".join(asked[k]["name"] for k in ("task", "data"))
+        + f", protocol {asked['protocol']['name']}",
         "backbone": asked["backbone"]["name"],
         "method": asked["method"]["name"] + (f" ({options})" if options else ""),
         "seed": str(asked["seed"]),
@@ -64,10 +69,10 @@ def run_table(record: RunRecord) -> Table:
 
 
 def _accuracy(metrics: Metrics) -> str:
-    text = f"{metrics.top1:.2f} % on {metrics.images:,} {metrics.split.value} images (epoch {metrics.epoch}"
-    if metrics.mean_per_class_accuracy is not None:
-        text += f"; mean per class {metrics.mean_per_class_accuracy:.2f} %"
-    return f"{text})"
+    where = f"{metrics.images:,} {metrics.split.value} images (epoch {metrics.epoch}"
+    per_class = metrics.mean_per_class_accuracy
+    mean = "" if per_class is None else f"; mean per class {per_class:.2f} %"
+    return f"{metrics.top1:.2f} % on {where}{mean})"
 
 
 def _number(value: int | None, what: str) -> str:

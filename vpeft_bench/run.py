@@ -1,4 +1,4 @@
-"""One run, top to bottom: config -> backbone + data -> method -> training -> evaluation -> record."""
+"""One run, top to bottom: config, backbone and data, method, training, evaluation, record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from dataclasses import asdict, dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from vpeft_bench import record as records
 from vpeft_bench.attachment import Attached, attach_method
 from vpeft_bench.backbones.load import LoadedBackbone, load_backbone
 from vpeft_bench.backbones.weights import weights_source
-from vpeft_bench.callbacks import Curves, EpochCheckpoint, ProgressBar, StepSeed, write_atomically
+from vpeft_bench.callbacks import Curves, EpochCheckpoint, ProgressBar, StepSeed
 from vpeft_bench.config import Precision, Protocol, RunConfig, config_hash, plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.data.loading import Preprocessing, build_loader, preprocessing_for
@@ -36,10 +36,12 @@ LIGHTNING_PRECISION = {
     Precision.bf16: "bf16-mixed",
     Precision.fp16: "16-mixed",
 }
-NO_PEAK_ON_CPU = "the CPU has no allocator statistics; resident memory would count the whole process"
+NO_PEAK_ON_CPU = (
+    "the CPU has no allocator statistics; resident memory would count the whole process"
+)
 
 
-class Result(str, Enum):
+class Result(StrEnum):
     """What became of a run that was asked for."""
 
     DONE = "done"
@@ -235,7 +237,9 @@ class _Run:
                 StepSeed(self.config.seed),
                 self.curves,
                 EpochCheckpoint(checkpoint),
-                ProgressBar(self.console, f"{self.config.method['name']} on {self.config.data.name}"),
+                ProgressBar(
+                    self.console, f"{self.config.method['name']} on {self.config.data.name}"
+                ),
             ],
             logger=False,
             enable_checkpointing=False,
@@ -277,7 +281,9 @@ class _Run:
             top1 = self.curves.curves["val_top1"]
             best = max(range(len(top1)), key=top1.__getitem__)  # the earliest of equals
             per_class = self.curves.curves["val_mean_per_class_accuracy"][best]
-            self.happened["selected_epoch"] = Metrics(split, best + 1, top1[best], per_class, images)
+            self.happened["selected_epoch"] = Metrics(
+                split, best + 1, top1[best], per_class, images
+            )
 
     def _store(self, attached: Attached) -> None:
         """Delta checkpoint and head, each a file of its own."""
@@ -357,7 +363,7 @@ class _Run:
 
 
 def _quiet_lightning() -> None:
-    """Lightning's advice is for people who write training loops, not for people who run this one."""
+    """Lightning advises people who write training loops, not people who run this one."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*|lightning_fabric\..*")

@@ -114,6 +114,9 @@ def print_summary(notes: list[dict[str, Any]], console: Console) -> None:
             note["reason"].replace("[", r"\["),
         )
     console.print(table)
-    counts = {r: sum(n["result"] == r for n in notes) for r in ("done", "skipped", "busy", "failed", "died")}
+    counts = {
+        r: sum(n["result"] == r for n in notes)
+        for r in ("done", "skipped", "busy", "failed", "died")
+    }
     console.print(", ".join(f"{count} {result}" for result, count in counts.items() if count))
     console.print("leaderboard: python -m vpeft_bench leaderboard")

@@ -87,7 +87,9 @@ def _values(config: RunConfig) -> Iterator[Problem]:
 
         if not torch.cuda.is_available():
             yield Problem(
-                f"hardware={config.hardware.name}", "this machine has no CUDA device", "hardware=cpu"
+                f"hardware={config.hardware.name}",
+                "this machine has no CUDA device",
+                "hardware=cpu",
             )
 
 

@@ -114,4 +114,5 @@ def test_unknown_variant_names_the_nearest() -> None:
     config = DataConfig(name="demo/x", reader=Reader.sprites, variant="locations")
     [problem] = check(config)
     assert "did you mean data.variant=location" in problem.fix
+    assert "data.root" not in problem.fix
     assert set(sprites.NUM_CLASSES) == {"location", "count", "orientation"}

@@ -57,7 +57,7 @@ def load_backbone(
     built = create(model, num_classes, image_size, **model_args)
     source = weights_source(weights, model)
     load_weights(built, source)
-    config = dict(built.pretrained_cfg)
+    config: dict[str, Any] = dict(built.pretrained_cfg)  # type: ignore[arg-type]  # timm's own dict
     size = (image_size, image_size) if image_size else tuple(config["input_size"][1:])
     return LoadedBackbone(built, source, config, (int(size[0]), int(size[1])))
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -181,7 +181,7 @@ def _read(source: WeightsSource) -> dict[str, torch.Tensor]:
         from timm.models import load_state_dict_from_hf
 
         try:
-            return load_state_dict_from_hf(source.name, weights_only=True)
+            return dict(load_state_dict_from_hf(source.name, weights_only=True))
         except OSError as error:  # the hub's client raises subclasses of it
             raise MissingWeightsError([_missing(source.name)]) from error
     if source.path.suffix == ".safetensors":
@@ -192,10 +192,10 @@ def _read(source: WeightsSource) -> dict[str, torch.Tensor]:
 
 
 def _to_timm_names(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Foreign namings (original ViT, DINOv2, CLIP, Swin) and resolutions, as timm's loader maps them."""
+    """Foreign names (original ViT, DINOv2, CLIP, Swin) and sizes, as timm's loader maps them."""
     from timm.models import swin_transformer, vision_transformer
 
-    filters = {
+    filters: dict[type[nn.Module], Callable[..., Mapping[str, torch.Tensor]]] = {
         vision_transformer.VisionTransformer: vision_transformer.checkpoint_filter_fn,
         swin_transformer.SwinTransformer: swin_transformer.checkpoint_filter_fn,
     }
@@ -213,7 +213,9 @@ def _load_npz(model: nn.Module, path: Path) -> None:
     try:
         model.load_pretrained(str(path))  # type: ignore[operator]
     except (KeyError, AttributeError, ValueError, RuntimeError, OSError) as error:
-        raise _mismatch(WeightsSource("file", str(path)), [f"timm's reader says: {error}"]) from error
+        raise _mismatch(
+            WeightsSource("file", str(path)), [f"timm's reader says: {error}"]
+        ) from error
     unfilled = [f"missing: {n}" for n, p in parameters.items() if torch.isnan(p).any()]
     if unfilled:
         raise _mismatch(WeightsSource("file", str(path)), unfilled)

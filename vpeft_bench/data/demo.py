@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vpeft_bench.data import sprites
-from vpeft_bench.data.folders import fingerprint, missing_data
+from vpeft_bench.data.folders import fingerprint
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import ArraySplit, Dataset
-from vpeft_bench.errors import Problem, unknown_name
+from vpeft_bench.errors import MissingDataError, Problem, unknown_name
 
 DIGITS_VERSION = 1
 DIGITS_SIZE = 32
@@ -47,7 +47,7 @@ def read_digits(config: DataConfig) -> Dataset:
         labels = _digits()["labels"].astype(np.int64)
     except ImportError as error:
         problem = Problem(f"data={config.name}", str(error), "pip install scikit-learn")
-        raise missing_data(config, [problem]) from error
+        raise MissingDataError([problem]) from error
     return Dataset(
         name=config.name,
         num_classes=10,
@@ -61,10 +61,13 @@ def read_digits(config: DataConfig) -> Dataset:
 
 
 def read_sprites(config: DataConfig) -> Dataset:
-    """The rendered sprites of ``config.variant``, see ``vpeft_bench.data.sprites``."""
+    """The rendered sprites of ``config.variant``, see ``vpeft_bench.data.sprites``.
+
+    Raises MissingDataError for a variant that does not exist.
+    """
     variant = config.variant
     if variant not in sprites.NUM_CLASSES:
-        raise missing_data(config, [unknown_name("data.variant", variant, sprites.NUM_CLASSES)])
+        raise MissingDataError([unknown_name("data.variant", variant, sprites.NUM_CLASSES)])
     labels = sprites.draw_labels(variant)
     return Dataset(
         name=config.name,

@@ -35,7 +35,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def print_methods(console: Console) -> None:
     """Two lines per method: what it is, and its options with their defaults."""
-    console.print("methods (method=NAME; python -m vpeft_bench methods NAME explains the options)\n")
+    console.print(
+        "methods (method=NAME; python -m vpeft_bench methods NAME explains the options)\n"
+    )
     for name in list_methods():
         found = method_class(name)
         paper = f"arXiv {found.arxiv}" if found.arxiv else "baseline"
@@ -61,10 +63,14 @@ def describe(found: type[Method], console: Console) -> None:
         valid = f" [{' | '.join(choices)}]" if choices else ""
         default = _text(defaults[option.name])
         help_text = option.metadata["help"]
-        console.print(f"  method.{option.name}={default}{valid}  {help_text}", markup=False, soft_wrap=True)
+        console.print(
+            f"  method.{option.name}={default}{valid}  {help_text}", markup=False, soft_wrap=True
+        )
 
 
 def _text(value: object) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(str, value))}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )

@@ -67,9 +67,7 @@ class Classification(pl.LightningModule):
         logits = self(images)
         self.top1.update(logits, labels)
         self.per_class.update(logits, labels)
-        self.images_per_class += torch.bincount(
-            labels.cpu(), minlength=len(self.images_per_class)
-        )
+        self.images_per_class += torch.bincount(labels.cpu(), minlength=len(self.images_per_class))
 
     test_step = validation_step
 
