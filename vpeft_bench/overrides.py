@@ -108,15 +108,16 @@ def _parse(text: str, checked: Checked) -> Override | None:
         return None
 
 
-def _group_choices(group: str, composed: Sequence[str]) -> list[str]:
+def _group_choices(group: str, overrides: list[str]) -> list[str]:
     """Choices of ``group`` anywhere on Hydra's search path, sub-folders included."""
     loader = GlobalHydra.instance().config_loader()
-    if composed:
-        compose("config", overrides=list(composed))  # puts the search path in place
-    names = [n for n in loader.get_group_options(group) if not n.startswith("_")]
-    folders = loader.get_group_options(group, results_filter=ObjectType.GROUP)
-    for folder in folders:
-        names += [f"{folder}/{n}" for n in _group_choices(f"{group}/{folder}", ())]
+    found = [
+        loader.get_group_options(group, kind, config_name="config", overrides=overrides)
+        for kind in (ObjectType.CONFIG, ObjectType.GROUP)
+    ]
+    names = [name for name in found[0] if not name.startswith("_")]
+    for folder in found[1]:
+        names += [f"{folder}/{name}" for name in _group_choices(f"{group}/{folder}", overrides)]
     return names
 
 

@@ -1,0 +1,201 @@
+"""Every config composes, validates, and has an identity that means something."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from vpeft_bench import validation
+from vpeft_bench.choices import choices_on_disk, config_dir
+from vpeft_bench.config import (
+    NOT_SCIENTIFIC,
+    RunConfig,
+    config_hash,
+    plain,
+    register_schema,
+    typed,
+)
+from vpeft_bench.methods.base import default_options
+from vpeft_bench.methods.registry import list_methods, method_class
+from vpeft_bench.overrides import check_overrides
+
+CHOICES = choices_on_disk()
+ALL = [(group, name) for group, names in CHOICES.items() for name in names]
+
+
+def composed(*overrides: str) -> RunConfig:
+    register_schema()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return typed(compose("config", overrides=list(overrides)))
+
+
+def test_number_of_configs() -> None:
+    """A loop over an empty or partial listing would test nothing."""
+    seen = {group: len(names) for group, names in CHOICES.items()}
+    assert seen == {
+        "method": 10,
+        "data": 30,
+        "backbone": 14,
+        "protocol": 2,
+        "hardware": 4,
+        "logger": 3,
+    }
+    assert CHOICES["method"] == list_methods()
+
+
+@pytest.mark.parametrize(("group", "name"), ALL)
+def test_every_config_composes_into_the_schema(group: str, name: str) -> None:
+    extra = ["backbone.name=vit_tiny_patch16_224"] if name == "timm" else []
+    config = composed(f"{group}={name}", *extra)
+    chosen = getattr(config, group)
+    assert plain(config)[group]
+    if group in ("data", "backbone") and name != "timm":
+        assert chosen.name == name
+    # What depends on the machine (data on disk, weights, CUDA) is not this test's concern.
+    problems = list(validation._values(config))
+    assert [p for p in problems if "CUDA" not in p.what] == []
+
+
+@pytest.mark.parametrize("name", [n for n in CHOICES["backbone"] if n != "timm"])
+def test_every_backbone_is_known_to_timm_and_has_a_block_map(name: str) -> None:
+    from vpeft_bench.backbones.load import check_model, outline
+
+    backbone = composed(f"backbone={name}").backbone
+    assert check_model(backbone.model) == []
+    assert outline(backbone.model, backbone.image_size, **backbone.model_args).blocks
+
+
+@pytest.mark.parametrize("name", CHOICES["method"])
+def test_method_file_states_every_option_with_its_default(name: str) -> None:
+    """A YAML file that lags behind its dataclass would hide an option from the command line."""
+    method = composed(f"method={name}").method
+    assert method == {"name": name, **default_options(method_class(name))}
+
+
+def test_identity_changes_with_every_scientific_key() -> None:
+    base = composed()
+    reference = config_hash(base, "data", "weights")
+    changes = {
+        "method.rank": "4",
+        "train.epochs": "11",
+        "train.lr": "0.02",
+        "train.batch_size": "16",
+        "train.weight_decay": "0.5",
+        "train.label_smoothing": "0.1",
+        "data.normalization": "imagenet",
+        "data.augmentation": "crop_flip",
+        "backbone.drop_path": "0.1",
+        "backbone.image_size": "48",
+        "hardware.precision": "bf16",
+    }
+    hashes = {config_hash(composed(f"{k}={v}"), "data", "weights") for k, v in changes.items()}
+    assert len(hashes | {reference}) == len(changes) + 1
+    assert config_hash(base, "other data", "weights") != reference
+    assert config_hash(base, "data", "other weights") != reference
+
+
+def test_identity_ignores_exactly_the_named_list() -> None:
+    reference = config_hash(composed(), "data", "weights")
+    same = composed(
+        "seed=5",
+        "results_dir=elsewhere",
+        "rerun=true",
+        "logger=wandb",
+        "hardware=cpu",
+        "hardware.threads=1",
+        "hardware.workers=0",
+        "hardware.eval_batch_size=7",
+        "hardware.compile=true",
+        "backbone.weights=elsewhere.safetensors",
+        "data.root=elsewhere",
+        "data.cache_gib=0",
+        "train.learning_rates.full=1.0",
+    )
+    assert config_hash(same, "data", "weights") == reference
+    content = plain(composed())
+    for key in NOT_SCIENTIFIC:
+        node = content
+        for part in key.split("."):
+            assert part in node, f"{key} of NOT_SCIENTIFIC is no key of the config"
+            node = node[part]
+
+
+def test_every_problem_is_reported_at_once() -> None:
+    checked = check_overrides(
+        ["method=lroa", "train.epochz=3", "train.lr=abc", "foo", "data=demo/digit", "seed=1"]
+    )
+    text = "\n".join(map(str, checked.problems))
+    assert len(checked.problems) == 5
+    for expected in (
+        "method=lora",
+        "did you mean train.epochs=",
+        "train.lr=abc",
+        "foo: is not an override",
+        "did you mean data=demo/digits",
+    ):
+        assert expected in text
+
+
+def test_semantic_problems_are_reported_at_once(tmp_path: Path) -> None:
+    config = composed(
+        "method=vpt_deep",
+        "method.prompt_length=0",
+        "backbone=swin_b",
+        f"backbone.weights={tmp_path / 'none.safetensors'}",
+        "data=vtab1k/cifar",
+        f"data.root={tmp_path}",
+        "train.epochs=0",
+        "seed=-1",
+    )
+    text = "\n".join(map(str, validation.problems(config)))
+    for expected in (
+        "train.epochs=0",
+        "seed=-1",
+        "method.prompt_length=0",
+        "there is no file",
+        str(tmp_path / "cifar"),
+    ):
+        assert expected in text
+
+
+def test_unsupported_pair_is_told_before_weights() -> None:
+    config = composed("method=vpt_deep", "backbone=swin_b", "backbone.weights=none")
+    (problem,) = validation.problems(config)
+    assert "vpt_deep does not support swin" in problem.what
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["method=lora,vpt_deep", "method.rank=4"], "method.rank with method=vpt_deep"),
+        (["method=lora,sff"], "did you mean method=ssf"),
+        (["train.lr=1e-3,abc"], "train.lr=abc"),
+    ],
+)
+def test_sweeps_are_checked_value_by_value(overrides: list[str], expected: str) -> None:
+    assert expected in "\n".join(map(str, check_overrides(overrides).problems))
+
+
+def test_right_overrides_have_no_problem() -> None:
+    right = ["method=lora", "method.targets=[q,k,v]", "train.lr=0.1,0.2", "seed=range(0,3)"]
+    checked = check_overrides([*right, "data.num_classes=null", "hydra.launcher.n_jobs=2"])
+    assert checked.problems == []
+    assert OmegaConf.select(checked.config, "method.targets") == ["q", "k", "v"]
+
+
+def test_user_config_directory(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("name: mine\nreader: image_list\n")
+    assert check_overrides(["data=mine"]).problems
+    assert check_overrides(["data=mine"], [str(tmp_path)]).problems == []
+
+
+def test_schema_and_ranges_name_the_same_keys() -> None:
+    groups = {f.name for f in fields(RunConfig)}
+    for key in (*validation.RANGES, *validation.CHOICES):
+        assert key.split(".")[0] in groups
+        validation._value(RunConfig(), key)
