@@ -31,7 +31,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -823,7 +823,7 @@ EMA_DECAY = 0.999
 FIRST_TRAINING_SEED = 1_000_000
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write to a temporary name beside ``path``, then rename: readers never see half a file."""
     partial = path.with_name(path.name + ".partial")
     write(partial)
@@ -841,7 +841,8 @@ def export(weights: Mapping[str, Tensor], path: Path, facts: Mapping[str, str]) 
         "training_data": "procedurally rendered scenes",
         **facts,
     }
-    write_atomically(path, lambda partial: save_file(tensors, partial, metadata=metadata))
+    data = save(tensors, metadata=metadata)
+    write_atomically(path, lambda partial: partial.write_bytes(data))
 
 
 def learning_rate_factor(progress: float) -> float:

@@ -310,6 +310,9 @@ class _Run:
             self.labels.append("demo backbone")
         if self.config.data.benchmark == "demo":
             self.labels.append("demo data")
+        published, here = self.config.data.test_size, len(self.dataset.split("test"))
+        if published is not None and published != here:
+            self.labels.append(f"test split of {here:,} images, published {published:,}")
         self.where["weights"] = records.Weights(
             None if random else backbone.source.name, attached.base_fingerprint(), label
         )

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 import timm
 import torch
-from timm.layers import SwiGLU
+from timm.layers.mlp import SwiGLU
 from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock
 from torch import Tensor, nn
 
@@ -49,11 +49,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 EVERY_MODEL = pytest.mark.parametrize("kind", MODELS)
 
 
-def build(kind: str, **more: Any) -> nn.Module:
+def build(kind: str, **more: Any) -> Any:  # nn.Module would type every attribute as a tensor
     name, overrides = MODELS[kind]
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        model: nn.Module = timm.create_model(name, num_classes=3, **(overrides | more))
+        model = timm.create_model(name, num_classes=3, **(overrides | more))
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
@@ -71,10 +71,10 @@ def open_everything(backbone: Backbone) -> None:
         backbone.open_block(block)
         leaves += block.leaves.values()
     for leaf in leaves:
-        open_module(leaf, opened_leaf_class(type(leaf)))
+        open_module(leaf, opened_leaf_class(type(leaf)))  # type: ignore[arg-type]  # it hashes
 
 
-def pair(kind: str, **more: Any) -> tuple[nn.Module, nn.Module]:
+def pair(kind: str, **more: Any) -> tuple[Any, Any]:
     """An opened model and an untouched one with the same weights."""
     plain = build(kind, **more)
     opened = copy.deepcopy(plain)
@@ -82,7 +82,7 @@ def pair(kind: str, **more: Any) -> tuple[nn.Module, nn.Module]:
     return opened, plain
 
 
-def output_and_gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+def output_and_gradients(model: Any, x: Tensor) -> dict[str, Tensor]:
     torch.manual_seed(2)
     x = x.clone().requires_grad_()
     output = model(x)
@@ -503,9 +503,10 @@ def test_opened_blocks_cost_nothing(name: str, batch: int) -> None:
     x = torch.randn(batch, 3, 224, 224)
 
     def seconds(model: nn.Module) -> float:
-        start = time.perf_counter()
+        # Processor time: waiting for a core that other processes hold is not the blocks' cost.
+        start = time.process_time()
         model(x).sum().backward()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     for model in (plain, opened):
         seconds(model)  # the first pass allocates

@@ -112,6 +112,14 @@ def test_images_and_targets_are_in_range(script: ModuleType):
             assert (targets["phase"][oriented] < 1).all()
 
 
+def test_the_easiest_scenes_show_one_upright_object_in_the_middle(script: ModuleType):
+    targets = script.render_batch(64, seed=6, difficulty=0.0).image
+    assert (targets["count"] == 1).all()
+    assert not targets["position"].any()
+    assert not targets["phase"][targets["phase"] >= 0].any()
+    assert (targets["texture"] == script.SOLID).all()
+
+
 def hand_made_scene(script: ModuleType):
     """A red square fills the upper right quarter; a disc lies hidden behind it."""
     slots = script.MAX_OBJECTS
@@ -169,6 +177,12 @@ def test_labels_of_a_hand_made_scene(script: ModuleType):
     assert patch["size"][~quarter].isnan().all()
     # The patch in the square's top left corner has its centre at (0.125, -0.875).
     assert patch["offset"][0, 4].tolist() == pytest.approx([0.375, 0.375])
+
+    # In a window of 1.1 times its radius the square fills the inner 6 x 6 of 8 x 8 cells.
+    outline = torch.zeros(8, 8, dtype=torch.bool)
+    outline[1:7, 1:7] = True
+    assert torch.equal((batch.image["outline"][0] > 0.5).view(8, 8), outline)
+    assert torch.equal((patch["outline"][0, 4] > 0.5).view(8, 8), outline)
 
     assert batch.image["count"].item() == 1  # the disc is hidden
     assert batch.image["shape"].item() == square

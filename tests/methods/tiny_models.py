@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
 
 CLASSES = 5
 SIZE = 32
 
-VIT = {"img_size": SIZE, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
-MODELS: dict[str, tuple[str, dict[str, object]]] = {
+VIT: dict[str, Any] = {
+    "img_size": SIZE,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 3,
+    "num_heads": 2,
+}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_tiny_patch16_224", VIT),
     # as DINOv2 with registers: LayerScale, pooled over the patches, prefix tokens left out
     "vit_avg_reg": (
@@ -34,8 +42,8 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def build(kind: str, seed: int = 0) -> nn.Module:
-    """A fresh model in eval mode; the same ``seed`` gives the same weights.
+def build(kind: str, seed: int = 0) -> Any:
+    """A fresh timm model in eval mode; the same ``seed`` gives the same weights.
 
     No weight is left at a start value that hides mistakes, such as a norm's ones and zeros.
     """
@@ -43,9 +51,7 @@ def build(kind: str, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         # Swin's default drop-path would make every training pass another one.
-        model: nn.Module = timm.create_model(
-            name, num_classes=CLASSES, drop_path_rate=0.0, **overrides
-        )
+        model = timm.create_model(name, num_classes=CLASSES, drop_path_rate=0.0, **overrides)
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()

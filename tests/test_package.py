@@ -1,0 +1,117 @@
+"""The wheel carries all it needs; the code is linted, typed, and says so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(REPOSITORY)]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_wheel_contents(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    configs = {f"vpeft_bench/configs/{p.relative_to(REPOSITORY / 'configs')}" for p in yaml_files()}
+    assert len(configs) > 60
+    assert configs <= names
+    assert "vpeft_bench/py.typed" in names
+    assert "vpeft_bench/backbones/demo_vit.safetensors" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not any(name.startswith(("tests/", "results/")) for name in names)
+
+
+def yaml_files() -> list[Path]:
+    return list((REPOSITORY / "configs").rglob("*.yaml"))
+
+
+def test_installed_wheel_runs_from_any_directory(wheel: Path, tmp_path: Path) -> None:
+    """Installed alone into a directory of its own: configs and weights come from the wheel."""
+    site = tmp_path / "site"
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(site),
+    ]
+    subprocess.run([*install, str(wheel)], check=True, timeout=120)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    where = "import vpeft_bench.choices as c; print(c.config_dir())"
+    assert run(sys.executable, "-c", where).strip() == str(site / "vpeft_bench" / "configs")
+    console_entry = str(site / "bin" / "vpeft-bench")
+    assert "method=" in run(console_entry, "--help")
+    output = run(console_entry, "method=linear", "train.epochs=1", "hardware.threads=1")
+    assert "top-1, last epoch" in output
+    assert list(elsewhere.rglob("record.json"))
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    """1.5 s is the promise on a quiet machine; what would break it is an import."""
+    code = (
+        "import sys; sys.argv = ['vpeft_bench', '--help']; from vpeft_bench.__main__ import main; "
+        "main(); assert not {'torch', 'timm', 'pandas', 'hydra'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for group in ("method=", "data=", "backbone=", "protocol=", "hardware=", "logger="):
+        assert group in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)],
+    ids=["ruff-check", "ruff-format", "mypy"],
+)
+def test_lint_and_types(command: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+def test_imports_point_one_way() -> None:
+    """Rooms and what they may know; see the README's architecture section."""
+    forbidden = {
+        "methods": ("data", "tasks", "leaderboard", "run", "config", "record"),
+        "backbones": ("methods", "data", "tasks", "leaderboard", "run", "config", "record"),
+        "tasks": ("methods", "data", "leaderboard", "run", "record", "backbones"),
+        "data": ("methods", "tasks", "backbones", "leaderboard", "run", "record"),
+        "leaderboard": ("methods", "tasks", "backbones", "data", "run", "config"),
+    }
+    seen = 0
+    for room, others in forbidden.items():
+        for path in sorted((REPOSITORY / "vpeft_bench" / room).rglob("*.py")):
+            seen += 1
+            text = path.read_text()
+            for other in others:
+                for form in (f"vpeft_bench.{other} ", f"vpeft_bench.{other}."):
+                    assert f"from {form}" not in text, f"{path} imports {other}"
+                    assert f"import {form}" not in text, f"{path} imports {other}"
+    assert seen > 30
