@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import LayerNorm
+from timm.layers.norm import LayerNorm
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -46,7 +45,8 @@ class GoldenFile:
 
     def write(self) -> None:
         """Store ``meta`` and every array at ``path``."""
-        np.savez(self.path, meta=np.array(json.dumps(self.meta)), **self.arrays)
+        arrays: dict[str, Any] = {"meta": np.array(json.dumps(self.meta)), **self.arrays}
+        np.savez(self.path, **arrays)
 
     def read(self) -> GoldenFile:
         """Load every array."""
@@ -105,9 +105,8 @@ class GoldenModel(nn.Module):
     def __init__(self, meta: dict[str, Any]) -> None:
         super().__init__()
         backbone = meta["backbone"]
-        build: Callable[[dict[str, Any]], nn.Module]
         build = {"vit": _build_vit, "swin": _build_swin}[backbone.get("kind", "vit")]
-        self.model = build(backbone)
+        self.model: Any = build(backbone)
         self.eps = backbone["layer_norm_eps"]
         self.out_norms = nn.ModuleDict()
         if isinstance(self.model, SwinTransformer):
@@ -142,7 +141,7 @@ def loss(golden: GoldenFile, outputs: list[Tensor]) -> Tensor:
 
 
 def _build_vit(backbone: dict[str, Any]) -> nn.Module:
-    pooling = backbone["pooling"].split()[0]
+    pooling: Any = {"token": "token", "mean": "avg"}[backbone["pooling"].split()[0]]
     return VisionTransformer(
         img_size=backbone["img_size"],
         patch_size=backbone["patch_size"],
@@ -152,12 +151,13 @@ def _build_vit(backbone: dict[str, Any]) -> nn.Module:
         mlp_ratio=backbone["mlp_ratio"],
         num_classes=backbone["num_classes"],
         qkv_bias=backbone["qkv_bias"],
-        global_pool={"token": "token", "mean": "avg"}[pooling],
+        global_pool=pooling,
         norm_layer=partial(LayerNorm, eps=backbone["layer_norm_eps"]),
     )
 
 
 def _build_swin(backbone: dict[str, Any]) -> nn.Module:
+    norm_layer: Any = partial(LayerNorm, eps=backbone["layer_norm_eps"])
     return SwinTransformer(
         img_size=backbone["img_size"],
         patch_size=backbone["patch_size"],
@@ -167,6 +167,6 @@ def _build_swin(backbone: dict[str, Any]) -> nn.Module:
         window_size=backbone["window_size"],
         mlp_ratio=backbone["mlp_ratio"],
         qkv_bias=backbone["qkv_bias"],
-        norm_layer=partial(LayerNorm, eps=backbone["layer_norm_eps"]),
+        norm_layer=norm_layer,
         num_classes=0,
     )

@@ -132,7 +132,7 @@ class Case:
         self.golden.fill(self.file)
         self.golden.to(self.dtype)
         with torch.no_grad():
-            outputs = self.golden(self.images)
+            outputs: list[Tensor] = self.golden(self.images)
         for output, expected in zip(outputs, self._expected("backbone_"), strict=True):
             self._close("backbone output", output, expected)
         return outputs

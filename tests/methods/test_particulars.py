@@ -35,9 +35,9 @@ def test_vpt_start(name: str, init: str, projection: int | None, fan: int) -> No
 
 def test_vpt_dropout_is_each_pictures_own() -> None:
     model = build("vit").train()
-    attached = vpeft_bench.attach(model, "vpt_shallow", prompt_length=20, dropout=0.5)
+    vpeft_bench.attach(model, "vpt_shallow", prompt_length=20, dropout=0.5)
     seen: list[Tensor] = []
-    attached.backbone.blocks[0].module.stream_in.register_forward_hook(
+    model.blocks[0].stream_in.register_forward_hook(
         lambda _, __, tokens: seen.append(tokens.detach()[:, 1:21])
     )
     model(images(2))

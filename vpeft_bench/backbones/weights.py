@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import pickle
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from vpeft_bench.errors import MissingWeightsError, Problem, WeightsMismatchError
@@ -177,6 +180,7 @@ def load_weights(model: nn.Module, source: WeightsSource) -> None:
 
 
 def _read(source: WeightsSource) -> dict[str, torch.Tensor]:
+    """Names and tensors of a checkpoint; pickled objects other than tensors are refused."""
     if source.path is None:
         from timm.models import load_state_dict_from_hf
 
@@ -184,11 +188,13 @@ def _read(source: WeightsSource) -> dict[str, torch.Tensor]:
             return dict(load_state_dict_from_hf(source.name, weights_only=True))
         except OSError as error:  # the hub's client raises subclasses of it
             raise MissingWeightsError([_missing(source.name)]) from error
-    if source.path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(source.path)
-    return torch.load(source.path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    try:
+        if source.path.suffix == ".safetensors":
+            return load_file(source.path)
+        return dict(torch.load(source.path, map_location="cpu", weights_only=True))
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise WeightsMismatchError(f"{source.path} cannot be read as weights: {reason}") from error
 
 
 def _to_timm_names(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
