@@ -43,6 +43,7 @@ def test_number_of_configs() -> None:
         "protocol": 2,
         "hardware": 4,
         "logger": 3,
+        "experiment": 3,
     }
     assert CHOICES["method"] == list_methods()
 

@@ -160,8 +160,11 @@ class Attached:
         """
         self._require_attached()
         tensors = {name: t.detach().cpu().contiguous() for name, t in self._stored().items()}
-        save_file(tensors, path, metadata=self._header())
-        return Path(path).stat().st_size
+        path = Path(path)
+        temporary = path.with_name(f"{path.name}.tmp")
+        save_file(tensors, temporary, metadata=self._header())
+        os.replace(temporary, path)  # whole or not at all
+        return path.stat().st_size
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Fill the method's tensors from a delta checkpoint; all of them or none.
