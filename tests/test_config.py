@@ -24,7 +24,7 @@ from vpeft_bench.methods.registry import list_methods, method_class
 from vpeft_bench.overrides import check_overrides
 
 CHOICES = choices_on_disk()
-ALL = [(group, name) for group, names in CHOICES.items() for name in names]
+ALL = [(group, name) for group, names in CHOICES.items() for name in names if group != "experiment"]
 
 
 def composed(*overrides: str) -> RunConfig:
@@ -59,6 +59,17 @@ def test_every_config_composes_into_the_schema(group: str, name: str) -> None:
     # What depends on the machine (data on disk, weights, CUDA) is not this test's concern.
     problems = list(validation._values(config))
     assert [p for p in problems if "CUDA" not in p.what] == []
+
+
+@pytest.mark.parametrize(("name", "datasets"), [("demo", 4), ("vtab1k", 19), ("fgvc", 5)])
+def test_experiments_sweep_whole_benchmarks(name: str, datasets: int) -> None:
+    register_schema()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = compose("config", [f"experiment={name}"], return_hydra_config=True)
+    assert config.hydra.mode.name == "MULTIRUN"
+    swept = config.hydra.sweeper.params.data.split(",")
+    assert sorted(swept) == [d for d in CHOICES["data"] if d.startswith(f"{name}/")]
+    assert len(swept) == datasets
 
 
 @pytest.mark.parametrize("name", [n for n in CHOICES["backbone"] if n != "timm"])
@@ -179,6 +190,29 @@ def test_unsupported_pair_is_told_before_weights() -> None:
 )
 def test_sweeps_are_checked_value_by_value(overrides: list[str], expected: str) -> None:
     assert expected in "\n".join(map(str, check_overrides(overrides).problems))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["method=lora,ssf"], "add -m"),
+        (["seed=range(0,3)"], "add -m"),
+        (["backbone=timm"], "type backbone.name="),
+        (["hydra/launcher=jobllib"], "did you mean hydra/launcher=joblib"),
+        (["hardware=slurm"], "no sbatch"),
+    ],
+)
+def test_launch_problems(
+    overrides: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    checked = check_overrides(overrides, multirun=False)
+    assert expected in "\n".join(map(str, checked.problems))
+
+
+def test_experiments_and_globs_are_sweeps_of_their_own() -> None:
+    assert check_overrides(["experiment=demo", "method=lora,ssf"], multirun=False).problems == []
+    assert check_overrides(["method=glob(*)", "data=glob(demo/*)"]).problems == []
 
 
 def test_right_overrides_have_no_problem() -> None:

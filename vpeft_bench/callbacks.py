@@ -167,9 +167,8 @@ class ProgressBar(pl.Callback):
         """Draw the bar."""
         epochs = trainer.max_epochs or 0
         if not self.console.is_terminal:
-            self.console.print(
-                f"{self.title}: {epochs} epochs of {trainer.num_training_batches} steps"
-            )
+            steps = trainer.num_training_batches
+            self.console.print(f"{self.title}: epochs: {epochs}, steps per epoch: {steps}")
             return
         self.progress = Progress(
             TextColumn("{task.description}"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -71,15 +72,9 @@ def _check(arguments: Sequence[str]) -> None:
         ConfigError: with every problem; for a single run also those that only the composed config
             shows, so that one look is enough.
     """
-    arguments = list(arguments)
-    search_path = []
-    for flag in ("--config-dir", "-cd"):
-        if flag in arguments[:-1]:
-            at = arguments.index(flag)
-            search_path.append(str(Path(arguments[at + 1]).absolute()))
-            del arguments[at : at + 2]
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    checked = check_overrides(overrides, search_path)
+    flags = get_args_parser().parse_args(list(arguments))
+    search_path = [str(Path(flags.config_dir).absolute())] if flags.config_dir else []
+    checked = check_overrides(flags.overrides, search_path, flags.multirun)
     if not checked.problems:
         return
     problems = list(checked.problems)

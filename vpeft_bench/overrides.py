@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,14 +11,18 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
+from hydra.core.override_parser.types import Override, QuotedString, ValueType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vpeft_bench.choices import GROUPS, config_dir
 from vpeft_bench.config import register_schema
 from vpeft_bench.errors import Problem, nearest, unknown_name
+
+LAUNCHER = "hydra/launcher"
+INSTALL_LAUNCHERS = "install the launchers: pip install 'vpeft-bench[joblib,slurm]'"
 
 
 @dataclass
@@ -33,34 +38,42 @@ class Checked:
     config: DictConfig | None = None
 
 
-def check_overrides(overrides: Sequence[str], search_path: Sequence[str] = ()) -> Checked:
+def check_overrides(
+    overrides: Sequence[str], search_path: Sequence[str] = (), multirun: bool = True
+) -> Checked:
     """Parse and check ``KEY=VALUE`` overrides against the config tree and its types.
 
     Args:
         overrides: as typed; a value may be a sweep (``a,b``).
         search_path: further config directories (``--config-dir``).
+        multirun: whether a sweep was asked for (``-m``); an experiment may ask for it as well.
     """
     register_schema()
     checked = Checked()
     parsed = [override for text in overrides if (override := _parse(text, checked)) is not None]
-    extra = [f"hydra.searchpath=[{','.join(f'file://{path}' for path in search_path)}]"]
-    extra += [o.input_line or "" for o in parsed if o.key_or_group == "hydra.searchpath"]
+    composed = [o.input_line or "" for o in parsed if o.key_or_group == "hydra.searchpath"]
+    if search_path:
+        composed.append(f"hydra.searchpath=[{','.join(f'file://{path}' for path in search_path)}]")
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        composed = extra if search_path else extra[1:]
-        groups = {group: _group_choices(group, composed) for group in GROUPS}
-        chosen = []
+        groups = {group: _group_choices(group, composed) for group in (*GROUPS, LAUNCHER)}
         for override in parsed:
-            if override.key_or_group in groups:
-                wrong = list(_unknown_choices(override, groups[override.key_or_group]))
-                checked.problems += wrong
-                if not wrong:
-                    chosen.append(f"{override.key_or_group}={_as_text(_first(override))}")
+            if (group := override.key_or_group) not in groups:
+                continue
+            wrong = list(_unknown_choices(override, groups[group]))
+            checked.problems += wrong
+            if not wrong and (values := _values(override)):
+                composed.append(f"{group}={_as_text(values[0])}")
         try:
-            config = compose("config", overrides=[*composed, *chosen])
-            swept = _swept_configs(parsed, groups, [*composed, *chosen])
+            config = compose("config", overrides=composed, return_hydra_config=True)
+            swept = _swept_configs(parsed, groups, composed)
         except HydraException as error:
-            checked.problems.append(Problem(" ".join(chosen), str(error)))
+            fix = INSTALL_LAUNCHERS if LAUNCHER in str(error) else ""
+            what = str(error).strip().partition("\n")[0]
+            checked.problems.append(Problem(" ".join(composed), what, fix))
             return checked
+    checked.problems += _launch_problems(config, parsed, multirun)
+    with open_dict(config):
+        del config["hydra"]
     for override in parsed:
         key = override.key_or_group
         if key in groups or override.package or override.is_delete() or override.is_add():
@@ -74,10 +87,26 @@ def check_overrides(overrides: Sequence[str], search_path: Sequence[str] = ()) -
                 for problem in _value_problems(other, override)
             ]
         checked.problems += wrong
-        if not wrong and _values(override):
-            OmegaConf.update(config, key, _plain(_first(override)))
-    checked.config = config
+        if not wrong and (values := _values(override)):
+            OmegaConf.update(config, key, _plain(values[0]))
+    missing = list(_missing(OmegaConf.to_container(config, resolve=False)))
+    checked.problems += [Problem(k, "has no value", f"type {k}=...") for k in missing]
+    checked.config = None if missing else config
     return checked
+
+
+def _launch_problems(
+    config: DictConfig, parsed: Sequence[Override], multirun: bool
+) -> Iterator[Problem]:
+    """A sweep without ``-m``, and a cluster that is not there."""
+    if not multirun and config.hydra.mode is not RunMode.MULTIRUN:
+        for override in parsed:
+            if override.is_sweep_override():
+                yield Problem(override.input_line or "", "is a sweep", "add -m to run every value")
+    slurm = str(config.hydra.launcher.get("_target_", "")).endswith(".SlurmLauncher")
+    if slurm and shutil.which("sbatch") is None:
+        fix = "run it on a cluster's login node, or in parallel here: hydra/launcher=joblib"
+        yield Problem("hardware=slurm", "this machine has no sbatch", fix)
 
 
 def _swept_configs(
@@ -122,15 +151,13 @@ def _group_choices(group: str, overrides: list[str]) -> list[str]:
 
 
 def _values(override: Override) -> list[Any]:
-    if override.is_choice_sweep():
+    """The values of a plain or comma-separated override; range and glob are Hydra's to expand."""
+    if (
+        override.value_type is ValueType.CHOICE_SWEEP
+        or override.value_type is ValueType.SIMPLE_CHOICE_SWEEP
+    ):
         return list(override.sweep_iterator())
-    if override.is_sweep_override():
-        return []  # range and glob sweeps are Hydra's to expand
-    return [override.value()]
-
-
-def _first(override: Override) -> Any:
-    return (_values(override) or [None])[0]
+    return [] if override.is_sweep_override() else [override.value()]
 
 
 def _plain(value: Any) -> Any:
@@ -142,10 +169,14 @@ def _as_text(value: Any) -> str:
 
 
 def _unknown_choices(override: Override, choices: Sequence[str]) -> Iterator[Problem]:
+    group = override.key_or_group
     for value in _values(override):
         name = _as_text(value)
-        if name not in choices and not (name == "null" and override.key_or_group == "experiment"):
-            yield unknown_name(override.key_or_group, name, choices)
+        if name in choices or (name == "null" and group == "experiment"):
+            continue
+        problem = unknown_name(group, name, choices)
+        fix = f"{problem.fix}\n{INSTALL_LAUNCHERS}" if group == LAUNCHER else problem.fix
+        yield Problem(problem.where, problem.what, fix)
 
 
 def _value_problems(config: DictConfig, override: Override) -> Iterator[Problem]:
@@ -170,6 +201,15 @@ def _value_problems(config: DictConfig, override: Override) -> Iterator[Problem]
             yield Problem(
                 f"{key}={_as_text(value)}", what, f"now: {key}={getattr(now, 'name', now)}"
             )
+
+
+def _missing(node: Any, path: str = "") -> Iterator[str]:
+    """Keys that hold ``???``; OmegaConf's own search fails at interpolations of such keys."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _missing(value, f"{path}.{name}" if path else str(name))
+    elif node == "???":
+        yield path
 
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:

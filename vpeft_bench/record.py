@@ -432,6 +432,12 @@ def run_directory(
     return results_dir.joinpath(*map(_directory_name, names), f"seed{seed}")
 
 
+def leaderboard_command(results_dir: str) -> str:
+    """What to type for the leaderboard of the records below ``results_dir``."""
+    default = results_dir == "results/runs"
+    return "python -m vpeft_bench leaderboard" + ("" if default else f" --records {results_dir}")
+
+
 def utc_now() -> str:
     """The time, as `Where` wants it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from vpeft_bench.record import Metrics, RunRecord
+from vpeft_bench.leaderboard.cells import option_text
+from vpeft_bench.record import Metrics, RunRecord, leaderboard_command
 from vpeft_bench.run import Outcome, Result
 
 
@@ -22,10 +23,9 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
         )
     console.print(run_table(outcome.record))
     path = outcome.directory / "record.json"
-    results_dir = outcome.record.asked["results_dir"]
-    records = "" if results_dir == "results/runs" else f" --records {results_dir}"
+    command = leaderboard_command(outcome.record.asked["results_dir"])
     console.print(f"record:      {path}", soft_wrap=True)
-    console.print(f"leaderboard: python -m vpeft_bench leaderboard{records}", soft_wrap=True)
+    console.print(f"leaderboard: {command}", soft_wrap=True)
 
 
 def run_table(record: RunRecord) -> Table:
@@ -38,7 +38,7 @@ def run_table(record: RunRecord) -> Table:
     table.add_column("quantity", style="bold")
     table.add_column("value")
     parameters, stored, seconds = happened.parameters, happened.stored_bytes, happened.seconds
-    options = ", ".join(f"{k}={v}" for k, v in asked["method"].items() if k != "name")
+    options = option_text({k: v for k, v in asked["method"].items() if k != "name"})
     rows = {
         "task": ", ".join(asked[k]["name"] for k in ("task", "data"))
         + f", protocol {asked['protocol']['name']}",

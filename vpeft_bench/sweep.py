@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vpeft_bench.config import typed
+from vpeft_bench.errors import ProblemsError
+from vpeft_bench.record import leaderboard_command
 
 NOTE = "outcome.json"
 JOB = "job.json"
@@ -62,7 +64,9 @@ def run_job(job: Job, config: DictConfig, console: Console) -> float | None:
         raise
     except Exception as error:  # one failed run must not cost the others
         (job.directory / "traceback.txt").write_text(traceback.format_exc())
-        note("failed", str(error), None, None)
+        problems = error.problems if isinstance(error, ProblemsError) else ()
+        reason = "; ".join(f"{p.where}: {p.what}" for p in problems) or str(error)
+        note("failed", reason, None, None)
         console.print(f"failed: {error}", markup=False)
         return None
     last = outcome.record.happened.last_epoch if outcome.record else None
@@ -78,7 +82,7 @@ class SweepSummary(Callback):
         """Print what was done, skipped and failed, and why."""
         global exit_status
         notes = read_notes(Path(config.hydra.sweep.dir))
-        print_summary(notes, Console(highlight=False))
+        print_summary(notes, config.results_dir, Console(highlight=False))
         exit_status = 0 if all(n["result"] in ("done", "skipped") for n in notes) else 1
 
 
@@ -96,7 +100,7 @@ def _number(name: str) -> tuple[int, str]:
     return (int(name), "") if name.isdigit() else (1 << 60, name)
 
 
-def print_summary(notes: list[dict[str, Any]], console: Console) -> None:
+def print_summary(notes: list[dict[str, Any]], results_dir: str, console: Console) -> None:
     """One row per job, then the counts."""
     table = Table(title="sweep", title_justify="left")
     table.add_column("run", overflow="fold")
@@ -119,4 +123,4 @@ def print_summary(notes: list[dict[str, Any]], console: Console) -> None:
         for r in ("done", "skipped", "busy", "failed", "died")
     }
     console.print(", ".join(f"{count} {result}" for result, count in counts.items() if count))
-    console.print("leaderboard: python -m vpeft_bench leaderboard")
+    console.print(f"leaderboard: {leaderboard_command(results_dir)}", soft_wrap=True)

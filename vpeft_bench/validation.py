@@ -70,7 +70,7 @@ def _values(config: RunConfig) -> Iterator[Problem]:
         if not isinstance(value, int | float):
             continue
         if (low is not None and value < low) or (high is not None and value > high):
-            bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+            bounds = f"at least {low:g}" if high is None else f"between {low} and {high}"
             yield Problem(f"{key}={value}", "out of range", f"{key} must be {bounds}")
     for key, valid in CHOICES.items():
         value = _value(config, key)

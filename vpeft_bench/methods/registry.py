@@ -128,6 +128,7 @@ def _wrong(value: Any, hint: Any, metadata: Mapping[str, Any]) -> str | None:
         return "must be finite"
     low, high = metadata["minimum"], metadata["maximum"]
     if (low is not None and value < low) or (high is not None and value > high):
-        lower = "-inf" if low is None else low
-        return f"must lie in [{lower}, {'inf' if high is None else high}]"
+        if high is None:
+            return f"must be at least {low:g}"
+        return f"must be between {low:g} and {high:g}"
     return None
