@@ -1,5 +1,5 @@
 # Sourced by scripts/bench and scripts/test: a virtual environment with this package installed.
-# Usage: setup EXTRAS, e.g. setup "" or setup "[test]"; afterwards $PYTHON is its interpreter.
+# Usage: setup EXTRAS, e.g. setup "[joblib,slurm]" or setup "[test]"; afterwards $PYTHON is its interpreter.
 # Installs only when pyproject.toml changed since the last time, so a second call starts at once.
 setup() {
     local extras=$1 environment=${VPEFT_BENCH_VENV:-.venv} stamp wanted
