@@ -40,6 +40,7 @@ def test_number_of_configs() -> None:
         "method": 10,
         "data": 30,
         "backbone": 14,
+        "task": 1,
         "protocol": 2,
         "hardware": 4,
         "logger": 3,
@@ -200,6 +201,7 @@ def test_sweeps_are_checked_value_by_value(overrides: list[str], expected: str) 
         (["backbone=timm"], "type backbone.name="),
         (["hydra/launcher=jobllib"], "did you mean hydra/launcher=joblib"),
         (["hardware=slurm"], "no sbatch"),
+        (["hardware=slurm"], "add -m"),
     ],
 )
 def test_launch_problems(
@@ -220,6 +222,13 @@ def test_right_overrides_have_no_problem() -> None:
     checked = check_overrides([*right, "data.num_classes=null", "hydra.launcher.n_jobs=2"])
     assert checked.problems == []
     assert OmegaConf.select(checked.config, "method.targets") == ["q", "k", "v"]
+
+
+def test_broken_user_config_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("name: a: b\n")
+    (problem,) = check_overrides(["data=mine"], [str(tmp_path)]).problems
+    assert "mine.yaml" in problem.what
 
 
 def test_user_config_directory(tmp_path: Path) -> None:

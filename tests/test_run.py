@@ -21,7 +21,7 @@ QUICK = ("train.epochs=4", "train.batch_size=20", "hardware=cpu", "hardware.thre
 @pytest.fixture
 def quick(tiny_data: Path) -> tuple[str, ...]:
     """Options of a run of a few seconds."""
-    return ("data=imagelist", f"data.root={tiny_data}", *quick)
+    return ("data=imagelist", f"data.root={tiny_data}", *QUICK)
 
 
 def record_of(directory: Path) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def test_same_run_twice_is_identical(cli: Cli, tmp_path: Path, quick: tuple[str,
     first = record_of(tmp_path)
     (delta,) = tmp_path.rglob("delta.safetensors")
     content = delta.read_bytes()
-    assert cli("method=ssf", *QUICK, "rerun=true").returncode == 0
+    assert cli("method=ssf", *quick, "rerun=true").returncode == 0
     second = record_of(tmp_path)
     assert second["happened"]["last_epoch"] == first["happened"]["last_epoch"]
     assert second["happened"]["curves"]["train_loss"] == first["happened"]["curves"]["train_loss"]
@@ -124,17 +124,18 @@ def test_same_run_twice_is_identical(cli: Cli, tmp_path: Path, quick: tuple[str,
 
 def test_two_processes_one_run(cli: Cli, tmp_path: Path, quick: tuple[str, ...]) -> None:
     """One works, the other says so and leaves."""
-    command = [sys.executable, "-m", "vpeft_bench", *quick]
+    long = (*quick, "train.epochs=200")
+    command = [sys.executable, "-m", "vpeft_bench", *long]
     worker = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
     try:
         wait_for_epochs(tmp_path, 1)
-        other = cli(*quick)
+        other = cli(*long)
+        assert worker.poll() is None, "the first process should still be at it"
     finally:
-        worker.wait(120)
+        worker.kill()
+        worker.wait(60)
     assert other.returncode == 1
     assert "busy: another process is working on this run" in other.stdout
-    assert worker.returncode == 0
-    assert record_of(tmp_path)["status"] == "ok"
 
 
 def test_select_never_touches_test(cli: Cli, tmp_path: Path, quick: tuple[str, ...]) -> None:
@@ -157,7 +158,9 @@ def test_failure_is_recorded(cli: Cli, tmp_path: Path, tiny_data: Path) -> None:
     broken = copy / (copy / "test.txt").read_text().split()[0]
     content = broken.read_bytes()
     broken.write_bytes(b"no picture")
-    options = ("data=imagelist", f"data.root={copy}", "method=linear", *QUICK)
+    # Nothing is kept in memory, so that the test split is first read after training.
+    unkept = ("data.cache_gib=0", "hardware.workers=0")
+    options = ("data=imagelist", f"data.root={copy}", "method=linear", *unkept, *QUICK)
     failed = cli(*options)
     assert failed.returncode == 1
     assert str(broken) in failed.stderr
@@ -195,3 +198,18 @@ def test_failing_logger_does_not_cost_the_run(
     assert done.returncode == 0, done.stderr
     assert "logger wandb failed and is off" in done.stderr
     assert record_of(tmp_path)["status"] == "ok"
+
+
+def test_ctrl_c_is_recorded_and_resumes(cli: Cli, tmp_path: Path, quick: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "vpeft_bench", *quick, "train.epochs=40"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_epochs(tmp_path, 1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "the same command resumes" in errors
+    record = record_of(tmp_path)
+    assert record["status"] == "interrupted"
+    assert record["happened"]["curves"]["train_loss"]

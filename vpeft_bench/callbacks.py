@@ -59,6 +59,7 @@ class Curves(pl.Callback):
         self._epoch_start = 0.0
         self._validation_start = 0.0
         self._epoch_eval_seconds = 0.0
+        self._lr = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
@@ -76,6 +77,12 @@ class Curves(pl.Callback):
         self._losses = []
         self._epoch_eval_seconds = 0.0
         self._epoch_start = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the rate of this step; the schedule moves on before its end."""
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
         self,
@@ -109,7 +116,7 @@ class Curves(pl.Callback):
         row = {
             "epoch": trainer.current_epoch + 1,
             "train_loss": loss,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": self._lr,
             "train_seconds": seconds,
             **self._validation,
         }
@@ -150,6 +157,8 @@ class EpochCheckpoint(pl.Callback):
             return
         temporary = self.path.with_suffix(".tmp")
         trainer.save_checkpoint(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # a power cut must not leave an empty file under the name
         os.replace(temporary, self.path)
         end = time.perf_counter()
         self._not_before = end + (end - start) / self.SHARE

@@ -38,7 +38,11 @@ def main(arguments: Sequence[str]) -> int:
             _check(arguments)
         register_schema()
         sys.argv = [sys.argv[0], *arguments]
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(_task)()
+        job = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
+        try:
+            job(_task)()
+        finally:  # also where a launcher gave up because one of its jobs was killed
+            swept = sweep.summarise()
         if _SingleRun.error is not None:
             raise _SingleRun.error
     except VpeftBenchError as error:
@@ -47,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         console.print("interrupted; the same command resumes from the last whole epoch")
         return 130
-    return max(_SingleRun.exit_status, sweep.exit_status)
+    return max(_SingleRun.exit_status, swept)
 
 
 def _only_prints(arguments: Sequence[str]) -> bool:

@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vpeft_bench.choices import GROUPS, config_dir
 from vpeft_bench.config import register_schema
@@ -51,7 +52,7 @@ def check_overrides(
     register_schema()
     checked = Checked()
     parsed = [override for text in overrides if (override := _parse(text, checked)) is not None]
-    composed = [o.input_line or "" for o in parsed if o.key_or_group == "hydra.searchpath"]
+    composed = [o.input_line or "" for o in parsed if o.key_or_group.startswith("hydra.")]
     if search_path:
         composed.append(f"hydra.searchpath=[{','.join(f'file://{path}' for path in search_path)}]")
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
@@ -66,9 +67,9 @@ def check_overrides(
         try:
             config = compose("config", overrides=composed, return_hydra_config=True)
             swept = _swept_configs(parsed, groups, composed)
-        except HydraException as error:
+        except (HydraException, YAMLError) as error:
             fix = INSTALL_LAUNCHERS if LAUNCHER in str(error) else ""
-            what = str(error).strip().partition("\n")[0]
+            what = " ".join(str(error).split())
             checked.problems.append(Problem(" ".join(composed), what, fix))
             return checked
     checked.problems += _launch_problems(config, parsed, multirun)
@@ -103,6 +104,10 @@ def _launch_problems(
         for override in parsed:
             if override.is_sweep_override():
                 yield Problem(override.input_line or "", "is a sweep", "add -m to run every value")
+        launcher = config.hydra.runtime.choices.get(LAUNCHER)
+        if launcher not in (None, "basic"):
+            what = "launches the runs of a sweep, and this is a single run"
+            yield Problem(f"{LAUNCHER}={launcher}", what, "add -m")
     slurm = str(config.hydra.launcher.get("_target_", "")).endswith(".SlurmLauncher")
     if slurm and shutil.which("sbatch") is None:
         fix = "run it on a cluster's login node, or in parallel here: hydra/launcher=joblib"

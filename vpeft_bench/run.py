@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from vpeft_bench.callbacks import Curves, EpochCheckpoint, ProgressBar, StepSeed
 from vpeft_bench.config import Precision, Protocol, RunConfig, config_hash, plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.data.loading import Preprocessing, build_loader, preprocessing_for
+from vpeft_bench.errors import ConfigError, Problem
 from vpeft_bench.loggers import open_sinks
 from vpeft_bench.methods.registry import build_method
 from vpeft_bench.record import Metrics, RunRecord, Status
@@ -36,6 +40,7 @@ LIGHTNING_PRECISION = {
     Precision.bf16: "bf16-mixed",
     Precision.fp16: "16-mixed",
 }
+CHECKPOINT = "last.ckpt"
 NO_PEAK_ON_CPU = (
     "the CPU has no allocator statistics; resident memory would count the whole process"
 )
@@ -72,6 +77,11 @@ def run(config: RunConfig, console: Console) -> Outcome:
 
     ``config`` has passed :func:`vpeft_bench.validation.check`.
     """
+    options = dict(config.method)
+    method = build_method(options.pop("name"), options)
+    # Every option as the method itself has it: 8 and 8.0 are the same alpha, a default is no other
+    # method than its value.
+    config = replace(config, method={"name": method.name, **method.options()})
     dataset = open_dataset(config.data)
     weights = weights_source(config.backbone.weights, config.backbone.model)
     hash_ = config_hash(config, dataset.fingerprint, weights.identity())
@@ -80,18 +90,21 @@ def run(config: RunConfig, console: Console) -> Outcome:
         config.protocol.name.value,
         config.data.name,
         config.backbone.name,
-        config.method["name"],
+        method.name,
         hash_,
         config.seed,
     )
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"cannot be written to: {error}"
+        raise ConfigError([Problem(f"results_dir={config.results_dir}", what)]) from error
     try:
         with FileLock(directory / "run.lock", timeout=0):
-            done = _finished(directory)
-            if done is not None and not config.rerun:
+            if config.rerun:  # the old record stays until the new one replaces it
+                (directory / CHECKPOINT).unlink(missing_ok=True)
+            elif (done := _finished(directory)) is not None:
                 return Outcome(Result.SKIPPED, directory, done, "a finished record exists")
-            if done is not None:
-                _forget(directory)
             return _Run(config, dataset, hash_, directory, console).execute()
     except Timeout:
         return Outcome(Result.BUSY, directory, None, "another process is working on this run")
@@ -105,10 +118,17 @@ def _finished(directory: Path) -> RunRecord | None:
     return record if record.status is Status.OK else None
 
 
-def _forget(directory: Path) -> None:
-    """Start over: what ``rerun=true`` means."""
-    for name in (records.RECORD_NAME, "last.ckpt"):
-        (directory / name).unlink(missing_ok=True)
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C through: Lightning turns it into an exit of the whole process."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as caught:
+        if isinstance(caught.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from None
+        raise
 
 
 class _Run:
@@ -124,6 +144,7 @@ class _Run:
         self.console = console
         self.asked = plain(config)
         self.started = records.utc_now()
+        self.environment = records.environment()  # now: the checkout may change during a long run
         self.curves = Curves(directory / "metrics.csv", [])
         self.happened: dict[str, Any] = {}
         self.where: dict[str, Any] = {"data_fingerprint": dataset.fingerprint}
@@ -144,7 +165,7 @@ class _Run:
             raise
         record = self._record(status, error)
         if status is Status.OK:
-            (self.directory / "last.ckpt").unlink(missing_ok=True)
+            (self.directory / CHECKPOINT).unlink(missing_ok=True)
             return Outcome(Result.DONE, self.directory, record)
         return Outcome(Result.FAILED, self.directory, record, error or "")
 
@@ -171,9 +192,11 @@ class _Run:
         self._note_setup(backbone, attached, preprocessing)
         self.happened["setup"] = time.perf_counter() - setup_start
 
+        if self.config.hardware.compile:
+            attached.model.compile()  # in place: names in checkpoints stay the same
         train_loader, eval_loader = self._loaders(preprocessing)
         task = Classification(
-            torch.compile(attached.model) if self.config.hardware.compile else attached.model,  # type: ignore[arg-type]
+            attached.model,
             [*attached.trainable_parameters(), *attached.head_parameters()],
             self.dataset.num_classes,
             preprocessing.normalize,
@@ -221,7 +244,7 @@ class _Run:
     ) -> pl.Trainer:
         """Train, resuming from the last whole epoch where a checkpoint lies."""
         validate = self.config.protocol.name is Protocol.select
-        checkpoint = self.directory / "last.ckpt"
+        checkpoint = self.directory / CHECKPOINT
         self.curves.sinks = open_sinks(
             self.config.logger, self.directory, self._run_id(), self.asked
         )
@@ -254,24 +277,28 @@ class _Run:
         self.where["threads"] = torch.get_num_threads()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        trainer.fit(
-            task,
-            train_loader,
-            eval_loader if validate else None,
-            ckpt_path=checkpoint if checkpoint.exists() else None,
-        )
+        try:
+            with _interruptible():
+                trainer.fit(
+                    task,
+                    train_loader,
+                    eval_loader if validate else None,
+                    ckpt_path=checkpoint if checkpoint.exists() else None,
+                )
+        finally:
+            for sink in self.curves.sinks:
+                sink.close()
         if device.type == "cuda":
             self.happened["peak_memory_bytes"] = torch.cuda.max_memory_allocated(device)
         else:
             self.happened["peak_memory_note"] = NO_PEAK_ON_CPU
-        for sink in self.curves.sinks:
-            sink.close()
         return trainer
 
     def _evaluate(self, trainer: pl.Trainer, task: Classification, loader: DataLoader) -> None:
         """Score the last epoch; under ``protocol=select`` also name the best validation epoch."""
         start = time.perf_counter()
-        trainer.test(task, loader, verbose=False)
+        with _interruptible():
+            trainer.test(task, loader, verbose=False)
         self.curves.eval_seconds += time.perf_counter() - start
         split = records.Split(self.happened["eval_split"])
         images = self.happened["eval_images"]
@@ -298,7 +325,7 @@ class _Run:
     def _note_setup(
         self, backbone: LoadedBackbone, attached: Attached, preprocessing: Preprocessing
     ) -> None:
-        demo = self.config.backbone.model == "vpeft_demo_vit"
+        demo = backbone.source.kind == "package"
         random = backbone.source.kind == "none"
         label = records.WeightsLabel.PRETRAINED
         if random:
@@ -356,7 +383,7 @@ class _Run:
             resumed=curves.resumed,
         )
         where = records.Where(
-            **records.environment(), started=self.started, finished=records.utc_now(), **self.where
+            **self.environment, started=self.started, finished=records.utc_now(), **self.where
         )
         record = RunRecord(
             self._run_id(), self.hash, status, error, self.asked, happened, where, self.labels

@@ -11,17 +11,15 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from vpeft_bench.config import typed
+from vpeft_bench.config import Protocol, typed
 from vpeft_bench.errors import ProblemsError
 from vpeft_bench.record import leaderboard_command
 
 NOTE = "outcome.json"
 JOB = "job.json"
-
-# Set when a sweep ends in this process; the command line's exit status.
-exit_status = 0
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ def run_job(job: Job, config: DictConfig, console: Console) -> float | None:
     """Run one job and note its outcome; whatever goes wrong, the next job gets its turn.
 
     Returns:
-        Top-1 of the last epoch, percent; None if there is none.
+        Top-1 of the last epoch, percent, under ``protocol=select``; else None.
     """
     from vpeft_bench import validation
     from vpeft_bench.callbacks import write_atomically
@@ -72,18 +70,33 @@ def run_job(job: Job, config: DictConfig, console: Console) -> float | None:
     last = outcome.record.happened.last_epoch if outcome.record else None
     top1 = last.top1 if last else None
     note(outcome.result.value, outcome.reason, str(outcome.directory / "record.json"), top1)
-    return top1
+    # What a sweeper may optimise is a validation accuracy, never one of the test split.
+    return top1 if run_config.protocol.name is Protocol.select else None
 
 
-class SweepSummary(Callback):
-    """Hydra callback: the table at the end of a sweep, from the notes of its jobs."""
+class NoteSweep(Callback):
+    """Hydra callback: tells the command line where the jobs of a sweep leave their notes."""
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print what was done, skipped and failed, and why."""
-        global exit_status
-        notes = read_notes(Path(config.hydra.sweep.dir))
-        print_summary(notes, config.results_dir, Console(highlight=False))
-        exit_status = 0 if all(n["result"] in ("done", "skipped") for n in notes) else 1
+    directory: Path | None = None
+    results_dir: str = ""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note the sweep's directory, which Hydra names."""
+        NoteSweep.directory = Path(config.hydra.sweep.dir)
+        NoteSweep.results_dir = config.results_dir
+
+
+def summarise() -> int:
+    """Print what became of every job of the sweep that ran in this process, if there was one.
+
+    Returns:
+        0 if every job is done or was skipped; else 1.
+    """
+    if NoteSweep.directory is None:
+        return 0
+    notes = read_notes(NoteSweep.directory)
+    print_summary(notes, NoteSweep.results_dir, Console(highlight=False))
+    return 0 if all(note["result"] in ("done", "skipped") for note in notes) else 1
 
 
 def read_notes(directory: Path) -> list[dict[str, Any]]:
@@ -112,10 +125,10 @@ def print_summary(notes: list[dict[str, Any]], results_dir: str, console: Consol
         colour = colours.get(note["result"], "red")
         top1 = note.get("top1")
         table.add_row(
-            " ".join(note["overrides"]),
+            escape(" ".join(note["overrides"])),
             f"[{colour}]{note['result']}[/{colour}]",
             "" if top1 is None else f"{top1:.2f}",
-            note["reason"].replace("[", r"\["),
+            escape(note["reason"]),
         )
     console.print(table)
     counts = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from vpeft_bench.config import RunConfig
@@ -29,7 +30,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "hardware.threads": (1, None),
     "hardware.workers": (0, None),
     "hardware.eval_batch_size": (1, None),
-    "data.num_classes": (1, None),
+    "data.num_classes": (2, None),
     "data.cache_gib": (0, None),
     "seed": (0, 2**31 - 1),
 }
@@ -69,7 +70,9 @@ def _values(config: RunConfig) -> Iterator[Problem]:
         value = _value(config, key)
         if not isinstance(value, int | float):
             continue
-        if (low is not None and value < low) or (high is not None and value > high):
+        if not math.isfinite(value):
+            yield Problem(f"{key}={value}", "is not a finite number", f"type a number for {key}")
+        elif (low is not None and value < low) or (high is not None and value > high):
             bounds = f"at least {low:g}" if high is None else f"between {low} and {high}"
             yield Problem(f"{key}={value}", "out of range", f"{key} must be {bounds}")
     for key, valid in CHOICES.items():

@@ -157,7 +157,7 @@ def test_swin_and_demo_round_trip(tmp_path: Path) -> None:
             source.eval().forward_features(images), model.eval().forward_features(images)
         )
     demo = load_backbone("vpeft_demo_vit", "hub", 10)
-    assert demo.source.kind == "file"
+    assert demo.source.kind == "package"
     assert demo.image_size == (32, 32)
 
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 import threading
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,16 @@ from vpeft_bench.errors import MissingWeightsError, Problem, WeightsMismatchErro
 HUB = "hub"
 NONE = "none"
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
+UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    EOFError,
+    OSError,
+)
 # A run that cannot start must say so at once; timm and the hub would retry for about 50 s.
 REACH_HUB_SECONDS = 2.5
 
@@ -32,9 +43,9 @@ class WeightsSource:
     """Where a backbone's weights come from.
 
     Attributes:
-        kind: "hub", "file" or "none".
+        kind: "hub", "file", "package" (a file that comes with this package) or "none".
         name: hub repository, file path, or "none"; shown and recorded.
-        path: the file, for kind "file".
+        path: the file, for the kinds "file" and "package".
     """
 
     kind: str
@@ -63,7 +74,7 @@ def weights_source(weights: str, model: str) -> WeightsSource:
         return WeightsSource("file", weights, Path(weights).expanduser())
     config = _pretrained_config(model)
     if config.get("file"):
-        return WeightsSource("file", model, Path(config["file"]))
+        return WeightsSource("package", model, Path(config["file"]))
     return WeightsSource(HUB, config.get("hf_hub_id") or "")
 
 
@@ -192,7 +203,7 @@ def _read(source: WeightsSource) -> dict[str, torch.Tensor]:
         if source.path.suffix == ".safetensors":
             return load_file(source.path)
         return dict(torch.load(source.path, map_location="cpu", weights_only=True))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except UNREADABLE as error:
         reason = str(error).partition("\n")[0]
         raise WeightsMismatchError(f"{source.path} cannot be read as weights: {reason}") from error
 
@@ -212,19 +223,20 @@ def _to_timm_names(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str
 def _load_npz(model: nn.Module, path: Path) -> None:
     """The original JAX checkpoints, by timm's own reader; NaN marks what it leaves unfilled."""
     head = _head_names(model)
+    fresh = {n: p.detach().clone() for n, p in model.named_parameters() if n in head}
     parameters = {n: p for n, p in model.named_parameters() if n not in head}
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.fill_(float("nan"))
+    source = WeightsSource("file", str(path))
     try:
         model.load_pretrained(str(path))  # type: ignore[operator]
-    except (KeyError, AttributeError, ValueError, RuntimeError, OSError) as error:
-        raise _mismatch(
-            WeightsSource("file", str(path)), [f"timm's reader says: {error}"]
-        ) from error
+    except (KeyError, AttributeError, *UNREADABLE) as error:
+        raise _mismatch(source, [f"timm's reader says: {error}"]) from error
     unfilled = [f"missing: {n}" for n, p in parameters.items() if torch.isnan(p).any()]
     if unfilled:
-        raise _mismatch(WeightsSource("file", str(path)), unfilled)
+        raise _mismatch(source, unfilled)
+    model.load_state_dict(fresh, strict=False)  # the reader fills a head of matching size as well
 
 
 def _head_names(model: nn.Module) -> set[str]:

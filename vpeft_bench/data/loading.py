@@ -124,10 +124,9 @@ def build_loader(
     """
     batches = _Batches(split, preprocessing, train, seed, cache_gib)
     if batches.in_memory:
+        batches.fill_memory()  # before training is timed, and before workers start and share it
         if batches.augmentation is not Augmentation.randaugment:
             workers = 0
-        elif workers > 0:
-            batches.fill_memory()  # before the workers start, so that they share it
     return DataLoader(
         batches,
         sampler=EpochSampler(len(split), batch_size, seed, shuffle=train),

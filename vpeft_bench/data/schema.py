@@ -38,7 +38,7 @@ class Augmentation(Enum):
 
     none = "none"
     crop_flip = "crop_flip"
-    """Random crop, then a horizontal flip with probability 0.5."""
+    """Random crop (after ``resize=shorter_side``), then a flip with probability 0.5."""
     randaugment = "randaugment"
     """Horizontal flip with probability 0.5, then RandAugment ``rand-m9-mstd0.5-inc1``."""
 
@@ -60,7 +60,7 @@ class DataConfig:
         final_train: split of the final training: ``trainval`` for VTAB-1k, ``train`` for FGVC.
         train_size: number of training pictures as published; for listings only.
         val_size: number of validation pictures as published; for listings only.
-        test_size: number of test pictures as published; for listings only.
+        test_size: number of test pictures as published; a run on another number is labelled.
         normalization: whose mean and standard deviation are used.
         resize: how pictures reach the input size.
         augmentation: what is done to training pictures.

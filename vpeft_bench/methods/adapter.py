@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone
+from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.methods.base import Category, Method, adapted_blocks, bottleneck_linears, option
 from vpeft_bench.methods.registry import register
 
@@ -48,6 +49,14 @@ class Adapter(Method):
     )
     last_blocks: int | None = option(None, "adapt only the last k blocks; null: all", minimum=1)
     init: str = option("standard", "see the method's page", choices=("standard", "vpb", "vpt"))
+
+    def check(self, backbone: Backbone) -> None:
+        """As every method; and there must be as many blocks as are to be adapted."""
+        super().check(backbone)
+        if self.last_blocks is not None and self.last_blocks > len(backbone.blocks):
+            raise UnsupportedBackboneError(
+                f"method.last_blocks={self.last_blocks}: the backbone has {len(backbone.blocks)}"
+            )
 
     def place(self, backbone: Backbone) -> None:
         """One bottleneck per site of every adapted block."""
