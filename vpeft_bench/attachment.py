@@ -27,6 +27,7 @@ from vpeft_bench.errors import AlreadyAttachedError, DeltaMismatchError, NotMerg
 from vpeft_bench.methods.base import MergeableModule, Method
 from vpeft_bench.methods.registry import build_method
 
+HEADER_KEY = "vpeft_bench"
 DELTA_FORMAT = "vpeft_bench delta 1"
 _MARK = "_vpeft_bench_attached"
 
@@ -162,7 +163,7 @@ class Attached:
         tensors = {name: t.detach().cpu().contiguous() for name, t in self._stored().items()}
         path = Path(path)
         temporary = path.with_name(f"{path.name}.tmp")
-        save_file(tensors, temporary, metadata=self._header())
+        save_file(tensors, temporary, metadata={HEADER_KEY: self._header_text()})
         os.replace(temporary, path)  # whole or not at all
         return path.stat().st_size
 
@@ -176,7 +177,7 @@ class Attached:
         self._require_attached()
         try:
             with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
+                header = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise DeltaMismatchError(
@@ -205,6 +206,10 @@ class Attached:
     def _stored(self) -> dict[str, torch.Tensor]:
         state = self.model.state_dict(keep_vars=True)
         return {**self._trainable, **{name: state[name] for name in sorted(self._stored_buffers)}}
+
+    def _header_text(self) -> str:
+        # One entry: safetensors writes several in random order, and equal deltas are equal files.
+        return json.dumps(self._header(), sort_keys=True)
 
     def _header(self) -> dict[str, str]:
         return {
