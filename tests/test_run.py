@@ -203,7 +203,13 @@ def test_failing_logger_does_not_cost_the_run(
 def test_ctrl_c_is_recorded_and_resumes(cli: Cli, tmp_path: Path, quick: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "vpeft_bench", *quick, "train.epochs=40"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for_epochs(tmp_path, 1)
     process.send_signal(signal.SIGINT)
