@@ -106,7 +106,7 @@ class Attached:
             for parameter in unfrozen:
                 parameter.requires_grad_(True)
             method.place(backbone)
-        except Exception:
+        except Exception:  # whatever a method raises, the model is given back as it was
             self._restore()
             raise
         placed = {p for placement in backbone.placements for p in placement.module.parameters()}
