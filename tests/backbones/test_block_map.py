@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 import vpeft_bench
 from vpeft_bench.backbones import Backbone, Block, block_map
-from vpeft_bench.backbones.sites import OpenedBlock, open_module, opened_leaf_class
+from vpeft_bench.backbones.sites import (
+    OpenedAttention,
+    OpenedBlock,
+    open_module,
+    opened_leaf_class,
+)
+from vpeft_bench.backbones.trunk import OpenedModel, TrunkOutput, read_features
 from vpeft_bench.errors import UnsupportedBackboneError
 
 torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
@@ -65,13 +71,27 @@ def images(kind: str, size: int | None = None) -> Tensor:
 
 
 def open_everything(backbone: Backbone) -> None:
-    """Open every block and every leaf, and place nothing."""
+    """Open every block, attention and leaf, and place nothing."""
     leaves = [*backbone.patch_leaves, *backbone.merge_norms, backbone.final_norm]
     for block in backbone.blocks:
         backbone.open_block(block)
+        backbone.open_attention(block)
         leaves += block.leaves.values()
     for leaf in leaves:
         open_module(leaf, opened_leaf_class(type(leaf)))  # type: ignore[arg-type]  # it hashes
+
+
+class PlainTrunk(nn.Module):
+    """Runs the blocks as timm does."""
+
+    def forward(self, images: Tensor, x: Tensor, model: OpenedModel) -> TrunkOutput:
+        streams = []
+        for stage in model.stages():
+            x = stage.merge(x)
+            for block in stage.blocks:
+                x = model.run(block, x)
+                streams.append(x)
+        return TrunkOutput(streams)
 
 
 def pair(kind: str, **more: Any) -> tuple[Any, Any]:
@@ -80,6 +100,18 @@ def pair(kind: str, **more: Any) -> tuple[Any, Any]:
     opened = copy.deepcopy(plain)
     open_everything(block_map(opened))
     return opened, plain
+
+
+def pair_with_trunk(kind: str, **more: Any) -> tuple[Any, Any]:
+    """A model with a plain loop around its trunk and an untouched one with the same weights."""
+    plain = build(kind, **more)
+    opened = copy.deepcopy(plain)
+    block_map(opened).place_around(PlainTrunk())
+    return opened, plain
+
+
+EVERY_PAIR = pytest.mark.parametrize("paired", [pair, pair_with_trunk], ids=["opened", "trunk"])
+Paired = Callable[..., tuple[Any, Any]]
 
 
 def output_and_gradients(model: Any, x: Tensor) -> dict[str, Tensor]:
@@ -100,10 +132,11 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 
 
 @EVERY_MODEL
+@EVERY_PAIR
 @pytest.mark.parametrize("training", [False, True])
-def test_opened_is_bit_identical(kind: str, training: bool) -> None:
+def test_opened_is_bit_identical(kind: str, training: bool, paired: Paired) -> None:
     # Dropout and drop-path on: the same random numbers must be drawn in the same order.
-    opened, plain = pair(kind, drop_path_rate=0.3, proj_drop_rate=0.2)
+    opened, plain = paired(kind, drop_path_rate=0.3, proj_drop_rate=0.2)
     opened.train(training)
     plain.train(training)
     assert list(opened.state_dict()) == list(plain.state_dict())
@@ -112,22 +145,30 @@ def test_opened_is_bit_identical(kind: str, training: bool) -> None:
 
 
 @EVERY_MODEL
-def test_gradient_checkpointing(kind: str) -> None:
-    opened, plain = pair(kind)
+@EVERY_PAIR
+def test_gradient_checkpointing(kind: str, paired: Paired) -> None:
+    opened, plain = paired(kind)
     opened.set_grad_checkpointing()
     x = images(kind)
     assert_same(output_and_gradients(opened, x), output_and_gradients(plain, x))
 
 
 @EVERY_MODEL
-def test_forward_features_and_intermediates(kind: str) -> None:
-    opened, plain = pair(kind)
+@EVERY_PAIR
+def test_forward_features_and_intermediates(kind: str, paired: Paired) -> None:
+    opened, plain = paired(kind)
     x = images(kind)
     assert torch.equal(opened.forward_features(x), plain.forward_features(x))
-    final, taken = opened.forward_intermediates(x)
-    expected_final, expected = plain.forward_intermediates(x)
-    assert torch.equal(final, expected_final)
-    assert all(torch.equal(a, b) for a, b in zip(taken, expected, strict=True))
+    options: list[dict[str, Any]] = [{}, {"indices": [0]}, {"norm": True, "indices": 1}]
+    if "swin" not in kind:
+        options.append({"return_prefix_tokens": True, "output_fmt": "NLC"})
+    for option in options:
+        final, taken = opened.forward_intermediates(x, **option)
+        expected_final, expected = plain.forward_intermediates(x, **option)
+        assert torch.equal(final, expected_final)
+        torch.testing.assert_close(taken, expected, rtol=0, atol=0)
+        only = opened.forward_intermediates(x, intermediates_only=True, **option)
+        torch.testing.assert_close(only, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["vit", "clip"])
@@ -153,8 +194,9 @@ def test_dynamic_image_size() -> None:
 
 
 @pytest.mark.parametrize("kind", ["vit", "swin"])
-def test_compiles_as_one_graph(kind: str) -> None:
-    opened, plain = pair(kind)
+@EVERY_PAIR
+def test_compiles_as_one_graph(kind: str, paired: Paired) -> None:
+    opened, plain = paired(kind)
     x = images(kind)
     expected = output_and_gradients(plain, x)
     compiled = torch.compile(opened, backend="aot_eager", fullgraph=True)
@@ -195,11 +237,15 @@ def test_close_restores_every_class(kind: str) -> None:
     for block in backbone.blocks:
         for slot in OpenedBlock.SLOTS:
             block.place(slot, nn.Identity())
+        for slot in OpenedAttention.SLOTS:
+            block.place(slot, nn.Identity())
         for site in block.leaves:
             block.place(site, SecondArgument())
+    backbone.place_around(PlainTrunk())
+    backbone.replace_head(7)
     for leaf in [*backbone.patch_leaves, *backbone.merge_norms, backbone.final_norm]:
         backbone.place_on_leaf(leaf, SecondArgument())
-    assert len(backbone.placements) == len(backbone.blocks) * 19 + len(
+    assert len(backbone.placements) == len(backbone.blocks) * 22 + 1 + len(
         [*backbone.patch_leaves, *backbone.merge_norms, backbone.final_norm]
     )
     backbone.close()
@@ -270,23 +316,124 @@ def test_every_slot_sees_its_tensor(kind: str) -> None:
         swin = backbone.family == "swin"
         attention = plain.get_submodule(block.path)._attn(out["norm1"]) if swin else out["ls1"]
         expected = {
-            "stream_in": given[""],
-            "attn_in": out["norm1"],
-            "attn_parallel": given[""],
-            "attn_parallel_normed": out["norm1"],
-            "attn_out": attention,
-            "attn_shortcut": given[""],
-            "stream_mid": given["norm2"].reshape(given[""].shape),
-            "mlp_in": out["norm2"],
-            "mlp_parallel": given["norm2"],
-            "mlp_parallel_normed": out["norm2"],
-            "mlp_out": out["mlp"] if swin else out["ls2"],
-            "mlp_shortcut": given["norm2"],
-            "stream_out": out[""],
+            name: value.reshape(given[""].shape)  # timm flattens a Swin's map for the MLP
+            for name, value in _named_tensors(swin, given, out, attention).items()
         }
         seen = {slot: probe.seen[0] for slot, probe in probes.items()}
         assert_same(seen, expected)
         assert all(tensor.shape[-1] == block.width for tensor in seen.values())
+
+
+def _named_tensors(
+    swin: bool, given: dict[str, Tensor], out: dict[str, Tensor], attention: Tensor
+) -> dict[str, Tensor]:
+    return {
+        "stream_in": given[""],
+        "attn_in": out["norm1"],
+        "attn_parallel": given[""],
+        "attn_parallel_normed": out["norm1"],
+        "attn_out": attention,
+        "attn_shortcut": given[""],
+        "stream_mid": given["norm2"],
+        "mlp_in": out["norm2"],
+        "mlp_parallel": given["norm2"],
+        "mlp_parallel_normed": out["norm2"],
+        "mlp_out": out["mlp"] if swin else out["ls2"],
+        "mlp_shortcut": given["norm2"],
+        "stream_out": out[""],
+    }
+
+
+class KeysValues(nn.Module):
+    """Records keys and values and appends ``rows`` of its own."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+        self.seen: list[Tensor] = []
+
+    def forward(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        self.seen = [k, v]
+        more = 0.3 * torch.ones(*k.shape[:2], self.rows, k.shape[-1])
+        return torch.cat([k, more], dim=2), torch.cat([v, -more], dim=2)
+
+
+@EVERY_MODEL
+@torch.no_grad()
+def test_attention_slots(kind: str) -> None:
+    """Keys, values and probabilities are the plain ones; appended rows are seen by every query."""
+    plain, probed = build(kind), build(kind)
+    x = images(kind)
+    for index, block in enumerate(block_map(probed).blocks):
+        keys_values, parallel = KeysValues(0), Probe(torch.zeros_like)
+        probability = Probe(lambda p: p)
+        block.place("keys_values", keys_values)
+        block.place("attention_parallel", parallel)
+        block.place("attention_map", probability)
+        torch.testing.assert_close(probed(x), plain(x), rtol=1e-4, atol=1e-5)
+        (q,), (k, v), (p,) = parallel.seen, keys_values.seen, probability.seen
+        attention = block_map(plain).blocks[index].attention
+        given, out = recorded(plain, f"{block.path}.attn", x)
+        rows = out["qkv"].unflatten(-1, (3, block.heads, -1)).permute(2, 0, 3, 1, 4)
+        if not isinstance(getattr(attention, "q_norm", nn.Identity()), nn.Identity):
+            rows = torch.stack([attention.q_norm(rows[0]), attention.k_norm(rows[1]), rows[2]])
+        torch.testing.assert_close(torch.stack([q, k, v]), rows, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(p.sum(-1), torch.ones(p.shape[:-1]))
+        before = (p @ v).transpose(1, 2).flatten(2)
+        if isinstance(getattr(attention, "norm", nn.Identity()), nn.Identity):
+            torch.testing.assert_close(before, given["proj"], rtol=1e-4, atol=1e-5)
+
+        # three rows more, by hand: the scores of the plain rows keep their bias and mask
+        keys_values.rows = 3
+        probed(x)
+        (p_more,), (q,), (k, v) = probability.seen, parallel.seen, keys_values.seen
+        prefix = (q * block.attention.scale) @ (0.3 * torch.ones_like(k[:, :, :3])).transpose(2, 3)
+        ratio = p_more[..., -3:].sum(-1) / p_more[..., :-3].sum(-1)
+        plain_scores = p_more[..., :-3] / p_more[..., :-3].sum(-1, keepdim=True)
+        torch.testing.assert_close(plain_scores, p, rtol=1e-3, atol=1e-5)
+        assert p_more.shape[-1] == p.shape[-1] + 3
+        weights = p_more[..., -3:] / p_more[..., -3:].sum(-1, keepdim=True)
+        torch.testing.assert_close(weights, prefix.softmax(-1), rtol=1e-3, atol=1e-5)
+        assert (ratio > 0).all()
+        keys_values.rows = 0
+
+
+@pytest.mark.parametrize("kind", ["vit", "qk_norm", "swin", "swin_padded"])
+@torch.no_grad()
+def test_fused_and_explicit_attention_agree(kind: str) -> None:
+    fused, explicit = build(kind), build(kind)
+    for block in block_map(fused).blocks:
+        block.place("keys_values", KeysValues(2))
+    for block in block_map(explicit).blocks:
+        block.place("keys_values", KeysValues(2))
+        block.place("attention_map", nn.Identity())
+    x = images(kind)
+    torch.testing.assert_close(fused(x), explicit(x), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(fused(x), build(kind)(x), atol=1e-3)
+
+
+@EVERY_MODEL
+@torch.no_grad()
+def test_read_features(kind: str) -> None:
+    """Every feature is what the plain model computes, whatever else is asked for."""
+    opened, plain = pair_with_trunk(kind)
+    x = images(kind)
+    blocks = block_map(plain).blocks
+    expected = {"images": x, "features": plain.forward_head(plain.forward_features(x), True)}
+    for i, block in enumerate(blocks):
+        given, out = recorded(plain, block.path, x)
+        middle = given["norm2"].reshape(given[""].shape)
+        expected |= {f"tokens.{i}": given[""], f"tokens.{i + 1}": out[""]}
+        expected |= {f"attn.{i}": middle - given[""], f"mlp.{i}": out[""] - middle}
+    for i, block in enumerate(blocks):  # patch merging stands between out and in
+        expected[f"tokens.{i}"] = recorded(plain, block.path, x)[0][""]
+    tokens = opened.embed(x)
+    for name in expected:
+        (value,) = read_features([name], x, tokens, opened).values()
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+    together = read_features(expected, x, tokens, opened)
+    assert list(together) == list(expected)
+    torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-5)
 
 
 @EVERY_MODEL
@@ -346,6 +493,36 @@ def by_hand(block: Block, x: Tensor, site: str) -> Tensor:
     mlp = m.mlp if swin else lambda z: m.ls2(m.mlp(z))
     x = half("attn", at("stream_in", x), m.norm1, attention)
     return at("stream_out", half("mlp", at("stream_mid", x), m.norm2, mlp))
+
+
+@pytest.mark.parametrize("site", ["qkv", "proj", "fc1", "fc2", "patch"])
+@torch.no_grad()
+def test_weight_update_takes_the_weights_place(site: str) -> None:
+    plain, doubled = build("vit"), build("vit")
+    backbone, reference = block_map(doubled), block_map(plain)
+    if site == "patch":
+        backbone.place_on_leaf(backbone.patch_leaves[0], Double(), "weight_update")
+        leaf: Any = reference.patch_leaves[0]
+    else:
+        backbone.blocks[1].place(f"{site}.weight", Double())
+        leaf = reference.blocks[1].leaf(site)
+    before = plain(images("vit"))
+    leaf.weight.mul_(2)
+    assert torch.equal(doubled(images("vit")), plain(images("vit")))
+    assert not torch.equal(before, plain(images("vit")))
+
+
+@torch.no_grad()
+def test_a_replaced_head_reads_other_features() -> None:
+    for kind in ("vit", "swin"):
+        model = build(kind)
+        backbone = block_map(model)
+        head = backbone.head
+        backbone.replace_head(7)
+        fresh: Any = backbone.head
+        assert (fresh.in_features, fresh.out_features) == (7, 3)
+        backbone.close()
+        assert backbone.head is head
 
 
 @pytest.mark.parametrize("site", ["norm1", "qkv", "proj", "norm2", "fc1", "fc2"])

@@ -11,7 +11,13 @@ import torch
 from timm.layers.norm import RmsNorm
 from torch import nn
 
-from vpeft_bench.backbones.sites import OpenedBlock, close_module, open_module, opened_leaf_class
+from vpeft_bench.backbones.sites import (
+    OpenedAttention,
+    OpenedBlock,
+    close_module,
+    open_module,
+    opened_leaf_class,
+)
 from vpeft_bench.errors import UnsupportedBackboneError
 
 LINEARS = ("qkv", "proj", "fc1", "fc2")
@@ -28,6 +34,15 @@ class Placement:
     path: str
 
 
+@dataclass(frozen=True)
+class OpenedClasses:
+    """A family's opened classes: of the whole model, its blocks and their attention."""
+
+    model: type[nn.Module]
+    block: type[nn.Module]
+    attention: type[nn.Module]
+
+
 @dataclass
 class Block:
     """One transformer block and the places it offers.
@@ -35,16 +50,16 @@ class Block:
     Attributes:
         index: position in the whole backbone, counted over all stages.
         path: the block's name in the model.
+        attention: its attention module.
         width: channels D of the residual stream.
-        heads: attention heads.
         stage: index of the stage (0 in a ViT).
     """
 
     index: int
     path: str
     module: nn.Module
+    attention: nn.Module
     width: int
-    heads: int
     stage: int
     leaves: dict[str, nn.Module]
     _backbone: Backbone = field(repr=False)
@@ -59,19 +74,39 @@ class Block:
         assert isinstance(leaf, nn.Linear)
         return leaf
 
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return self.attention.num_heads  # type: ignore[return-value]
+
+    @property
+    def drop_path(self) -> float:
+        """Drop-path rate of the block, for branches that draw their own."""
+        return getattr(self.module.drop_path1, "drop_prob", 0.0) or 0.0
+
     def place(self, site: str, module: nn.Module) -> None:
-        """Put ``module`` at ``site``: a leaf (called ``module(x, y)``) or a slot of the stream.
+        """Put ``module`` at ``site``.
+
+        Args:
+            site: a leaf (``qkv proj fc1 fc2 norm1 norm2``: called ``module(x, y)`` with the leaf's
+                input and output), a leaf's weight (``qkv.weight`` ...: called with the weight), or
+                a slot of :class:`OpenedBlock` or :class:`OpenedAttention`.
 
         Raises:
             KeyError: the block has no such site.
             ValueError: something is there already.
         """
-        if site in self.leaves:
-            self._backbone.place_on_leaf(self.leaves[site], module)
+        leaf, _, weight = site.partition(".")
+        if leaf in self.leaves and weight in ("", "weight"):
+            slot = "weight_update" if weight else "delta"
+            self._backbone.place_on_leaf(self.leaves[leaf], module, slot)
         elif site in OpenedBlock.SLOTS:
             self._backbone.place_in_block(self, site, module)
+        elif site in OpenedAttention.SLOTS:
+            self._backbone.place_in_attention(self, site, module)
         else:
-            raise KeyError(f"no site {site!r}; sites: {[*self.leaves, *OpenedBlock.SLOTS]}")
+            slots = (*OpenedBlock.SLOTS, *OpenedAttention.SLOTS)
+            raise KeyError(f"no site {site!r}; sites: {[*self.leaves, *slots]}")
 
 
 class Backbone:
@@ -91,7 +126,7 @@ class Backbone:
         self,
         model: nn.Module,
         family: str,
-        opened_block_class: type[nn.Module],
+        opened: OpenedClasses,
         patch_leaves: list[nn.Module],
         final_norm: nn.Module,
         merge_norms: list[nn.Module],
@@ -105,9 +140,10 @@ class Backbone:
         self.merge_norms = merge_norms
         self.prefix_tokens = prefix_tokens
         self.placements: list[Placement] = []
-        self._opened_block_class = opened_block_class
+        self._opened = opened
         self._original_classes: dict[nn.Module, type[nn.Module]] = {}
         self._original_attributes: dict[str, object] = {}
+        self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
         self._names = {module: name for name, module in model.named_modules()}
 
     # ---- what there is -------------------------------------------------------------------------
@@ -137,22 +173,58 @@ class Backbone:
 
     def open_block(self, block: Block) -> None:
         """Open one block; a method that places something there does it by itself."""
-        self._original_classes.setdefault(block.module, type(block.module))
-        open_module(block.module, self._opened_block_class)
+        self._open(block.module, self._opened.block)
+
+    def open_attention(self, block: Block) -> None:
+        """Open the attention of one block."""
+        self._open(block.attention, self._opened.attention)
 
     def place_in_block(self, block: Block, slot: str, module: nn.Module) -> None:
         """Put ``module`` into a stream slot of ``block``."""
         self.open_block(block)
         self._place(block.module, slot, module)
 
-    def place_on_leaf(self, leaf: nn.Module, module: nn.Module) -> None:
-        """Put ``module`` behind a linear, norm or convolution; it is called ``module(x, y)``."""
-        original = self._original_classes.setdefault(leaf, type(leaf))
-        open_module(leaf, opened_leaf_class(original))  # type: ignore[arg-type]  # a class hashes
-        self._place(leaf, "delta", module)
+    def place_in_attention(self, block: Block, slot: str, module: nn.Module) -> None:
+        """Put ``module`` into a slot of the attention of ``block``."""
+        self.open_attention(block)
+        self._place(block.attention, slot, module)
+
+    def place_on_leaf(self, leaf: nn.Module, module: nn.Module, slot: str = "delta") -> None:
+        """Put ``module`` behind a linear, norm or convolution, or on its weight."""
+        self._open(leaf, opened_leaf_class(self._original_classes.get(leaf, type(leaf))))  # type: ignore[arg-type]  # a class hashes
+        self._place(leaf, slot, module)
+
+    def place_around(self, module: nn.Module) -> None:
+        """Put ``module`` around the trunk; it is called ``module(images, x, model)``."""
+        for block in self.blocks:
+            self.open_block(block)
+        self._open(self.model, self._opened.model)
+        self._place(self.model, "trunk", module)
+
+    def replace_head(self, in_features: int) -> None:
+        """Give the model a fresh linear head that reads ``in_features`` channels.
+
+        For methods whose features are not as wide as the backbone's. Without a head (no classes)
+        there is nothing to replace.
+        """
+        head = self.head
+        if not isinstance(head, nn.Linear):
+            return
+        fresh = nn.Linear(in_features, head.out_features, head.bias is not None)
+        nn.init.trunc_normal_(fresh.weight, std=0.02)
+        if fresh.bias is not None:
+            nn.init.zeros_(fresh.bias)
+        parent, _, name = self._names[head].rpartition(".")
+        host = self.model.get_submodule(parent)
+        self._replaced.append((host, name, head))
+        setattr(host, name, fresh.to(head.weight))
+
+    def _open(self, module: nn.Module, opened_class: type[nn.Module]) -> None:
+        self._original_classes.setdefault(module, type(module))
+        open_module(module, opened_class)
 
     def _place(self, host: nn.Module, slot: str, module: nn.Module) -> None:
-        path = f"{self._names[host]}.{slot}"
+        path = f"{self._names[host]}.{slot}".lstrip(".")  # the model itself has no name
         if getattr(host, slot) is not None:
             raise ValueError(f"{path} already holds a {type(getattr(host, slot)).__name__}")
         like = next(host.parameters())
@@ -176,6 +248,9 @@ class Backbone:
             close_module(module, original)
         for name, value in self._original_attributes.items():
             setattr(self.model, name, value)
+        for host, name, module in self._replaced:
+            setattr(host, name, module)
+        self._replaced.clear()
         self._original_classes.clear()
         self._original_attributes.clear()
         self.placements.clear()

@@ -22,8 +22,7 @@ def apply(slot: Any, x: Tensor) -> Tensor:
 class OpenedBlock(nn.Module):
     """Slots of a pre-norm transformer block, shared by every family.
 
-    All slots see channels last: ``(B, N, D)`` in a ViT. In a Swin the slots of the MLP half see
-    ``(B, H*W, D)``, all others ``(B, H, W, D)``.
+    All slots see channels last: ``(B, N, D)`` in a ViT, ``(B, H, W, D)`` in a Swin.
 
     ========================  ==========================================================
     ``stream_in``             residual stream entering the block
@@ -53,7 +52,38 @@ class OpenedBlock(nn.Module):
         "stream_out",
     )
 
-    def add_branch(self, branch: str, stream: Tensor, normed: Tensor, residual: Tensor) -> Tensor:
+    def attn_branch(self, normed: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The attention branch behind norm1, up to drop-path; each family has its own."""
+        raise NotImplementedError
+
+    def mlp_branch(self, normed: Tensor) -> Tensor:
+        """The MLP branch behind norm2, up to drop-path; each family has its own."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The residual stream through the block; further arguments (mask) go to the attention."""
+        block: Any = self
+        x = apply(self.stream_in, x)
+
+        normed = apply(self.attn_in, block.norm1(x))
+        branch = apply(self.attn_out, self.attn_branch(normed, *args, **kwargs))
+        x = self._add_branch("attn", x, normed, block.drop_path1(branch))
+        x = apply(self.stream_mid, x)
+
+        normed = apply(self.mlp_in, block.norm2(x))
+        branch = apply(self.mlp_out, self.mlp_branch(normed))
+        x = self._add_branch("mlp", x, normed, block.drop_path2(branch))
+        return apply(self.stream_out, x)
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the plain block adds: attention branch, MLP branch, and the stream behind both."""
+        block: Any = self
+        attn = block.drop_path1(self.attn_branch(block.norm1(x)))
+        x = x + attn
+        mlp = block.drop_path2(self.mlp_branch(block.norm2(x)))
+        return attn, mlp, x + mlp
+
+    def _add_branch(self, branch: str, stream: Tensor, normed: Tensor, residual: Tensor) -> Tensor:
         """Residual addition of ``branch`` ("attn" or "mlp") with its shortcut and parallel slots.
 
         Args:
@@ -71,26 +101,80 @@ class OpenedBlock(nn.Module):
         return x
 
 
-class OpenedLeaf(nn.Module):
-    """A linear, norm or convolution whose output a method may change.
+class OpenedAttention(nn.Module):
+    """Slots inside multi-head attention, between the qkv linear and the output projection.
 
-    The slot ``delta`` holds a module called as ``delta(x, y)`` with the leaf's input and output;
-    what it returns replaces the output.
+    All tensors are split into heads: ``(B, heads, N, d)``; in a Swin B counts windows.
+
+    ======================  ==============================================================
+    ``keys_values``         ``(k, v) -> (k, v)`` before the kernel; may append rows, which
+                            every query sees (position bias and mask are zero there)
+    ``attention_map``       the probabilities ``(B, heads, N, M)`` behind the softmax; the
+                            attention runs without a fused kernel while it is taken
+    ``attention_parallel``  fed by the queries, added to the attention's output in front of
+                            the output projection
+    ======================  ==============================================================
     """
 
-    SLOTS: ClassVar[tuple[str, ...]] = ("delta",)
+    SLOTS: ClassVar[tuple[str, ...]] = ("keys_values", "attention_map", "attention_parallel")
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, biases: list[Tensor]) -> Tensor:
+        """softmax(q k^T / sqrt(d) + biases) v with the slots applied, ``(B, heads, N, d)``.
+
+        Args:
+            biases: each added to the scores, ``(B or 1, heads or 1, N, N)`` or broadcast to it.
+        """
+        attention: Any = self
+        if self.keys_values is not None:
+            rows = k.shape[-2]
+            k, v = attention.keys_values(k, v)
+            biases = [nn.functional.pad(bias, (0, k.shape[-2] - rows)) for bias in biases]
+        if self.attention_map is None and attention.fused_attn:
+            out = nn.functional.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=sum(biases).to(q.dtype) if biases else None,  # type: ignore[union-attr]  # a sum of tensors
+                dropout_p=attention.attn_drop.p if self.training else 0.0,
+                scale=attention.scale,
+            )
+        else:
+            scores = (q * attention.scale) @ k.transpose(-2, -1)
+            for bias in biases:
+                scores = scores + bias
+            probabilities = apply(self.attention_map, scores.softmax(dim=-1))
+            out = attention.attn_drop(probabilities) @ v
+        return out if self.attention_parallel is None else out + attention.attention_parallel(q)
+
+
+class OpenedLeaf(nn.Module):
+    """A linear, norm or convolution whose weight or output a method may change.
+
+    The slot ``delta`` holds a module called as ``delta(x, y)`` with the leaf's input and output;
+    what it returns replaces the output. The slot ``weight_update`` (linears and convolutions) holds
+    a module called with the weight; what it returns takes the weight's place.
+    """
+
+    SLOTS: ClassVar[tuple[str, ...]] = ("delta", "weight_update")
     delta: nn.Module | None
+    weight_update: nn.Module | None
 
     def forward(self, x: Tensor) -> Tensor:
-        """The leaf's own output, changed by ``delta`` where one is placed."""
-        y = super().forward(x)
+        """The leaf's own output, changed by what is placed on it."""
+        leaf: Any = self
+        if self.weight_update is None:
+            y = super().forward(x)
+        elif isinstance(self, nn.Conv2d):
+            y = self._conv_forward(x, self.weight_update(leaf.weight), leaf.bias)
+        else:
+            y = nn.functional.linear(x, self.weight_update(leaf.weight), leaf.bias)
         delta = self.delta
         return cast(Tensor, y if delta is None else delta(x, y))
 
 
 @functools.cache
 def opened_leaf_class(leaf_class: type[nn.Module]) -> type[nn.Module]:
-    """``leaf_class`` with an output slot in front."""
+    """``leaf_class`` with slots for its weight and its output."""
     return type(f"Opened{leaf_class.__name__}", (OpenedLeaf, leaf_class), {})
 
 

@@ -2,34 +2,87 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Any, cast
 
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models._features import feature_take_indices
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 
-from vpeft_bench.backbones.block_map import Backbone, Block, register_family
-from vpeft_bench.backbones.sites import OpenedBlock, apply
+from vpeft_bench.backbones.block_map import Backbone, Block, OpenedClasses, register_family
+from vpeft_bench.backbones.sites import OpenedAttention, OpenedBlock
+from vpeft_bench.backbones.trunk import OpenedModel, Stage
 
 
 class OpenedSwinBlock(OpenedBlock, SwinTransformerBlock):
-    """timm's Swin block with its places open; window shift, mask and padding stay timm's."""
+    """timm's Swin block with its places open; window shift, mask and padding stay timm's.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Feature map ``(B, H, W, D)`` to feature map; the MLP half runs on ``(B, H*W, D)``."""
-        batch, height, width, channels = x.shape
-        x = apply(self.stream_in, x)
+    All of it runs on the map ``(B, H, W, D)``; timm flattens it for the MLP, to the same result.
+    """
 
-        normed = apply(self.attn_in, self.norm1(x))
-        branch = apply(self.attn_out, self._attn(normed))
-        x = self.add_branch("attn", x, normed, self.drop_path1(branch))
-        x = apply(self.stream_mid, x)
+    def attn_branch(self, normed: Tensor) -> Tensor:
+        """Attention within shifted windows, ``(B, H, W, D)``."""
+        return cast(Tensor, self._attn(normed))
 
-        x = x.reshape(batch, -1, channels)
-        normed = apply(self.mlp_in, self.norm2(x))
-        branch = apply(self.mlp_out, self.mlp(normed))
-        x = self.add_branch("mlp", x, normed, self.drop_path2(branch))
-        x = x.reshape(batch, height, width, channels)
-        return apply(self.stream_out, x)
+    def mlp_branch(self, normed: Tensor) -> Tensor:
+        """MLP, ``(B, H, W, D)``."""
+        return cast(Tensor, self.mlp(normed))
+
+
+class OpenedWindowAttention(OpenedAttention, WindowAttention):
+    """timm's window attention with q, k, v within reach."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Windows ``(B * windows, N, D)``; ``mask`` ``(windows, N, N)`` is added to the scores."""
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        biases = [self._get_rel_pos_bias()]
+        if mask is not None:
+            biases.append(mask[:, None].repeat(batch // len(mask), 1, 1, 1))
+        out = self.attend(q, k, v, biases)
+        out = out.transpose(1, 2).reshape(batch, tokens, -1)
+        return cast(Tensor, self.proj_drop(self.proj(out)))
+
+
+class OpenedSwin(OpenedModel, SwinTransformer):
+    """timm's Swin with something placed around its trunk."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patches, ``(B, H, W, D)``."""
+        return cast(Tensor, self.patch_embed(images))
+
+    def stages(self) -> list[Stage]:
+        """One stage per resolution, each with the patch merging in front of it."""
+        return [Stage(stage.downsample, list(stage.blocks)) for stage in self.layers]
+
+    def pooled(self, stream: Tensor) -> Tensor:
+        """Final norm and pooling, ``(B, D)``."""
+        return cast(Tensor, self.head.global_pool(self.norm(stream)))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Dropout and the linear head."""
+        return cast(Tensor, self.head.fc(self.head.drop(features)))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """As timm's; ``stop_early`` saves nothing, since the last stream may depend on all."""
+        streams = self.around(x).streams
+        last_of_stage = itertools.accumulate(len(stage.blocks) for stage in self.layers)
+        outputs = [streams[blocks - 1] for blocks in last_of_stage]
+        last = self.norm(outputs[-1])
+        if norm:
+            outputs[-1] = last
+        taken, _ = feature_take_indices(len(outputs), indices)
+        maps = [outputs[i].permute(0, 3, 1, 2).contiguous() for i in taken]
+        return maps if intermediates_only else (last, maps)
 
 
 @register_family(SwinTransformer)
@@ -43,7 +96,7 @@ def map_swin(model: Any) -> Backbone:
     backbone = Backbone(
         model,
         family="swin",
-        opened_block_class=OpenedSwinBlock,
+        opened=OpenedClasses(OpenedSwin, OpenedSwinBlock, OpenedWindowAttention),
         patch_leaves=patch_leaves,
         final_norm=model.norm,
         merge_norms=[merge.norm for merge in merges if not isinstance(merge, nn.Identity)],
@@ -60,7 +113,8 @@ def map_swin(model: Any) -> Backbone:
                 "fc2": block.mlp.fc2,
             }
             path = f"layers.{s}.blocks.{b}"
-            width, heads = block.attn.qkv.in_features, block.attn.num_heads
-            index = len(backbone.blocks)
-            backbone.blocks.append(Block(index, path, block, width, heads, s, leaves, backbone))
+            width, index = block.attn.qkv.in_features, len(backbone.blocks)
+            backbone.blocks.append(
+                Block(index, path, block, block.attn, width, s, leaves, backbone)
+            )
     return backbone

@@ -2,34 +2,106 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import torch
+from timm.layers.attention import Attention as TimmAttention
 from timm.layers.patch_embed import PatchEmbed
+from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vpeft_bench.backbones.block_map import LINEARS, Backbone, Block, register_family
-from vpeft_bench.backbones.sites import OpenedBlock, apply
+from vpeft_bench.backbones.block_map import (
+    LINEARS,
+    Backbone,
+    Block,
+    OpenedClasses,
+    register_family,
+)
+from vpeft_bench.backbones.sites import OpenedAttention, OpenedBlock
+from vpeft_bench.backbones.trunk import OpenedModel, Stage
 from vpeft_bench.errors import UnsupportedBackboneError
 
 
 class OpenedViTBlock(OpenedBlock, TimmBlock):
     """timm's ViT block with its places open; without anything placed, the same operations."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Tokens ``(B, N, D)`` to tokens; further arguments (mask) go to the attention."""
-        x = apply(self.stream_in, x)
+    def attn_branch(self, normed: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Attention and its LayerScale, ``(B, N, D)``."""
+        return cast(Tensor, self.ls1(self.attn(normed, *args, **kwargs)))
 
-        normed = apply(self.attn_in, self.norm1(x))
-        branch = apply(self.attn_out, self.ls1(self.attn(normed, *args, **kwargs)))
-        x = self.add_branch("attn", x, normed, self.drop_path1(branch))
-        x = apply(self.stream_mid, x)
+    def mlp_branch(self, normed: Tensor) -> Tensor:
+        """MLP and its LayerScale, ``(B, N, D)``."""
+        return cast(Tensor, self.ls2(self.mlp(normed)))
 
-        normed = apply(self.mlp_in, self.norm2(x))
-        branch = apply(self.mlp_out, self.ls2(self.mlp(normed)))
-        x = self.add_branch("mlp", x, normed, self.drop_path2(branch))
-        return apply(self.stream_out, x)
+
+class OpenedViTAttention(OpenedAttention, TimmAttention):
+    """timm's attention with q, k, v within reach; the kernel stays fused."""
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Tokens ``(B, N, D)``; ``attn_mask`` is added to the scores."""
+        batch, tokens, _ = x.shape
+        if is_causal:
+            future = x.new_full((tokens, tokens), -torch.inf).triu(1)
+            attn_mask = future if attn_mask is None else future + attn_mask
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        biases = [] if attn_mask is None else [attn_mask]
+        out = self.attend(self.q_norm(q), self.k_norm(k), v, biases)
+        out = self.norm(out.transpose(1, 2).reshape(batch, tokens, -1))
+        if getattr(self, "gate", None) is not None:  # absent in older versions of timm
+            out = out * self.gate(x).sigmoid()
+        return cast(Tensor, self.proj_drop(self.proj(out)))
+
+
+class OpenedViT(OpenedModel, VisionTransformer):
+    """timm's ViT with something placed around its trunk."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Class and register tokens, patches and positions, ``(B, N, D)``."""
+        x = self._pos_embed(self.patch_embed(images))
+        return cast(Tensor, self.norm_pre(self.patch_drop(x)))
+
+    def stages(self) -> list[Stage]:
+        """One stage; all blocks have one resolution."""
+        return [Stage(nn.Identity(), list(self.blocks))]
+
+    def pooled(self, stream: Tensor) -> Tensor:
+        """Final norm, pooling, norm behind the pooling, ``(B, D)``."""
+        return cast(Tensor, self.fc_norm(self.pool(self.norm(stream))))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Dropout and the linear head."""
+        return cast(Tensor, self.head(self.head_drop(features)))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """As timm's; ``stop_early`` saves nothing, since the last stream may depend on all."""
+        streams = self.around(x).streams
+        taken, _ = feature_take_indices(len(streams), indices)
+        chosen = [self.norm(streams[i]) if norm else streams[i] for i in taken]
+        prefixes = [stream[:, : self.num_prefix_tokens] for stream in chosen]
+        maps = [stream[:, self.num_prefix_tokens :] for stream in chosen]
+        if output_fmt == "NCHW":
+            height, width = self.patch_embed.dynamic_feat_size(x.shape[-2:])
+            maps = [m.transpose(1, 2).unflatten(2, (height, width)).contiguous() for m in maps]
+        intermediates = (
+            list(zip(maps, prefixes, strict=True))
+            if return_prefix_tokens and prefixes[0].numel()
+            else maps
+        )
+        return intermediates if intermediates_only else (self.norm(streams[-1]), intermediates)
 
 
 @register_family(VisionTransformer)
@@ -52,7 +124,7 @@ def map_vit(model: Any) -> Backbone:
     backbone = Backbone(
         model,
         family="vit",
-        opened_block_class=OpenedViTBlock,
+        opened=OpenedClasses(OpenedViT, OpenedViTBlock, OpenedViTAttention),
         patch_leaves=patch_leaves,
         final_norm=model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm,
         merge_norms=[],
@@ -65,10 +137,8 @@ def map_vit(model: Any) -> Backbone:
                 f"blocks.{index} is {_kind(block)}; the ViT block map covers timm's pre-norm Block "
                 "with fused qkv and an MLP of two linears"
             )
-        width, heads = leaves["qkv"].in_features, block.attn.num_heads
-        backbone.blocks.append(
-            Block(index, f"blocks.{index}", block, width, heads, 0, leaves, backbone)
-        )
+        width, path = leaves["qkv"].in_features, f"blocks.{index}"
+        backbone.blocks.append(Block(index, path, block, block.attn, width, 0, leaves, backbone))
     return backbone
 
 

@@ -1,0 +1,168 @@
+"""The trunk: the sequence of blocks, with what enters it, passes between blocks and leaves it.
+
+Some methods are no part of a block but a network around all of them: a ladder beside the frozen
+trunk (LST, LAST, E3VA), a thin state carried along and added back late (DTL), tokens that come and
+go (HST, NOAH). They are placed as one module on the opened model, which hands it the trunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vpeft_bench.backbones.sites import OpenedBlock
+
+
+@dataclass
+class Stage:
+    """Blocks of one resolution.
+
+    Attributes:
+        merge: what stands in front of the first block: Swin's patch merging, else the identity.
+        blocks: callables from stream to stream.
+    """
+
+    merge: Callable[[Tensor], Tensor]
+    blocks: list[OpenedBlock]
+
+
+@dataclass
+class TrunkOutput:
+    """What a module around the trunk gives back.
+
+    Attributes:
+        streams: the residual stream behind every block, for the final norm (the last) and for dense
+            decoders.
+        features: ``(B, D')`` for the head, where they are no pooling of the last stream.
+    """
+
+    streams: list[Tensor]
+    features: Tensor | None = None
+
+
+class OpenedModel(nn.Module):
+    """A whole model with the slot ``trunk``.
+
+    The module there is called as ``trunk(images, x, model)``: the images ``(B, 3, H, W)``, the
+    tokens that enter the first block, and this model, for :meth:`stages`, :meth:`run` and
+    :meth:`pooled`. It returns a :class:`TrunkOutput`.
+    """
+
+    SLOTS: ClassVar[tuple[str, ...]] = ("trunk",)
+    trunk: nn.Module | None
+
+    # ---- what each family says -----------------------------------------------------------------
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images to the tokens that enter the first block."""
+        raise NotImplementedError
+
+    def stages(self) -> list[Stage]:
+        """The blocks in order, by resolution."""
+        raise NotImplementedError
+
+    def pooled(self, stream: Tensor) -> Tensor:
+        """The last stream through final norm and pooling, ``(B, D)``: what the head reads."""
+        raise NotImplementedError
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Pooled features ``(B, D)`` to logits."""
+        raise NotImplementedError
+
+    # ---- running -------------------------------------------------------------------------------
+
+    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+        """``block(x)``, recomputed in the backward pass where timm was asked for checkpointing."""
+        model: Any = self
+        owner = model if hasattr(model, "grad_checkpointing") else model.layers[0]
+        if owner.grad_checkpointing and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(block, x, use_reentrant=False))
+        return cast(Tensor, block(x))
+
+    def around(self, images: Tensor) -> TrunkOutput:
+        """The trunk with what is placed around it."""
+        trunk: Any = self.trunk
+        return cast(TrunkOutput, trunk(images, self.embed(images), self))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last stream behind the final norm, as timm's method of this name."""
+        norm: Any = self.norm
+        return cast(Tensor, norm(self.around(images).streams[-1]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``(B, 3, H, W)`` to logits."""
+        output = self.around(images)
+        features = output.features
+        return self.classify(self.pooled(output.streams[-1]) if features is None else features)
+
+
+class SideNetwork(nn.Module):
+    """A module around a trunk that stays frozen: it reads features and never changes them.
+
+    Attributes:
+        reads: names of the features (:func:`read_features`); all that need to be cached.
+    """
+
+    def __init__(self, reads: Iterable[str]) -> None:
+        super().__init__()
+        self.reads = tuple(reads)
+
+    def forward(self, images: Tensor, x: Tensor, model: OpenedModel) -> TrunkOutput:
+        """Read without gradient, then run the side network."""
+        with torch.no_grad():
+            features = read_features(self.reads, images, x, model)
+        return self.side(features, model)
+
+    def side(self, features: dict[str, Tensor], model: OpenedModel) -> TrunkOutput:
+        """The trainable part.
+
+        Args:
+            features: what ``reads`` names.
+            model: for the frozen parts that the side network shares (final norm, pooling).
+        """
+        raise NotImplementedError
+
+
+def read_features(
+    names: Iterable[str], images: Tensor, x: Tensor, model: OpenedModel
+) -> dict[str, Tensor]:
+    """Features of the plain trunk, by name.
+
+    ============  ===================================================================
+    ``images``    ``(B, 3, H, W)``
+    ``tokens.i``  stream entering block i (behind patch merging); ``tokens.L`` leaves the last
+    ``attn.i``    what the attention of block i adds to the stream
+    ``mlp.i``     what its MLP adds
+    ``features``  pooled, behind the final norm: what the head reads
+    ============  ===================================================================
+
+    The trunk is run only as far as the names ask for.
+    """
+    wanted = set(names)
+    found = {"images": images}
+    steps = [
+        (stage.merge if b == 0 else nn.Identity(), block)
+        for stage in model.stages()
+        for b, block in enumerate(stage.blocks)
+    ]
+    for index, (merge, block) in enumerate(steps):
+        if wanted <= set(found):
+            break
+        x = merge(x)
+        found[f"tokens.{index}"] = x
+        if wanted <= set(found):
+            break
+        if wanted & {f"attn.{index}", f"mlp.{index}"}:
+            found[f"attn.{index}"], found[f"mlp.{index}"], x = block.branches(x)
+        else:
+            x = block(x)
+    else:
+        found[f"tokens.{len(steps)}"] = x
+        if "features" in wanted:
+            found["features"] = model.pooled(x)
+    return {name: found[name] for name in names}
