@@ -171,7 +171,7 @@ def test_every_truncation_is_noticed(record: RunRecord, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        (["schema_version"], 2, "schema version 2; this code reads 1"),
+        (["schema_version"], 3, "schema version 3; this code reads 1 and 2"),
         (["schema_version"], None, "schema version None"),
         (["schema_version"], True, "schema_version should be int"),
         (["status"], "fine", "'fine' is not a valid Status"),

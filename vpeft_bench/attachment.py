@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,24 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from vpeft_bench.backbones import Backbone, block_map
 from vpeft_bench.backbones.block_map import fingerprint
-from vpeft_bench.errors import AlreadyAttachedError, DeltaMismatchError, NotMergeableError
+from vpeft_bench.errors import (
+    AlreadyAttachedError,
+    DeltaMismatchError,
+    NotMergeableError,
+    NotSelectedError,
+)
 from vpeft_bench.methods.base import MergeableModule, Method
+from vpeft_bench.methods.data_pass import BatchData, Selection, SelectionData, same_selection
 from vpeft_bench.methods.registry import build_method
 
 HEADER_KEY = "vpeft_bench"
 DELTA_FORMAT = "vpeft_bench delta 1"
 _MARK = "_vpeft_bench_attached"
+_SELECTION = "selection."
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,13 @@ class ParameterCounts:
     model: int
 
 
-def attach(model: nn.Module, name: str, **options: Any) -> Attached:
+def attach(
+    model: nn.Module,
+    name: str,
+    *,
+    data: SelectionData | Iterable[Sequence[Tensor]] | None = None,
+    **options: Any,
+) -> Attached:
     """Attach the method ``name`` to ``model``, in place.
 
     Every original parameter outside the head is frozen, except those the method itself trains. The
@@ -58,6 +71,8 @@ def attach(model: nn.Module, name: str, **options: Any) -> Attached:
     Args:
         model: a timm model with a block map (``VisionTransformer``, ``SwinTransformer``).
         name: one of :func:`vpeft_bench.list_methods`.
+        data: batches ``(images, labels)`` for a method that looks at training data before it is
+            placed (as :meth:`Attached.select`); ignored by all others.
         options: the method's hyper-parameters.
 
     Raises:
@@ -65,7 +80,10 @@ def attach(model: nn.Module, name: str, **options: Any) -> Attached:
         UnsupportedBackboneError: no block map, or the method is not defined on this family.
         AlreadyAttachedError: the model carries a method; detach or merge it first.
     """
-    return attach_method(model, build_method(name, options))
+    attached = attach_method(model, build_method(name, options))
+    if data is not None and attached.method.selects:
+        attached.select(data)
+    return attached
 
 
 def attach_method(model: nn.Module, method: Method) -> Attached:
@@ -92,46 +110,94 @@ class Attached:
         self.backbone = backbone
         originals = dict(backbone.named_parameters())
         self._required_grad = {name: p.requires_grad for name, p in originals.items()}
-        self._saved: dict[str, torch.Tensor] = {}
+        self._saved: dict[str, Tensor] = {}
         self._trainable: dict[str, nn.Parameter] = {}
+        self._stored_buffers: set[str] = set()
         self._attached = True
+        self._placed = False
         head_names = self._head_names()
         self._base_names = [name for name in model.state_dict() if name not in head_names]
+        self.selection: Selection | None = None
         for parameter in originals.values():
             parameter.requires_grad_(False)
+        setattr(model, _MARK, method.name)
+        if not method.selects:
+            self._place()
+
+    def _place(self) -> None:
+        """Let the method unfreeze and place what it trains; on any error, nothing is left of it."""
+        method, backbone = self.method, self.backbone
+        originals = dict(backbone.named_parameters())
         try:
             unfrozen = set(method.unfrozen(backbone))
             # The originals of what the method trains in place: detach() must give them back.
             self._saved = {n: _copy(p) for n, p in originals.items() if p in unfrozen}
             for parameter in unfrozen:
                 parameter.requires_grad_(True)
-            method.place(backbone)
+            if self.selection is None:
+                method.place(backbone)
+            else:
+                method.place_selected(backbone, self.selection)
         except Exception:  # whatever a method raises, the model is given back as it was
             self._restore()
             raise
         placed = {p for placement in backbone.placements for p in placement.module.parameters()}
-        trained = placed | unfrozen
+        trained = {p for p in placed if p.requires_grad} | unfrozen
         self._trainable = {n: p for n, p in backbone.named_parameters() if p in trained}
+        parameters = {n for n, _ in self.model.named_parameters(remove_duplicate=False)}
         self._stored_buffers = {
             f"{placement.path}.{name}"
             for placement in backbone.placements
             for name in placement.module.state_dict()
-        } - {n for n, _ in model.named_parameters(remove_duplicate=False)}
-        setattr(model, _MARK, method.name)
+        } - parameters
+        self._placed = True
 
     def _head_names(self) -> set[str]:
         head = set(self.backbone.head.parameters()) | set(self.backbone.head.buffers())
         state = self.model.state_dict(keep_vars=True)
         return {name for name, tensor in state.items() if tensor in head}
 
+    def select(self, data: SelectionData | Iterable[Sequence[Tensor]]) -> None:
+        """Let the method look at training data, then place it; for methods with ``selects``.
+
+        Args:
+            data: batches ``(images, labels)``, normalised, on the model's device (two views per
+                picture, ``(first, second, labels)``, for GPS), or a :class:`SelectionData`.
+        """
+        self._require_unselected()
+        source = data if hasattr(data, "training") else BatchData(data)  # type: ignore[arg-type]
+        try:
+            selection = self.method.select(self.backbone, source)  # type: ignore[arg-type]
+        except Exception:
+            self._restore()
+            raise
+        for parameter in self.backbone.model.parameters():
+            parameter.grad = None
+        self.place_selection(selection)
+
+    def place_selection(self, selection: Selection) -> None:
+        """Place a method with ``selects`` by what an earlier data pass decided."""
+        self._require_unselected()
+        self.selection = selection
+        self._place()
+
+    def _require_unselected(self) -> None:
+        self._require_attached()
+        if not self.method.selects:
+            raise NotSelectedError(f"method {self.method.name} selects nothing from data")
+        if self._placed:
+            raise AlreadyAttachedError(f"{self.method.name} has selected already; detach() first")
+
     # ---- what is trained -----------------------------------------------------------------------
 
     def named_trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What the method trains, by name in the model; without the head."""
+        self._require_selected()
         return iter(self._trainable.items())
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What the method trains, for an optimizer; without the head."""
+        self._require_selected()
         return list(self._trainable.values())
 
     def head_parameters(self) -> list[nn.Parameter]:
@@ -140,10 +206,19 @@ class Attached:
 
     def parameter_counts(self) -> ParameterCounts:
         """Trainable parameters of method, head and both, and the size of the whole model."""
+        self._require_selected()
         method = sum(p.numel() for p in self._trainable.values())
         head = sum(p.numel() for p in self.head_parameters() if p.requires_grad)
         model = sum(p.numel() for p in self.model.parameters())
         return ParameterCounts(method=method, head=head, total=method + head, model=model)
+
+    def before_step(self, step: int, steps: int) -> None:
+        """To be called in front of training step ``step`` of ``steps``, counted from 0."""
+        self.method.before_step(self.backbone, step, steps)
+
+    def after_step(self, step: int, steps: int) -> None:
+        """To be called behind the optimizer's step, before the gradients are cleared."""
+        self.method.after_step(self.backbone, step, steps)
 
     # ---- delta checkpoints ---------------------------------------------------------------------
 
@@ -160,6 +235,7 @@ class Attached:
             Its size in bytes.
         """
         self._require_attached()
+        self._require_selected()
         tensors = {name: t.detach().cpu().contiguous() for name, t in self._stored().items()}
         path = Path(path)
         temporary = path.with_name(f"{path.name}.tmp")
@@ -188,24 +264,54 @@ class Attached:
             for key, value in self._header().items()
             if header.get(key) != value
         ]
-        own = self._stored()
-        differences += [f"missing tensor {name}" for name in own if name not in tensors]
-        differences += [f"unexpected tensor {name}" for name in tensors if name not in own]
-        differences += [
-            f"{name}: file {tuple(tensors[name].shape)}, model {tuple(own[name].shape)}"
-            for name in own
-            if name in tensors and tensors[name].shape != own[name].shape
-        ]
         if differences:
-            listing = "\n".join(f"  - {difference}" for difference in differences)
-            raise DeltaMismatchError(f"{path} does not belong to this model and method:\n{listing}")
+            raise _not_ours(path, differences)
+        if self.method.selects:
+            self._load_selection(path, tensors)
+        own = self._stored()
+        if differences := _differences(tensors, own):
+            raise _not_ours(path, differences)
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
 
-    def _stored(self) -> dict[str, torch.Tensor]:
+    def _load_selection(self, path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> None:
+        """Place what the file's data pass selected; the model as it was where that fails."""
+        chosen = {n[len(_SELECTION) :]: t for n, t in tensors.items() if n.startswith(_SELECTION)}
+        if self.selection is not None and same_selection(chosen, self.selection):
+            return
+        before = (self.selection, {n: t.detach().clone() for n, t in self._stored().items()})
+        device = next(self.model.parameters()).device
+        try:
+            self._place_again({name: tensor.to(device) for name, tensor in chosen.items()})
+            differences = _differences(tensors, self._stored())
+        except (LookupError, ValueError, TypeError, RuntimeError) as error:
+            differences = [f"its selection does not fit: {error}"]
+        if differences:
+            self._place_again(before[0])
+            with torch.no_grad():
+                for name, tensor in self._stored().items():
+                    tensor.copy_(before[1][name])
+            raise _not_ours(path, differences)
+
+    def _place_again(self, selection: Selection | None) -> None:
+        """Take off what is placed, and place what ``selection`` says; nothing where it is None."""
+        required_grad, mark = self._required_grad, getattr(self.model, _MARK, self.method.name)
+        self._restore()
+        self._attached = True
+        self._required_grad = required_grad
+        for _, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(False)
+        setattr(self.model, _MARK, mark)
+        self.selection = selection
+        if selection is not None:
+            self._place()
+
+    def _stored(self) -> dict[str, Tensor]:
         state = self.model.state_dict(keep_vars=True)
-        return {**self._trainable, **{name: state[name] for name in sorted(self._stored_buffers)}}
+        buffers = {name: state[name] for name in sorted(self._stored_buffers)}
+        selected = {f"{_SELECTION}{n}": t for n, t in (self.selection or {}).items()}
+        return {**self._trainable, **buffers, **selected}
 
     def _header_text(self) -> str:
         # One entry: safetensors writes several in random order, and equal deltas are equal files.
@@ -228,6 +334,7 @@ class Attached:
             NotMergeableError: says why; nothing is changed then.
         """
         self._require_attached()
+        self._require_selected()
         reason = self.method.not_mergeable or "\n".join(self._obstacles())
         if reason:
             raise NotMergeableError(f"method {self.method.name} cannot be merged: {reason}")
@@ -263,18 +370,46 @@ class Attached:
         if hasattr(self.model, _MARK):
             delattr(self.model, _MARK)
         self._trainable = {}
+        self._stored_buffers = set()
+        self._saved = {}
         self._attached = False
+        self._placed = False
 
     def _require_attached(self) -> None:
         if not self._attached:
             raise AlreadyAttachedError("the method was merged or detached; attach it again")
 
+    def _require_selected(self) -> None:
+        if self._attached and not self._placed:
+            raise NotSelectedError(
+                f"method {self.method.name} looks at training data before it is placed: call "
+                "attached.select(batches), or attached.load(path) with an earlier selection"
+            )
+
     def __repr__(self) -> str:
+        if self._attached and not self._placed:
+            return f"Attached({self.method}, nothing selected yet)"
         counts = asdict(self.parameter_counts())
         return f"Attached({self.method}, {', '.join(f'{k}={v:,}' for k, v in counts.items())})"
 
 
-def _copy(parameter: nn.Parameter) -> torch.Tensor:
+def _differences(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    differences = [f"missing tensor {name}" for name in own if name not in tensors]
+    differences += [f"unexpected tensor {name}" for name in tensors if name not in own]
+    differences += [
+        f"{name}: file {tuple(tensors[name].shape)}, model {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    return differences
+
+
+def _not_ours(path: str | os.PathLike[str], differences: list[str]) -> DeltaMismatchError:
+    listing = "\n".join(f"  - {difference}" for difference in differences)
+    return DeltaMismatchError(f"{path} does not belong to this model and method:\n{listing}")
+
+
+def _copy(parameter: nn.Parameter) -> Tensor:
     """A copy kept in main memory, so that the accelerator does not hold the weights twice."""
     original = parameter.detach()
     return original.clone() if original.is_meta else original.to("cpu", copy=True)

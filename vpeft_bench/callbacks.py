@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from vpeft_bench.attachment import Attached
 from vpeft_bench.loggers import Sink
 from vpeft_bench.tasks.classification import Classification
 
@@ -33,6 +34,31 @@ class StepSeed(pl.Callback):
     ) -> None:
         """Seed every step anew: what draws random numbers between steps does not matter."""
         torch.manual_seed(self.seed * 1_000_003 + trainer.global_step)
+
+
+class MethodSteps(pl.Callback):
+    """Tell the method about every step (a supernet samples, AdaLoRA allocates ranks)."""
+
+    def __init__(self, attached: Attached) -> None:
+        self.attached = attached
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """In front of the step."""
+        self.attached.before_step(trainer.global_step, int(trainer.estimated_stepping_batches))
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Behind the optimizer's step; Lightning clears the gradients in front of the next."""
+        steps = int(trainer.estimated_stepping_batches)
+        self.attached.after_step(trainer.global_step - 1, steps)
 
 
 class Curves(pl.Callback):

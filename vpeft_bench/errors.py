@@ -73,6 +73,10 @@ class AlreadyAttachedError(VpeftBenchError):
     """The model already carries a method, or the attachment is spent."""
 
 
+class NotSelectedError(VpeftBenchError):
+    """The method looks at training data before it is placed, and has not yet."""
+
+
 class NotMergeableError(VpeftBenchError):
     """The method cannot be folded into the backbone's own weights."""
 

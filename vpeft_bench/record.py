@@ -28,7 +28,7 @@ from urllib.parse import quote
 
 from vpeft_bench.errors import Problem, RecordError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECORD_NAME = "record.json"
 
 _DISTRIBUTIONS = (
@@ -147,12 +147,14 @@ class Seconds:
     Attributes:
         data: reading and decoding the images.
         setup: building the model, loading weights, attaching the method.
+        selection: the method's pass over training data before training (search included).
         train: training, without evaluation.
         eval: all evaluations.
     """
 
     data: float | None = None
     setup: float | None = None
+    selection: float | None = None
     train: float | None = None
     eval: float | None = None
 
@@ -490,14 +492,24 @@ def _parse(text: str, path: Path) -> RunRecord:
     try:
         raw = json.loads(text, parse_constant=_refuse_constant)
         version = raw.get("schema_version") if isinstance(raw, dict) else None
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"schema version {version!r}; this code reads {SCHEMA_VERSION}")
+        if type(version) is int and version == 1:
+            raw = _from_version_1(raw)
+        elif version != SCHEMA_VERSION:
+            raise ValueError(f"schema version {version!r}; this code reads 1 and {SCHEMA_VERSION}")
         record: RunRecord = _decode(RunRecord, raw, "")
     except json.JSONDecodeError as error:
         raise RecordError(path, f"not a whole JSON file: {error}") from error
     except ValueError as error:
         raise RecordError(path, str(error)) from error
     return record
+
+
+def _from_version_1(raw: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 knew no selection time: it was not measured, and is null."""
+    seconds = raw.get("happened", {}).get("seconds")
+    if isinstance(seconds, dict):
+        seconds.setdefault("selection", None)
+    return raw | {"schema_version": SCHEMA_VERSION}
 
 
 def _refuse_constant(name: str) -> None:

@@ -25,7 +25,7 @@ from vpeft_bench import record as records
 from vpeft_bench.attachment import Attached, attach_method
 from vpeft_bench.backbones.load import LoadedBackbone, load_backbone
 from vpeft_bench.backbones.weights import weights_source
-from vpeft_bench.callbacks import Curves, EpochCheckpoint, ProgressBar, StepSeed
+from vpeft_bench.callbacks import Curves, EpochCheckpoint, MethodSteps, ProgressBar, StepSeed
 from vpeft_bench.config import Precision, Protocol, RunConfig, config_hash, plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.data.loading import Preprocessing, build_loader, preprocessing_for
@@ -33,6 +33,7 @@ from vpeft_bench.errors import ConfigError, Problem
 from vpeft_bench.loggers import open_sinks
 from vpeft_bench.methods.registry import build_method
 from vpeft_bench.record import Metrics, RunRecord, Status
+from vpeft_bench.selection import SELECTION, RunData, select
 from vpeft_bench.tasks.classification import Classification
 
 LIGHTNING_PRECISION = {
@@ -41,6 +42,7 @@ LIGHTNING_PRECISION = {
     Precision.fp16: "16-mixed",
 }
 CHECKPOINT = "last.ckpt"
+SELECTION_STATE = "selection.state"
 NO_PEAK_ON_CPU = (
     "the CPU has no allocator statistics; resident memory would count the whole process"
 )
@@ -102,7 +104,8 @@ def run(config: RunConfig, console: Console) -> Outcome:
     try:
         with FileLock(directory / "run.lock", timeout=0):
             if config.rerun:  # the old record stays until the new one replaces it
-                (directory / CHECKPOINT).unlink(missing_ok=True)
+                for name in (CHECKPOINT, SELECTION, SELECTION_STATE):
+                    (directory / name).unlink(missing_ok=True)
             elif (done := _finished(directory)) is not None:
                 return Outcome(Result.SKIPPED, directory, done, "a finished record exists")
             return _Run(config, dataset, hash_, directory, console).execute()
@@ -189,8 +192,10 @@ class _Run:
         preprocessing = preprocessing_for(
             self.config.data, backbone.pretrained_cfg, backbone.image_size
         )
-        self._note_setup(backbone, attached, preprocessing)
         self.happened["setup"] = time.perf_counter() - setup_start
+        if attached.method.selects:
+            self._select(attached, preprocessing)
+        self._note_setup(backbone, attached, preprocessing)
 
         if self.config.hardware.compile:
             attached.model.compile()  # in place: names in checkpoints stay the same
@@ -203,9 +208,23 @@ class _Run:
             self.config.train,
             len(train_loader),
         )
-        trainer = self._train(task, train_loader, eval_loader)
+        trainer = self._train(task, attached, train_loader, eval_loader)
         self._evaluate(trainer, task, eval_loader)
         self._store(attached)
+
+    def _select(self, attached: Attached, preprocessing: Preprocessing) -> None:
+        """Let the method look at training data before it is placed."""
+        start = time.perf_counter()
+        name = attached.method.name
+        self.console.print(f"{name}: looking at training data before training", highlight=False)
+        device = _device(self.config.hardware.accelerator)
+        attached.model.to(device)
+        data = RunData(
+            self.config, self.dataset, preprocessing, device, self.directory / SELECTION_STATE
+        )
+        with _interruptible():
+            select(attached, data, self.directory)
+        self.happened["selection"] = time.perf_counter() - start
 
     # ---- the steps -----------------------------------------------------------------------------
 
@@ -240,7 +259,11 @@ class _Run:
         return train, evaluation
 
     def _train(
-        self, task: Classification, train_loader: DataLoader, eval_loader: DataLoader
+        self,
+        task: Classification,
+        attached: Attached,
+        train_loader: DataLoader,
+        eval_loader: DataLoader,
     ) -> pl.Trainer:
         """Train, resuming from the last whole epoch where a checkpoint lies."""
         validate = self.config.protocol.name is Protocol.select
@@ -258,6 +281,7 @@ class _Run:
             num_sanity_val_steps=0,
             callbacks=[
                 StepSeed(self.config.seed),
+                MethodSteps(attached),
                 self.curves,
                 EpochCheckpoint(checkpoint),
                 ProgressBar(
@@ -374,6 +398,7 @@ class _Run:
             seconds=records.Seconds(
                 data=known.get("data"),
                 setup=known.get("setup"),
+                selection=known.get("selection"),
                 train=curves.train_seconds if trained else None,
                 eval=curves.eval_seconds if curves.eval_seconds > 0 else None,
             ),
@@ -390,6 +415,12 @@ class _Run:
         )
         records.write(record, self.directory / records.RECORD_NAME)
         return record
+
+
+def _device(accelerator: str) -> torch.device:
+    """Where Lightning will train."""
+    cuda = accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 
 def _quiet_lightning() -> None:

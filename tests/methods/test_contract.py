@@ -11,11 +11,11 @@ from typing import Any, cast
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import MODELS, build, images, targets
+from tiny_models import CLASSES, MODELS, build, images, targets
 from torch import Tensor, nn
 
 import vpeft_bench
-from vpeft_bench.attachment import Attached, attach_method
+from vpeft_bench.attachment import HEADER_KEY, Attached, attach_method
 from vpeft_bench.backbones import Backbone, block_map
 from vpeft_bench.errors import (
     AlreadyAttachedError,
@@ -53,11 +53,16 @@ class Case:
     kind: str
 
     def attach(self, model: nn.Module) -> Attached:
-        return vpeft_bench.attach(model, self.method, **self.options)
+        data = [(images(10, seed=5).to(_dtype(model)), torch.arange(10) % CLASSES)]
+        return vpeft_bench.attach(model, self.method, data=data, **self.options)
 
     def __str__(self) -> str:
         options = ",".join(f"{k}={v}" for k, v in self.options.items())
         return f"{self.kind}-{self.method}({options})"
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype
 
 
 def _family(kind: str) -> str:
@@ -308,7 +313,7 @@ def test_delta_of_something_else_is_refused(case: Case, tmp_path: Path) -> None:
         vpeft_bench.attach(build(case.kind), case.method, **options).save(other)
         refused(other, "options")
 
-    header = source._header()
+    header = {HEADER_KEY: source._header_text()}
     tensors = load_file(own)
     save_file(tensors | {"stray": torch.zeros(1)}, other, metadata=header)
     refused(other, "unexpected tensor stray")

@@ -144,7 +144,9 @@ class OpenedAttention(nn.Module):
                 scores = scores + bias
             probabilities = apply(self.attention_map, scores.softmax(dim=-1))
             out = attention.attn_drop(probabilities) @ v
-        return out if self.attention_parallel is None else out + attention.attention_parallel(q)
+        if self.attention_parallel is not None:
+            out = out + attention.attention_parallel(q)
+        return cast(Tensor, out)
 
 
 class OpenedLeaf(nn.Module):

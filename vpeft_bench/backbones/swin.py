@@ -54,7 +54,8 @@ class OpenedSwin(OpenedModel, SwinTransformer):
 
     def stages(self) -> list[Stage]:
         """One stage per resolution, each with the patch merging in front of it."""
-        return [Stage(stage.downsample, list(stage.blocks)) for stage in self.layers]
+        layers: Any = self.layers
+        return [Stage(stage.downsample, list(stage.blocks)) for stage in layers]
 
     def pooled(self, stream: Tensor) -> Tensor:
         """Final norm and pooling, ``(B, D)``."""
@@ -75,7 +76,7 @@ class OpenedSwin(OpenedModel, SwinTransformer):
     ) -> Any:
         """As timm's; ``stop_early`` saves nothing, since the last stream may depend on all."""
         streams = self.around(x).streams
-        last_of_stage = itertools.accumulate(len(stage.blocks) for stage in self.layers)
+        last_of_stage = itertools.accumulate(len(stage.blocks) for stage in self.stages())
         outputs = [streams[blocks - 1] for blocks in last_of_stage]
         last = self.norm(outputs[-1])
         if norm:

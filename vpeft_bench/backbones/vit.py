@@ -53,11 +53,11 @@ class OpenedViTAttention(OpenedAttention, TimmAttention):
         out = self.attend(self.q_norm(q), self.k_norm(k), v, biases)
         out = self.norm(out.transpose(1, 2).reshape(batch, tokens, -1))
         if getattr(self, "gate", None) is not None:  # absent in older versions of timm
-            out = out * self.gate(x).sigmoid()
+            out = out * self.gate(x).sigmoid()  # type: ignore[misc]  # it is not None
         return cast(Tensor, self.proj_drop(self.proj(out)))
 
 
-class OpenedViT(OpenedModel, VisionTransformer):
+class OpenedViT(OpenedModel, VisionTransformer):  # type: ignore[misc]  # takes no mask
     """timm's ViT with something placed around its trunk."""
 
     def embed(self, images: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class OpenedViT(OpenedModel, VisionTransformer):
 
     def stages(self) -> list[Stage]:
         """One stage; all blocks have one resolution."""
-        return [Stage(nn.Identity(), list(self.blocks))]
+        return [Stage(nn.Identity(), list(self.blocks))]  # type: ignore[arg-type]  # all are opened
 
     def pooled(self, stream: Tensor) -> Tensor:
         """Final norm, pooling, norm behind the pooling, ``(B, D)``."""
@@ -77,7 +77,7 @@ class OpenedViT(OpenedModel, VisionTransformer):
         """Dropout and the linear head."""
         return cast(Tensor, self.head(self.head_drop(features)))
 
-    def forward_intermediates(
+    def forward_intermediates(  # type: ignore[override]  # takes no mask
         self,
         x: Tensor,
         indices: int | list[int] | None = None,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.errors import UnsupportedBackboneError
+from vpeft_bench.methods.data_pass import Selection, SelectionData
 
 
 class Category(StrEnum):
@@ -52,7 +53,7 @@ def option(
 
 
 class MergeableModule(nn.Module):
-    """A module placed behind a linear, norm or convolution that can be folded into it."""
+    """A module placed on a linear, norm or convolution that can be folded into it."""
 
     def obstacle(self, leaf: nn.Module) -> str | None:
         """Why it cannot be folded into this very ``leaf``, or None where it can."""
@@ -63,6 +64,17 @@ class MergeableModule(nn.Module):
         raise NotImplementedError
 
 
+class WeightUpdate(MergeableModule):
+    """A module placed on a leaf's weight: called with the weight, it gives the one that is used."""
+
+    @torch.no_grad()
+    def merge_into(self, leaf: nn.Module) -> None:
+        """The updated weight takes the place of the weight; computed in float64, rounded once."""
+        weight = leaf.weight
+        assert isinstance(weight, Tensor)
+        weight.copy_(self(weight.double()))
+
+
 @dataclass
 class Method:
     """Base class of every method; subclasses are dataclasses of their hyper-parameters.
@@ -71,6 +83,9 @@ class Method:
         name: as typed in ``method=``.
         title, arxiv, source: the paper, its arXiv id, and the section of it that is implemented.
         category: where the survey lists the method.
+        idea: what it does, in two sentences.
+        deviations: each place where code, papers or published tables disagree, what is the default
+            here, and the option that gives the other; which published row used which.
         families: backbone families it is defined on.
         unsupported: for families it is not defined on, the reason shown to the user.
         not_mergeable: why it cannot be merged, or None where it can.
@@ -81,6 +96,8 @@ class Method:
     arxiv: ClassVar[str | None]
     source: ClassVar[str]
     category: ClassVar[Category]
+    idea: ClassVar[str] = ""
+    deviations: ClassVar[tuple[str, ...]] = ()
     families: ClassVar[tuple[str, ...]] = ("vit", "swin")
     unsupported: ClassVar[dict[str, str]] = {}
     not_mergeable: ClassVar[str | None] = None
@@ -93,8 +110,8 @@ class Method:
         """Original parameters that the method trains; none by default."""
         return ()
 
-    def parameter_count(self, backbone: Backbone) -> int:
-        """Trainable parameters without the head, in closed form."""
+    def parameter_count(self, backbone: Backbone) -> int | None:
+        """Trainable parameters without the head, in closed form; None where the data decide."""
         raise NotImplementedError
 
     @property
@@ -109,6 +126,43 @@ class Method:
         the whole trunk is frozen.
         """
         return 0
+
+    @property
+    def changes_embedding(self) -> bool:
+        """Whether training can change the tokens that enter the first block."""
+        return False
+
+    def reads(self, backbone: Backbone) -> tuple[str, ...]:
+        """The frozen features that training reads (names of ``trunk.read_features``).
+
+        They are the same in every epoch, as long as pictures and frozen parts are deterministic:
+        whoever has them needs nothing else of the frozen network.
+        """
+        first = self.first_changed_block(backbone)
+        if self.changes_embedding:
+            return ("images",)
+        return ("features",) if first == len(backbone.blocks) else (f"tokens.{first}",)
+
+    # ---- looking at data before training, and around steps -------------------------------------
+
+    @property
+    def selects(self) -> bool:
+        """Whether the method looks at training data before anything is placed."""
+        return False
+
+    def select(self, backbone: Backbone, data: SelectionData) -> Selection:
+        """Decide from data on the plain, frozen model; for methods with ``selects``."""
+        raise NotImplementedError
+
+    def place_selected(self, backbone: Backbone, selection: Selection) -> None:
+        """As :meth:`place`, with what :meth:`select` decided; for methods with ``selects``."""
+        raise NotImplementedError
+
+    def before_step(self, backbone: Backbone, step: int, steps: int) -> None:
+        """Called in front of training step ``step`` of ``steps``, counted from 0."""
+
+    def after_step(self, backbone: Backbone, step: int, steps: int) -> None:
+        """Called behind the optimizer's step, while the gradients are still there."""
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a backbone the method is not defined on.

@@ -1,0 +1,56 @@
+"""Which method of ours a golden file is about, with which options, and whose tensor is whose.
+
+Adding a method is adding one entry. Its map goes from a name of the reference to ours: one name, or
+several whose tensors, put behind each other along the first axis, make up the reference's (a pair
+stacked in one matrix, the prompts of many blocks in one tensor). Shapes are adapted, so a trailing
+axis of size one needs no mention. ``blocks`` holds names inside one block, ``whole`` the others.
+What is trained in place keeps timm's name and needs no entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vpeft_bench.backbones import Backbone
+
+Hyper = Mapping[str, Any]
+Names = Mapping[str, str | list[str]]
+
+
+def nothing(*_: object) -> Names:
+    return {}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How to run one golden file.
+
+    Attributes:
+        method: our method's name.
+        options: ``meta.hyper`` -> our options.
+        blocks: names below a block, the same in every block.
+        whole: names outside the blocks, or across several.
+        merges: the reference can be folded into the backbone, so ours has to be.
+    """
+
+    method: str
+    options: Callable[[Hyper], dict[str, Any]] = lambda hyper: {}
+    blocks: Callable[[Hyper], Names] = nothing
+    whole: Callable[[Hyper, Backbone], Names] = nothing
+    merges: bool = False
+
+    def names(self, hyper: Hyper, backbone: Backbone) -> dict[str, list[str]]:
+        """Every name of the reference -> the names of ours that make it up, in order."""
+        names = {
+            f"{block.path}.{theirs}": [f"{block.path}.{our}" for our in listed(ours)]
+            for block in backbone.blocks
+            for theirs, ours in self.blocks(hyper).items()
+        }
+        whole = self.whole(hyper, backbone).items()
+        return names | {theirs: listed(ours) for theirs, ours in whole}
+
+
+def listed(names: str | list[str]) -> list[str]:
+    return [names] if isinstance(names, str) else names

@@ -1,0 +1,83 @@
+"""Golden files of the re-parameterisation methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from entries.entry import Entry, Hyper, Names
+
+
+def _targets(hyper: Hyper) -> list[str]:
+    return [{"query": "q", "key": "k", "value": "v"}[target] for target in hyper["targets"]]
+
+
+def _lora_names(hyper: Hyper) -> Names:
+    return {
+        f"attn.linear_{side.lower()}_{target}.weight": f"attn.qkv.delta.{side}.{target}"
+        for target in _targets(hyper)
+        for side in ("A", "B")
+    }
+
+
+def _stacked_lora_names(hyper: Hyper) -> Names:
+    return {
+        f"attn.qkv.lora_{side}": [f"attn.qkv.delta.{side}.{t}" for t in _targets(hyper)]
+        for side in ("A", "B")
+    }
+
+
+SSF_SITES = {
+    "norm1": "ssf_{}_1",
+    "attn.qkv": "attn.ssf_{}_1",
+    "attn.proj": "attn.ssf_{}_2",
+    "norm2": "ssf_{}_2",
+    "mlp.fc1": "mlp.ssf_{}_1",
+    "mlp.fc2": "mlp.ssf_{}_2",
+}
+SSF_SITES_OUTSIDE = {"patch_embed.proj": "patch_embed.ssf_{}_1", "norm": "ssf_{}_1"}
+
+
+def _ssf_names(sites: Mapping[str, str]) -> Names:
+    return {
+        theirs.format(part): f"{leaf}.delta.{part}"
+        for leaf, theirs in sites.items()
+        for part in ("scale", "shift")
+    }
+
+
+ENTRIES: dict[str, Entry] = {
+    "lora": Entry(
+        "lora",
+        lambda hyper: {
+            "rank": hyper["rank"],
+            "alpha": hyper["scale"] * hyper["rank"],
+            "targets": _targets(hyper),
+        },
+        _lora_names,
+        merges=True,
+    ),
+    "lora_qkv": Entry(
+        "lora",
+        lambda hyper: {"rank": hyper["lora_length"], "targets": ["qkv"]},
+        lambda hyper: {
+            f"attn.lora.lora_{side.lower()}.weight": f"attn.qkv.delta.{side}.qkv" for side in "AB"
+        },
+        merges=True,
+    ),
+    "swin_lora": Entry(
+        "lora",
+        lambda hyper: {
+            "rank": hyper["rank"],
+            "alpha": hyper["lora_alpha"],
+            "targets": _targets(hyper),
+        },
+        _stacked_lora_names,
+        merges=True,
+    ),
+    "ssf": Entry(
+        "ssf",
+        blocks=lambda hyper: _ssf_names(SSF_SITES),
+        whole=lambda hyper, backbone: _ssf_names(SSF_SITES_OUTSIDE),
+        merges=True,
+    ),
+}
