@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from entries import ENTRIES, Entry
+from entries.entry import listed
 from golden_files import (
     DIRECTORY_VARIABLE,
     SHARED,
@@ -28,9 +29,11 @@ from torch import Tensor, nn
 
 import vpeft_bench
 from vpeft_bench.attachment import Attached
+from vpeft_bench.backbones import Backbone
 
 torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
 
+NO_BACKBONE = cast(Backbone, None)  # a stand-alone module stands on none
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
 
 
@@ -104,11 +107,14 @@ def test_golden(file: GoldenFile, dtype: torch.dtype) -> None:
 
 def compare(file: GoldenFile, dtype: torch.dtype) -> None:
     """All steps of comparing one file at one precision."""
-    case = Case(file, dtype)
-    plain = case.step_plain_backbone()
-    case.step_install()
-    off_output, off_gradient = case.step_outputs(plain), case.step_gradients()
-    case.step_merge()
+    if file.meta["level"] == "module":
+        off_output, off_gradient = compare_module(file, dtype)
+    else:
+        case = Case(file, dtype)
+        plain = case.step_plain_backbone()
+        case.step_install()
+        off_output, off_gradient = case.step_outputs(plain), case.step_gradients()
+        case.step_merge()
     off = f"outputs {off_output:.1e}, gradients {off_gradient:.1e}"
     print(f"\n{file.path.stem} {str(dtype).removeprefix('torch.')}: {off}")
 
@@ -124,7 +130,7 @@ class Case:
         self.golden = GoldenModel(file.meta).eval()
         self.images = file.tensor("input", dtype)
         self.attached: Attached
-        self.ours: dict[str, nn.Parameter]
+        self.ours: dict[str, Tensor]
         self.names: dict[str, list[str]]
         self.in_place: dict[str, nn.Parameter]
 
@@ -134,47 +140,45 @@ class Case:
         with torch.no_grad():
             outputs: list[Tensor] = self.golden(self.images)
         for output, expected in zip(outputs, self._expected("backbone_"), strict=True):
-            self._close("backbone output", output, expected)
+            close(self.dtype, "backbone output", output, expected)
         return outputs
 
     def step_install(self) -> None:
         options = self.entry.options(self.file.hyper)
         self.attached = vpeft_bench.attach(self.golden.model, self.entry.method, **options)
+        if self.entry.calibration is not None:
+            self.golden.double()  # the closest calls are a few 1e-5 apart
+            self.attached.select(self.entry.calibration(self.file))
+            self.golden.to(self.dtype)
+        if self.entry.check_selection is not None:
+            self.entry.check_selection(self.file, self.attached)
         self.attached.model.eval()
-        self.ours = dict(self.attached.named_trainable_parameters())
+        self.ours = ours_of(self.attached)
         self.names = self.entry.names(self.file.hyper, self.attached.backbone)
-        weights = self.file.group("peft")
-        assert set(weights) == set(self.names), "the file's new tensors, and those the entry names"
-        mapped = [our for ours in self.names.values() for our in ours]
-        assert len(mapped) == len(set(mapped))
-        for theirs, ours in self.names.items():
-            targets = [self.ours[our] for our in ours]
-            rows = [target.shape[0] if target.ndim else 1 for target in targets]
-            stacked = weights[theirs].reshape(sum(rows), *targets[0].shape[1:])
-            for target, part in zip(targets, stacked.split(rows), strict=True):
-                target.data.copy_(part.reshape(target.shape))
-        self.in_place = trained_in_place(self.golden, self.ours, self.names)
-        assert {*self.in_place, *self.names} == set(self.file.meta["trainable"])
+        fill(self.file.group("peft"), self.ours, self.names, self.entry.leading)
+        self.in_place = trained_in_place(self.golden, self.attached, self.names, self.entry.head)
+        mapped = {t for t, ours in self.names.items() if not ours or trained(self.ours, ours)}
+        assert {*self.in_place, *mapped} == set(self.file.meta["trainable"])
 
     def step_outputs(self, plain: list[Tensor]) -> float:
         outputs = self.golden(self.images)
         expected = self._expected("")
-        off = [self._close("output", o, e) for o, e in zip(outputs, expected, strict=True)]
+        off = [close(self.dtype, "output", o, e) for o, e in zip(outputs, expected, strict=True)]
         moved = any(
             not torch.allclose(o, p, atol=1e-4) for o, p in zip(outputs, plain, strict=True)
         )
         assert moved == self.file.meta["differs_from_backbone"]
         value = loss(self.file, outputs)
-        self._close("loss", value, self.file.tensor(f"loss{self.suffix}"), scaled=True)
+        close(self.dtype, "loss", value, self.file.tensor(f"loss{self.suffix}"), scaled=True)
         value.backward()
         return max(off)
 
     def step_gradients(self) -> float:
         expected = self.file.group(f"grad{self.suffix}")
         assert set(expected) == set(self.file.meta["trainable"])
-        gradients = reference_gradients(self.ours, self.names, self.in_place)
+        gradients = reference_gradients(self.ours, self.names, self.in_place, expected)
         return max(
-            self._close(name, gradients[name].reshape(value.shape), value, scaled=True)
+            close(self.dtype, name, gradients[name], value, scaled=True)
             for name, value in expected.items()
         )
 
@@ -186,45 +190,120 @@ class Case:
             with torch.no_grad():
                 outputs = self.golden(self.images)
             for output, expected in zip(outputs, self._expected(""), strict=True):
-                self._close("merged output", output, expected)
+                close(self.dtype, "merged output", output, expected)
 
     def _expected(self, kind: str) -> list[Tensor]:
         return self.file.outputs(kind, self.dtype)
 
-    def _close(self, what: str, value: Tensor, expected: Tensor, scaled: bool = False) -> float:
-        """Assert agreement within the tolerances of the golden files; how far off it is."""
-        assert value.shape == expected.shape, what
-        off = (value.detach() - expected).abs().max().item()
-        tolerance = 1e-8 if self.dtype is torch.float64 else 1e-5
-        if scaled and self.dtype is torch.float32:
-            tolerance *= max(1.0, expected.abs().max().item())
-        assert off <= tolerance, f"{what} is off by {off:.2e}, tolerated {tolerance:.2e}"
-        return off
+
+def compare_module(file: GoldenFile, dtype: torch.dtype) -> tuple[float, float]:
+    """A stand-alone module: tensor in, tensor out."""
+    entry = ENTRIES[file.method]
+    suffix = "64" if dtype is torch.float64 else ""
+    assert entry.module is not None, "the entry of a module-level file names a module"
+    module = entry.module(file.hyper).to(dtype).eval()
+    ours: dict[str, Tensor] = dict(module.named_parameters())
+    names = {t: listed(o) for t, o in entry.whole(file.hyper, NO_BACKBONE).items()}
+    fill(file.group("peft"), ours, names, entry.leading)
+    assert set(names) == set(file.meta["trainable"])
+    x = file.tensor("input", dtype).requires_grad_()
+    output = module(x)
+    large = True  # the values of these files are: their tolerance is relative
+    expected = file.tensor(f"output{suffix}")
+    off = close(dtype, "output", output, expected, scaled=large)
+    value = (output * file.tensor("cotangent", dtype)).sum()
+    close(dtype, "loss", value, file.tensor(f"loss{suffix}"), scaled=True)
+    value.backward()
+    gradients = file.group(f"grad{suffix}")
+    assert set(gradients) == {*names, "input"}
+    found = reference_gradients(ours, names, {"input": cast(nn.Parameter, x)}, gradients)
+    return off, max(close(dtype, n, found[n], g, scaled=True) for n, g in gradients.items())
+
+
+def ours_of(attached: Attached) -> dict[str, Tensor]:
+    """Everything of ours that a reference may have a name for: trained, buffers, head."""
+    head = {f"head.{name}": p for name, p in attached.backbone.head.named_parameters()}
+    return {**attached._stored(), **head}
+
+
+def trained(ours: Mapping[str, Tensor], names: list[str]) -> bool:
+    return all(ours[name].requires_grad for name in names)
+
+
+def fill(
+    weights: Mapping[str, Tensor],
+    ours: Mapping[str, Tensor],
+    names: Mapping[str, list[str]],
+    leading: bool,
+) -> None:
+    """Copy the reference's tensors into ours; every one of them is consumed, each of ours once."""
+    assert set(weights) == set(names), "the file's new tensors, and those the entry names"
+    mapped = [our for parts in names.values() for our in parts]
+    assert len(mapped) == len(set(mapped))
+    for theirs, parts in names.items():
+        if not parts:
+            continue
+        targets, value = [ours[part] for part in parts], weights[theirs]
+        if leading:
+            (target,) = targets
+            target.data.copy_(value[tuple(slice(size) for size in target.shape)])
+            continue
+        rows = [target.shape[0] if target.ndim else 1 for target in targets]
+        stacked = value.reshape(sum(rows), *targets[0].shape[1:])
+        for target, part in zip(targets, stacked.split(rows), strict=True):
+            target.data.copy_(part.reshape(target.shape))
+
+
+def close(
+    dtype: torch.dtype, what: str, value: Tensor, expected: Tensor, scaled: bool = False
+) -> float:
+    """Assert agreement within the tolerances of the golden files; how far off it is."""
+    assert value.shape == expected.shape, what
+    off = (value.detach() - expected).abs().max().item()
+    tolerance = 1e-8 if dtype is torch.float64 else 1e-5
+    if scaled and dtype is torch.float32:
+        tolerance *= max(1.0, expected.abs().max().item())
+    assert off <= tolerance, f"{what} is off by {off:.2e}, tolerated {tolerance:.2e}"
+    return off
 
 
 def reference_gradients(
-    ours: Mapping[str, nn.Parameter],
+    ours: Mapping[str, Tensor],
     names: Mapping[str, list[str]],
     in_place: Mapping[str, nn.Parameter],
+    like: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Gradients by the reference's names; flat, so that the parts of a stack follow each other."""
+    """Gradients by the reference's names, in the shapes of ``like``; zero where ours has none."""
     parts = {theirs: [ours[our] for our in parts] for theirs, parts in names.items()}
     parts |= {theirs: [parameter] for theirs, parameter in in_place.items()}
-    return {
-        theirs: torch.cat([cast(Tensor, parameter.grad).flatten() for parameter in parameters])
-        for theirs, parameters in parts.items()
-    }
+    found = {}
+    for theirs, shape_like in like.items():
+        gradients = [cast(Tensor, parameter.grad) for parameter in parts[theirs]]
+        if not gradients:
+            found[theirs] = torch.zeros_like(shape_like)
+        elif sum(g.numel() for g in gradients) == shape_like.numel():
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            found[theirs] = flat.reshape(shape_like.shape)
+        else:  # a leading slice
+            (gradient,) = gradients
+            whole = torch.zeros_like(shape_like)
+            whole[tuple(slice(size) for size in gradient.shape)] = gradient
+            found[theirs] = whole
+    return found
 
 
 def trained_in_place(
-    golden: GoldenModel, ours: Mapping[str, nn.Parameter], names: Mapping[str, list[str]]
+    golden: GoldenModel, attached: Attached, names: Mapping[str, list[str]], head_name: str
 ) -> dict[str, nn.Parameter]:
     """What is trained and is not new, under the reference's names."""
     mapped = {our for parts in names.values() for our in parts}
+    ours = dict(attached.named_trainable_parameters())
     rest = {name: p for name, p in ours.items() if name not in mapped}
     if not golden.out_norms:
+        if "head.weight" in mapped:
+            return rest
         head = golden.model.get_classifier().named_parameters()
-        return rest | {f"head.{name}": p for name, p in head}
+        return rest | {f"{head_name}.{name}": p for name, p in head}
     in_place = {}
     for name, parameter in rest.items():
         if name.startswith("norm."):
@@ -262,7 +341,8 @@ def test_no_size_is_baked_in(
     file: GoldenFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file of other sizes, written by our own implementation, is read and compared as well."""
-    write_variant(file, tmp_path)
+    write = write_module_variant if file.meta["level"] == "module" else write_variant
+    write(file, tmp_path)
     monkeypatch.setenv(DIRECTORY_VARIABLE, str(tmp_path))
     (variant,) = golden_files() or []
     compare(variant.read(), torch.float64)
@@ -289,12 +369,21 @@ def write_variant(file: GoldenFile, directory: Path) -> None:
 
     entry = ENTRIES[file.method]
     attached = vpeft_bench.attach(golden.model, entry.method, **entry.options(meta["hyper"]))
-    ours = dict(attached.named_trainable_parameters())
+    if entry.calibration is not None:
+        copy_calibration(file, variant)
+        attached.select(entry.calibration(variant))
+    attached.model.eval()
+    ours = ours_of(attached)
     names = entry.names(meta["hyper"], attached.backbone)
     for theirs, parts in names.items():
         for part in parts:
-            ours[part].data.copy_(0.3 * torch.randn(ours[part].shape))
-        stacked = torch.cat([ours[part].detach() for part in parts])
+            value = 0.3 * torch.randn(ours[part].shape)
+            running_variance = not ours[part].requires_grad
+            ours[part].data.copy_(value.abs() + 0.5 if running_variance else value)
+        if parts:
+            stacked = torch.cat([torch.atleast_1d(ours[part].detach()) for part in parts])
+        else:
+            stacked = torch.zeros(3)
         variant.arrays[f"peft/{theirs}"] = stacked.numpy()
     outputs = _store_outputs(variant, "", golden, images)
     if classes is None:
@@ -305,18 +394,62 @@ def write_variant(file: GoldenFile, directory: Path) -> None:
     value = loss(variant, outputs)
     value.backward()
     variant.arrays["loss64"] = value.detach().numpy()
-    in_place = trained_in_place(golden, ours, names)
-    gradients = reference_gradients(ours, names, in_place)
+    in_place = trained_in_place(golden, attached, names, entry.head)
+    peft = {t: variant.tensor(f"peft/{t}") for t, o in names.items() if not o or trained(ours, o)}
+    gradients = reference_gradients(ours, names, in_place, {**in_place, **peft})
     for name, gradient in gradients.items():
-        like = in_place[name] if name in in_place else variant.tensor(f"peft/{name}")
-        variant.arrays[f"grad64/{name}"] = gradient.reshape(like.shape).numpy()
+        variant.arrays[f"grad64/{name}"] = gradient.numpy()
     meta["trainable"] = list(gradients)
+    variant.write()
+
+
+def copy_calibration(file: GoldenFile, variant: GoldenFile) -> None:
+    """The pictures of the data pass, in the size of the variant; what they select is not known."""
+    size = variant.meta["backbone"]["img_size"]
+    for key, value in file.arrays.items():
+        if key.startswith(("calib/", "select/")):
+            pictures = value.ndim == 4
+            resized = torch.randn(*value.shape[:2], size, size).numpy() if pictures else value
+            variant.arrays[key] = resized
+
+
+def write_module_variant(file: GoldenFile, directory: Path) -> None:
+    """As :func:`write_variant`, for a stand-alone module."""
+    entry = ENTRIES[file.method]
+    meta = copy.deepcopy(file.meta)
+    assert entry.other_sizes is not None
+    assert entry.module is not None
+    entry.other_sizes(meta)
+    torch.manual_seed(0)
+    variant = GoldenFile(directory / file.path.name, meta)
+    module = entry.module(meta["hyper"]).double().eval()
+    ours: dict[str, Tensor] = dict(module.named_parameters())
+    names = {t: listed(o) for t, o in entry.whole(meta["hyper"], NO_BACKBONE).items()}
+    for theirs, parts in names.items():
+        for part in parts:
+            ours[part].data.copy_(0.3 * torch.randn(ours[part].shape))
+        variant.arrays[f"peft/{theirs}"] = torch.cat([ours[p].detach() for p in parts]).numpy()
+    tokens = math.prod(meta["hyper"].get("window", [file.arrays["input"].shape[1] + 1]))
+    x = torch.randn(2, tokens, meta["hyper"]["width"]).double().requires_grad_()
+    output = module(x)
+    cotangent = torch.randn_like(output)
+    value = (output * cotangent).sum()
+    value.backward()
+    found = reference_gradients(ours, names, {}, {t: variant.tensor(f"peft/{t}") for t in names})
+    found["input"] = cast(Tensor, x.grad)
+    variant.arrays |= {f"grad64/{name}": gradient.numpy() for name, gradient in found.items()}
+    variant.arrays["input"] = x.detach().numpy()
+    variant.arrays["cotangent"] = cotangent.numpy()
+    variant.arrays["output64"] = output.detach().numpy()
+    variant.arrays["loss64"] = value.detach().numpy()
+    meta["trainable"] = list(names)
     variant.write()
 
 
 def _other_sizes(meta: dict[str, Any]) -> dict[str, Any]:
     meta = copy.deepcopy(meta)
     backbone = meta["backbone"]
+    change = ENTRIES[meta["method"]].other_sizes
     if backbone.get("kind") == "swin":  # one stage more
         backbone["depths"].append(1)
         backbone["num_heads"] = [heads + 1 for heads in (*backbone["num_heads"], 2)]
@@ -329,6 +462,9 @@ def _other_sizes(meta: dict[str, Any]) -> dict[str, Any]:
         backbone["img_size"] += backbone["patch_size"]
         backbone["num_classes"] += 1
     backbone["mlp_ratio"] -= 1
+    if change is not None:
+        change(meta)
+        return meta
     for key, value in meta["hyper"].items():
         if type(value) is int:
             meta["hyper"][key] = value + 1

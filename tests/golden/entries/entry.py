@@ -2,9 +2,11 @@
 
 Adding a method is adding one entry. Its map goes from a name of the reference to ours: one name, or
 several whose tensors, put behind each other along the first axis, make up the reference's (a pair
-stacked in one matrix, the prompts of many blocks in one tensor). Shapes are adapted, so a trailing
-axis of size one needs no mention. ``blocks`` holds names inside one block, ``whole`` the others.
-What is trained in place keeps timm's name and needs no entry.
+stacked in one matrix, the prompts of many blocks in one tensor). An empty list names a tensor that
+the reference lists and never uses. Shapes are adapted, so a trailing axis of size one needs no
+mention. Names of ours may be parameters, buffers, or the head's (``head.weight``). ``blocks`` holds
+names inside one block, ``whole`` the others. What is trained in place keeps timm's name and needs
+no entry.
 """
 
 from __future__ import annotations
@@ -13,6 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from golden_files import GoldenFile
+from torch import Tensor, nn
+
+from vpeft_bench.attachment import Attached
 from vpeft_bench.backbones import Backbone
 
 Hyper = Mapping[str, Any]
@@ -33,6 +39,13 @@ class Entry:
         blocks: names below a block, the same in every block.
         whole: names outside the blocks, or across several.
         merges: the reference can be folded into the backbone, so ours has to be.
+        leading: the reference's tensors are larger than ours, which are their leading slices (the
+            weights of a supernet); beyond them its gradient is zero.
+        head: what the reference calls the head.
+        calibration: batches for the method's data pass, from the file.
+        check_selection: asserts that the data pass selected what the file says.
+        module: a stand-alone module for a file of that level; ``whole`` then names its parameters.
+        other_sizes: changes ``meta.hyper`` to other valid sizes, where one more of each is none.
     """
 
     method: str
@@ -40,6 +53,12 @@ class Entry:
     blocks: Callable[[Hyper], Names] = nothing
     whole: Callable[[Hyper, Backbone], Names] = nothing
     merges: bool = False
+    leading: bool = False
+    head: str = "head"
+    calibration: Callable[[GoldenFile], list[tuple[Tensor, ...]]] | None = None
+    check_selection: Callable[[GoldenFile, Attached], None] | None = None
+    module: Callable[[Hyper], nn.Module] | None = None
+    other_sizes: Callable[[dict[str, Any]], None] | None = None
 
     def names(self, hyper: Hyper, backbone: Backbone) -> dict[str, list[str]]:
         """Every name of the reference -> the names of ours that make it up, in order."""
