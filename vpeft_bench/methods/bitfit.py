@@ -31,6 +31,11 @@ class BitFit(Method):
         True, "also train Swin's relative position bias tables, as the published Swin rows do"
     )
 
+    @property
+    def changes_embedding(self) -> bool:
+        """The patch embedding is trained as well."""
+        return True
+
     def place(self, backbone: Backbone) -> None:
         """Nothing is placed."""
 

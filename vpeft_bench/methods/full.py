@@ -33,3 +33,8 @@ class Full(Method):
     def parameter_count(self, backbone: Backbone) -> int:
         """The size of the backbone: 85,798,656 for ViT-B/16 at 224 px."""
         return sum(parameter.numel() for _, parameter in backbone.named_parameters())
+
+    @property
+    def changes_embedding(self) -> bool:
+        """The patch embedding is trained as well."""
+        return True

@@ -23,6 +23,11 @@ class LNTune(Method):
     source = "section 3.1, 'LN-Tune'"
     category = Category.PARTIAL
 
+    @property
+    def changes_embedding(self) -> bool:
+        """Swin has a norm on its patches, CLIP one in front of its blocks."""
+        return True
+
     def place(self, backbone: Backbone) -> None:
         """Nothing is placed."""
 

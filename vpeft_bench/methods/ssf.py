@@ -75,6 +75,11 @@ class SSF(Method):
         return sum(2 * _channels(leaf) for leaf in _leaves(backbone))
 
     @property
+    def changes_embedding(self) -> bool:
+        """There is a pair behind the patch embedding."""
+        return True
+
+    @property
     def identity_at_start(self) -> bool:
         """Only without spread."""
         return self.init_std == 0
