@@ -43,6 +43,7 @@ COUNTS: list[tuple[str, str, dict[str, Any], int]] = [
     ("vit_b", "vpt_deep", {"prompt_length": 100}, 921_600),
     # B p d_p + D d_p + D: one projection serves every block
     ("vit_b", "vpt_deep", {"prompt_length": 10, "projection_width": 96}, 86_016),
+    ("vit_b", "prefix", {"prompt_length": 10}, 184_320),
     ("swin_b", "full", {}, 86_743_224),
     ("swin_b", "linear", {}, 0),
     ("swin_b", "bitfit", {}, 200_760),

@@ -99,4 +99,12 @@ ENTRIES: dict[str, Entry] = {
         lambda hyper: {"prompt_length": hyper["prompt_length"], "position": "append"},
         lambda hyper: {"prompt.prompt_token": "stream_in.prompts"},
     ),
+    "prefix": Entry(
+        "prefix",
+        lambda hyper: {"prompt_length": hyper["prefix_length"]},
+        lambda hyper: {
+            "attn.prefix.prefix_key": "attn.keys_values.keys",
+            "attn.prefix.prefix_value": "attn.keys_values.values",
+        },
+    ),
 }
