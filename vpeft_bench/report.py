@@ -54,6 +54,8 @@ def run_table(record: RunRecord) -> Table:
             f"{parameters.method:,} method + {parameters.head:,} head = {parameters.total:,} total"
         )
     rows["stored bytes"] = _number(stored.delta, "delta checkpoint")
+    if seconds.selection is not None:
+        rows["selection time"] = f"{seconds.selection:.1f} s before training"
     rows["train time"] = f"{seconds.train:.1f} s" if seconds.train is not None else "not measured"
     speed = happened.train_images_per_second
     rows["training speed"] = f"{speed:,.0f} images/s" if speed is not None else "not measured"
