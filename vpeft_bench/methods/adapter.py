@@ -41,6 +41,22 @@ class Adapter(Method):
     arxiv = "1902.00751"
     source = "section 2 of 1902.00751; placement of 2005.00247 by default"
     category = Category.ADDITION
+    idea = (
+        "A narrow two-layer network with a GELU and a skip of its own stands behind the MLP of "
+        "every block, in front of the residual addition. In Houlsby's placement another one "
+        "stands behind the attention."
+    )
+    deviations = (
+        "V-PETL Bench's constructor resets every linear behind the adapter's own initialisation, "
+        "so training does not start at the pretrained model: init=vpb. The default starts at it.",
+        "KMnP/vpt zeroes all four tensors (init=vpt). All gradients but that of the up bias then "
+        "stay zero for ever: its Adapter baseline trains one bias vector per block.",
+        "V-PETL Bench's topN=96 is a reduction factor, so 768 // 96 = 8 is the bottleneck; the "
+        "SCT repository, with the same option, reduces by 768 // 96 and has a bottleneck of 96.",
+        "The published VTAB-1k row (0.16M) is bottleneck=8; the FGVC row (0.41M) is "
+        "bottleneck=12 with the mean head, which the released script does not run; the Swin rows "
+        "(3.11M, 4.66M) are placement=houlsby bottleneck=64.",
+    )
     not_mergeable = "a GELU stands between its two projections"
 
     bottleneck: int = option(8, "width r of the bottleneck (V-PETL Bench on VTAB: 8)", minimum=1)

@@ -59,6 +59,21 @@ class AdaptFormer(Method):
     arxiv = "2205.13535"
     source = "equations 3 and 4; defaults of the authors' launcher"
     category = Category.ADDITION
+    idea = (
+        "A narrow two-layer network with a ReLU runs parallel to the MLP of every block, and its "
+        "scaled output is added to the residual stream. It reads the stream in front of the "
+        "MLP's norm."
+    )
+    deviations = (
+        "V-PETL Bench runs its constructor's defaults, which the authors' launcher overrides: a "
+        "LayerNorm of its own and scale 1, here bottleneck=8 layer_norm=in scale=1.0. It also "
+        "resets the initialisation (init=vpb). The default is the authors'.",
+        "The published VTAB-1k row (0.16M) leaves out the LayerNorm that the code trains; the "
+        "FGVC row (0.46M) fits no natural setting.",
+        "The dense-prediction code has one branch per block with a GELU (activation=gelu); the "
+        "published Swin rows (3.11M, 4.66M) are twice its size and equal those of Adapter, from "
+        "which they seem to be copied.",
+    )
     not_mergeable = "an activation stands between its two projections"
 
     bottleneck: int = option(64, "width of the bottleneck (authors: 64)", minimum=1)

@@ -26,6 +26,15 @@ class BitFit(Method):
     arxiv = "2106.10199"
     source = "section 3; applied to every bias of the backbone as in V-PETL Bench"
     category = Category.PARTIAL
+    idea = (
+        "Only the bias vectors of the pretrained network are trained, in place. Every weight "
+        "matrix stays frozen and nothing is added to the model."
+    )
+    deviations = (
+        "V-PETL Bench trains each parameter with 'bias' in its name, which in a Swin includes "
+        "the relative position bias tables; so do the published Swin rows (0.20M, 0.30M) and the "
+        "default here. relative_position_bias=false trains bias vectors alone.",
+    )
 
     relative_position_bias: bool = option(
         True, "also train Swin's relative position bias tables, as the published Swin rows do"

@@ -22,6 +22,14 @@ class Full(Method):
     arxiv = None
     source = "the classical baseline; the row 'Full fine-tuning' of arXiv 2402.02242"
     category = Category.PARTIAL
+    idea = (
+        "Every parameter of the backbone is trained, together with the head. It is the most "
+        "expensive way to fine-tune and the one that all others are measured against."
+    )
+    deviations = (
+        "The published Swin-L count (198.58M) is 3.6M above timm's Swin-L; where the rest comes "
+        "from is unknown.",
+    )
 
     def place(self, backbone: Backbone) -> None:
         """Nothing is placed."""

@@ -19,6 +19,15 @@ class Linear(Method):
     arxiv = None
     source = "the classical baseline; the row 'Linear probing' of arXiv 2402.02242"
     category = Category.PARTIAL
+    idea = (
+        "The backbone stays frozen and only the classifier learns. Features that are computed "
+        "once serve every epoch."
+    )
+    deviations = (
+        "V-PETL Bench keeps drop-path 0.1 active in the frozen trunk while it trains, so its "
+        "features differ from epoch to epoch; here drop-path is a setting of the backbone, not "
+        "of the method.",
+    )
 
     def place(self, backbone: Backbone) -> None:
         """Nothing is placed."""

@@ -22,6 +22,15 @@ class LNTune(Method):
     arxiv = "2304.01917"
     source = "section 3.1, 'LN-Tune'"
     category = Category.PARTIAL
+    idea = (
+        "Only scale and shift of the normalisation layers are trained, in place. All other "
+        "weights stay frozen and nothing is added to the model."
+    )
+    deviations = (
+        "The published Swin rows (0.06M, 0.09M) include the norms of patch embedding and patch "
+        "merging and the final norm besides those of the blocks, and so does the default. A "
+        "detector has a norm per output in place of the final norm; it belongs to the detector.",
+    )
 
     @property
     def changes_embedding(self) -> bool:

@@ -88,6 +88,23 @@ class LoRA(Method):
     arxiv = "2106.09685"
     source = "equation 3; query and value as in V-PETL Bench"
     category = Category.REPARAMETERISATION
+    idea = (
+        "Beside a frozen linear runs the product of two narrow matrices, the second of which "
+        "starts at zero. The product can be added to the frozen weight after training."
+    )
+    deviations = (
+        "V-PETL Bench's constructor resets every linear behind LoRA's own initialisation: all "
+        "matrices start from a truncated normal (0.02), and training does not start at the "
+        "pretrained model. The default is B = 0; init=vpb gives the other.",
+        "V-PETL Bench's own initialisation, which that reset hides, zeroes A and B of the value "
+        "branch, so that neither would ever learn; it is not offered.",
+        "V-PETL Bench has no alpha, which is alpha=null (scale 1). NOAH's LoRA baseline is "
+        "targets=[qkv] dropout=0.1.",
+        "The published VTAB-1k row (0.29M) is rank=8; the FGVC row (0.77M) is rank=16 with the "
+        "mean head, although the released FGVC script has rank 8.",
+        "The published Swin rows (3.03M, 4.57M) are 0.05M short of rank=64 on q and v, which "
+        "their code trains with alpha=1; the difference is unexplained.",
+    )
 
     rank: int = option(8, "r, the rank of the update (V-PETL Bench: 8)", minimum=1)
     alpha: float | None = option(

@@ -59,6 +59,19 @@ class SSF(Method):
     arxiv = "2210.08823"
     source = "equation 4; sites as in the authors' code"
     category = Category.REPARAMETERISATION
+    idea = (
+        "Behind every linear, norm and convolution of the frozen backbone, each channel is "
+        "multiplied by a learned number and another one is added. Both can be folded into the "
+        "layer in front of them."
+    )
+    deviations = (
+        "The authors' code draws scale and shift around 1 and 0, so training starts near the "
+        "pretrained model, not at it; init_std=0 starts at it.",
+        "In a Swin the norms of patch merging have a pair and its linears have none, as in the "
+        "authors' code.",
+        "The published VTAB-1k row (0.21M) leaves the head out; the FGVC row (0.39M) counts it.",
+        "V-PETL Bench contains no SSF; its file of that name is a copy of shallow prompts.",
+    )
 
     init_std: float = option(
         0.02, "spread of the initial scale and shift (authors' code)", minimum=0.0
