@@ -36,6 +36,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("adapter", {"init": "vpb"}),
     ("adaptformer", {"layer_norm": "in", "activation": "gelu", "init": "vpb"}),
     ("bitfit", {"relative_position_bias": False}),
+    ("convpass", {"placement": "attn", "scale": 0.1, "conv_init": "xavier"}),
     ("lora", {"targets": ["k", "proj", "fc1", "fc2"], "alpha": 3.0, "dropout": 0.1}),
     ("lora", {"targets": ["qkv"], "rank": 3, "init": "vpb"}),
     ("ssf", {"init_std": 0.0}),
@@ -427,10 +428,10 @@ def test_merge(case: Case) -> None:
     randomise(attached)
     model = attached.model
     expected, before = logits(model), state(model)
-    if attached.method.not_mergeable is not None:
+    if attached.method.merge_refusal is not None:
         with pytest.raises(NotMergeableError) as error:
             attached.merge()
-        assert attached.method.not_mergeable in str(error.value)
+        assert attached.method.merge_refusal in str(error.value)
         assert_same(state(model), before)
         assert torch.equal(logits(model), expected)
         return
@@ -584,5 +585,5 @@ def test_mergeable_modules_are_mergeable_methods() -> None:
     for case in _cases():
         attached = case.attach(build(case.kind))
         placed = [p.module for p in attached.backbone.placements]
-        if attached.method.not_mergeable is None:
+        if attached.method.merge_refusal is None:
             assert all(isinstance(module, MergeableModule) for module in placed), case

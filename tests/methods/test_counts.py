@@ -44,6 +44,9 @@ COUNTS: list[tuple[str, str, dict[str, Any], int]] = [
     # B p d_p + D d_p + D: one projection serves every block
     ("vit_b", "vpt_deep", {"prompt_length": 10, "projection_width": 96}, 86_016),
     ("vit_b", "prefix", {"prompt_length": 10}, 184_320),
+    ("vit_b", "convpass", {"bottleneck": 8}, 327_552),
+    ("vit_b", "convpass", {"bottleneck": 8, "placement": "attn"}, 163_776),
+    ("swin_b", "convpass", {"bottleneck": 8}, 437_504),
     ("swin_b", "full", {}, 86_743_224),
     ("swin_b", "linear", {}, 0),
     ("swin_b", "bitfit", {}, 200_760),

@@ -39,6 +39,24 @@ def _swin_module(ours: str, theirs: str) -> dict[str, str]:
     return _bottleneck(ours, f"{theirs}.project1", f"{theirs}.project2")
 
 
+def _convpass_entry(placement: str) -> Entry:
+    parts = {"attn_mlp": ("attn", "mlp"), "attn": ("attn",)}[placement]
+    return Entry(
+        "convpass",
+        lambda hyper: {
+            "bottleneck": hyper["bottleneck"],
+            "scale": hyper["scale"],
+            "placement": placement,
+        },
+        lambda hyper: {
+            f"adapter_{part}.adapter_{layer}.{kind}": f"{part}_parallel_normed.{layer}.{kind}"
+            for part in parts
+            for layer in ("down", "conv", "up")
+            for kind in ("weight", "bias")
+        },
+    )
+
+
 def _prompts(backbone: Backbone) -> list[str]:
     return [f"{block.path}.stream_in.prompts" for block in backbone.blocks]
 
@@ -107,4 +125,6 @@ ENTRIES: dict[str, Entry] = {
             "attn.prefix.prefix_value": "attn.keys_values.values",
         },
     ),
+    "convpass": _convpass_entry("attn_mlp"),
+    "convpass_attn": _convpass_entry("attn"),
 }
