@@ -423,7 +423,7 @@ def test_read_features(kind: str) -> None:
     for i, block in enumerate(blocks):
         given, out = recorded(plain, block.path, x)
         middle = given["norm2"].reshape(given[""].shape)
-        expected |= {f"tokens.{i}": given[""], f"tokens.{i + 1}": out[""]}
+        expected |= {f"outputs.{i}": out[""], f"tokens.{i + 1}": out[""]}
         expected |= {f"attn.{i}": middle - given[""], f"mlp.{i}": out[""] - middle}
     for i, block in enumerate(blocks):  # patch merging stands between out and in
         expected[f"tokens.{i}"] = recorded(plain, block.path, x)[0][""]
@@ -508,6 +508,18 @@ def test_weight_update_takes_the_weights_place(site: str) -> None:
         leaf = reference.blocks[1].leaf(site)
     before = plain(images("vit"))
     leaf.weight.mul_(2)
+    assert torch.equal(doubled(images("vit")), plain(images("vit")))
+    assert not torch.equal(before, plain(images("vit")))
+
+
+@pytest.mark.parametrize("site", ["qkv", "proj", "norm2", "fc1", "fc2"])
+@torch.no_grad()
+def test_a_leafs_input_is_changed_in_front_of_it(site: str) -> None:
+    plain, doubled = build("vit"), build("vit")
+    block_map(doubled).blocks[1].place(f"{site}.input", Double())
+    before = plain(images("vit"))
+    leaf = block_map(plain).blocks[1].leaf(site)
+    leaf.register_forward_pre_hook(lambda _, given: (2 * given[0],))
     assert torch.equal(doubled(images("vit")), plain(images("vit")))
     assert not torch.equal(before, plain(images("vit")))
 

@@ -106,17 +106,22 @@ class SideNetwork(nn.Module):
 
     Attributes:
         reads: names of the features (:func:`read_features`); all that need to be cached.
+        frozen_blocks: how many blocks, from the first on, put out what they do in the plain model;
+            their streams are added to what the side network gives back.
     """
 
-    def __init__(self, reads: Iterable[str]) -> None:
+    def __init__(self, reads: Iterable[str], frozen_blocks: int = 0) -> None:
         super().__init__()
         self.reads = tuple(reads)
+        self.frozen_blocks = frozen_blocks
 
     def forward(self, images: Tensor, x: Tensor, model: OpenedModel) -> TrunkOutput:
         """Read without gradient, then run the side network."""
+        streams = [f"outputs.{index}" for index in range(self.frozen_blocks)]
         with torch.no_grad():
-            features = read_features(self.reads, images, x, model)
-        return self.side(features, model)
+            found = read_features([*self.reads, *streams], images, x, model)
+        output = self.side({name: found[name] for name in self.reads}, model)
+        return TrunkOutput([found[name] for name in streams] + output.streams, output.features)
 
     def side(self, features: dict[str, Tensor], model: OpenedModel) -> TrunkOutput:
         """The trainable part.
@@ -124,6 +129,9 @@ class SideNetwork(nn.Module):
         Args:
             features: what ``reads`` names.
             model: for the frozen parts that the side network shares (final norm, pooling).
+
+        Returns:
+            The streams behind the first ``frozen_blocks`` blocks are left out.
         """
         raise NotImplementedError
 
@@ -133,13 +141,14 @@ def read_features(
 ) -> dict[str, Tensor]:
     """Features of the plain trunk, by name.
 
-    ============  ===================================================================
+    ============= ==================================================================
     ``images``    ``(B, 3, H, W)``
     ``tokens.i``  stream entering block i (behind patch merging); ``tokens.L`` leaves the last
+    ``outputs.i`` stream leaving block i (in front of patch merging)
     ``attn.i``    what the attention of block i adds to the stream
     ``mlp.i``     what its MLP adds
     ``features``  pooled, behind the final norm: what the head reads
-    ============  ===================================================================
+    ============= ==================================================================
 
     The trunk is run only as far as the names ask for.
     """
@@ -161,6 +170,7 @@ def read_features(
             found[f"attn.{index}"], found[f"mlp.{index}"], x = block.branches(x)
         else:
             x = block(x)
+        found[f"outputs.{index}"] = x
     else:
         found[f"tokens.{len(steps)}"] = x
         if "features" in wanted:

@@ -43,15 +43,32 @@ class OpenedViTAttention(OpenedAttention, TimmAttention):
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
         """Tokens ``(B, N, D)``; ``attn_mask`` is added to the scores."""
-        batch, tokens, _ = x.shape
         if is_causal:
+            tokens = x.shape[1]
             future = x.new_full((tokens, tokens), -torch.inf).triu(1)
             attn_mask = future if attn_mask is None else future + attn_mask
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
+        q, k, v = self._heads(self.qkv(x), 3)
         biases = [] if attn_mask is None else [attn_mask]
-        out = self.attend(self.q_norm(q), self.k_norm(k), v, biases)
-        out = self.norm(out.transpose(1, 2).reshape(batch, tokens, -1))
+        return self._project(self.attend(self.q_norm(q), self.k_norm(k), v, biases), x)
+
+    def query(self, queries: Tensor, x: Tensor) -> Tensor:
+        """What ``queries`` ``(B, T, D)`` read from the tokens x, with the weights as they are."""
+        weight, bias = self.qkv.weight, self.qkv.bias
+        inner = len(weight) // 3
+        q_bias, kv_bias = (None, None) if bias is None else (bias[:inner], bias[inner:])
+        (q,) = self._heads(nn.functional.linear(queries, weight[:inner], q_bias), 1)
+        k, v = self._heads(nn.functional.linear(x, weight[inner:], kv_bias), 2)
+        return self._project(self.attend(self.q_norm(q), self.k_norm(k), v, []), queries)
+
+    def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """``(B, N, parts * D)`` to as many tensors ``(B, heads, N, d)``."""
+        batch, tokens, _ = projected.shape
+        split = projected.reshape(batch, tokens, parts, self.num_heads, -1)
+        return split.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _project(self, out: Tensor, x: Tensor) -> Tensor:
+        """From the heads ``(B, heads, N, d)`` to the branch; x is what the queries came from."""
+        out = self.norm(out.transpose(1, 2).flatten(2))
         if getattr(self, "gate", None) is not None:  # absent in older versions of timm
             out = out * self.gate(x).sigmoid()  # type: ignore[misc]  # it is not None
         return cast(Tensor, self.proj_drop(self.proj(out)))
