@@ -6,11 +6,12 @@ Only training and validation pictures; there is no way to the test split.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Selection = dict[str, Tensor]
 """What a data pass decided, by name; it is stored in the delta checkpoint."""
@@ -86,6 +87,18 @@ class BatchData:
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The validation batches as they were given."""
         yield from ((images, labels) for images, labels in self.held_out)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout and drop-path inside; every module's own mode is restored behind."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def same_selection(left: Selection, right: Selection) -> bool:
