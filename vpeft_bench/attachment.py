@@ -335,7 +335,7 @@ class Attached:
         """
         self._require_attached()
         self._require_selected()
-        reason = self.method.not_mergeable or "\n".join(self._obstacles())
+        reason = self.method.merge_refusal or "\n".join(self._obstacles())
         if reason:
             raise NotMergeableError(f"method {self.method.name} cannot be merged: {reason}")
         for placement in self.backbone.placements:

@@ -183,7 +183,7 @@ class Case:
         )
 
     def step_merge(self) -> None:
-        mergeable = self.attached.method.not_mergeable is None
+        mergeable = self.attached.method.merge_refusal is None
         assert mergeable or not self.entry.merges, "the reference can be merged"
         if mergeable:
             self.attached.merge()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone, Block
-from vpeft_bench.errors import UnsupportedBackboneError
+from vpeft_bench.errors import Problem, UnsupportedBackboneError
 from vpeft_bench.methods.data_pass import Selection, SelectionData
 
 
@@ -88,7 +88,8 @@ class Method:
             here, and the option that gives the other; which published row used which.
         families: backbone families it is defined on.
         unsupported: for families it is not defined on, the reason shown to the user.
-        not_mergeable: why it cannot be merged, or None where it can.
+        not_mergeable: why it cannot be merged, or None where it can; where options decide, it is
+            None and :attr:`merge_refusal` says more.
     """
 
     name: ClassVar[str]
@@ -109,6 +110,15 @@ class Method:
     def unfrozen(self, backbone: Backbone) -> Iterable[nn.Parameter]:
         """Original parameters that the method trains; none by default."""
         return ()
+
+    def conflicts(self) -> Iterable[Problem]:
+        """Options that are valid by themselves and make no sense together; none by default."""
+        return ()
+
+    @property
+    def merge_refusal(self) -> str | None:
+        """Why it cannot be merged with these options, or None; ``not_mergeable`` by default."""
+        return self.not_mergeable
 
     def parameter_count(self, backbone: Backbone) -> int | None:
         """Trainable parameters without the head, in closed form; None where the data decide."""

@@ -41,7 +41,7 @@ def print_methods(console: Console) -> None:
     for name in list_methods():
         found = method_class(name)
         paper = f"arXiv {found.arxiv}" if found.arxiv else "baseline"
-        merge = "not mergeable" if found.not_mergeable else "mergeable"
+        merge = "not mergeable" if found().merge_refusal else "mergeable"
         facts = f"{found.category.value:<20} {paper:<17} {', '.join(found.families):<10} {merge}"
         console.print(f"[bold]{name:<12}[/bold] {facts}")
         options = ", ".join(f"{k}={_text(v)}" for k, v in default_options(found).items())
@@ -54,8 +54,8 @@ def describe(found: type[Method], console: Console) -> None:
     console.print(f"[bold]{found.name}[/bold]: {found.title}")
     console.print(f"arXiv {found.arxiv}; {found.source}" if found.arxiv else found.source)
     console.print(f"category {found.category.value}; backbones: {', '.join(found.families)}")
-    merge = f"no: {found.not_mergeable}" if found.not_mergeable else "yes"
-    console.print(f"mergeable: {merge}")
+    refusal = found().merge_refusal
+    console.print(f"mergeable: no: {refusal}" if refusal else "mergeable: yes")
     console.print(f"\n{inspect.cleandoc(found.__doc__ or '')}\n", markup=False, soft_wrap=True)
     defaults = default_options(found)
     for option in fields(found):

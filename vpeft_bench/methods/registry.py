@@ -59,14 +59,18 @@ def build_method(name: str, options: Mapping[str, Any]) -> Method:
     """The method ``name`` with its hyper-parameters.
 
     Raises:
-        MethodOptionError: unknown method or option, wrong type, value out of range; all at once.
+        MethodOptionError: unknown method or option, wrong type, value out of range, options that
+            make no sense together; all at once.
     """
     found = method_class(name)
     if problems := option_problems(name, options):
         raise MethodOptionError(problems)
     hints = get_type_hints(found)
     # A whole number given for a real one is stored as such: alpha=8 and alpha=8.0 are one method.
-    return found(**{key: _plain(value, hints[key]) for key, value in options.items()})
+    method = found(**{key: _plain(value, hints[key]) for key, value in options.items()})
+    if problems := list(method.conflicts()):
+        raise MethodOptionError(problems)
+    return method
 
 
 def option_problems(name: str, options: Mapping[str, Any]) -> list[Problem]:
