@@ -495,19 +495,20 @@ def by_hand(block: Block, x: Tensor, site: str) -> Tensor:
     return at("stream_out", half("mlp", at("stream_mid", x), m.norm2, mlp))
 
 
-@pytest.mark.parametrize("site", ["qkv", "proj", "fc1", "fc2", "patch"])
+@pytest.mark.parametrize("part", ["weight", "bias"])
+@pytest.mark.parametrize("site", ["qkv", "proj", "norm1", "norm2", "fc1", "fc2", "patch"])
 @torch.no_grad()
-def test_weight_update_takes_the_weights_place(site: str) -> None:
+def test_an_update_takes_the_place_of_weight_or_bias(site: str, part: str) -> None:
     plain, doubled = build("vit"), build("vit")
     backbone, reference = block_map(doubled), block_map(plain)
     if site == "patch":
-        backbone.place_on_leaf(backbone.patch_leaves[0], Double(), "weight_update")
+        backbone.place_on_leaf(backbone.patch_leaves[0], Double(), f"{part}_update")
         leaf: Any = reference.patch_leaves[0]
     else:
-        backbone.blocks[1].place(f"{site}.weight", Double())
+        backbone.blocks[1].place(f"{site}.{part}", Double())
         leaf = reference.blocks[1].leaf(site)
     before = plain(images("vit"))
-    leaf.weight.mul_(2)
+    getattr(leaf, part).mul_(2)
     assert torch.equal(doubled(images("vit")), plain(images("vit")))
     assert not torch.equal(before, plain(images("vit")))
 

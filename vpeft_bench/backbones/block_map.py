@@ -22,6 +22,7 @@ from vpeft_bench.errors import UnsupportedBackboneError
 
 LINEARS = ("qkv", "proj", "fc1", "fc2")
 NORMS = ("norm1", "norm2")
+LEAF_SLOTS = {"": "delta", "input": "input", "weight": "weight_update", "bias": "bias_update"}
 
 
 @dataclass(frozen=True)
@@ -89,17 +90,17 @@ class Block:
 
         Args:
             site: a leaf (``qkv proj fc1 fc2 norm1 norm2``: called ``module(x, y)`` with the leaf's
-                input and output), a leaf's weight (``qkv.weight`` ...: called with the weight), or
-                a slot of :class:`OpenedBlock` or :class:`OpenedAttention`.
+                input and output), a leaf's input (``qkv.input`` ...: called with it), a leaf's
+                weight or bias (``qkv.weight``, ``qkv.bias`` ...: called with it), or a slot of
+                :class:`OpenedBlock` or :class:`OpenedAttention`.
 
         Raises:
             KeyError: the block has no such site.
             ValueError: something is there already.
         """
-        leaf, _, weight = site.partition(".")
-        if leaf in self.leaves and weight in ("", "weight"):
-            slot = "weight_update" if weight else "delta"
-            self._backbone.place_on_leaf(self.leaves[leaf], module, slot)
+        leaf, _, part = site.partition(".")
+        if leaf in self.leaves and part in LEAF_SLOTS:
+            self._backbone.place_on_leaf(self.leaves[leaf], module, LEAF_SLOTS[part])
         elif site in OpenedBlock.SLOTS:
             self._backbone.place_in_block(self, site, module)
         elif site in OpenedAttention.SLOTS:
@@ -190,7 +191,7 @@ class Backbone:
         self._place(block.attention, slot, module)
 
     def place_on_leaf(self, leaf: nn.Module, module: nn.Module, slot: str = "delta") -> None:
-        """Put ``module`` behind a linear, norm or convolution, or on its weight."""
+        """Put ``module`` on a linear, norm or convolution: behind it, before it, on its weight."""
         self._open(leaf, opened_leaf_class(self._original_classes.get(leaf, type(leaf))))  # type: ignore[arg-type]  # a class hashes
         self._place(leaf, slot, module)
 

@@ -28,6 +28,7 @@ class OpenedBlock(nn.Module):
     ``stream_in``             residual stream entering the block
     ``attn_in``, ``mlp_in``   output of norm1 / norm2
     ``attn_out``, ``mlp_out`` branch output (after LayerScale), before drop-path and addition
+    ``attn_added``, ...       branch output behind drop-path: what is added to the stream
     ``attn_parallel``, ...    a branch of its own, fed by the un-normed stream, added at the
                               residual outside drop-path; ``*_parallel_normed``: fed by the norm
     ``attn_shortcut``, ...    the identity path of the residual addition
@@ -42,12 +43,14 @@ class OpenedBlock(nn.Module):
         "attn_parallel",
         "attn_parallel_normed",
         "attn_out",
+        "attn_added",
         "attn_shortcut",
         "stream_mid",
         "mlp_in",
         "mlp_parallel",
         "mlp_parallel_normed",
         "mlp_out",
+        "mlp_added",
         "mlp_shortcut",
         "stream_out",
     )
@@ -60,28 +63,37 @@ class OpenedBlock(nn.Module):
         """The MLP branch behind norm2, up to drop-path; each family has its own."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The residual stream through the block; further arguments (mask) go to the attention."""
+    def forward(
+        self, x: Tensor, *args: Any, added: list[Tensor] | None = None, **kwargs: Any
+    ) -> Tensor:
+        """The residual stream through the block; further arguments (mask) go to the attention.
+
+        Args:
+            added: where given, it receives what the attention and the MLP add to the stream.
+        """
         block: Any = self
         x = apply(self.stream_in, x)
 
         normed = apply(self.attn_in, block.norm1(x))
         branch = apply(self.attn_out, self.attn_branch(normed, *args, **kwargs))
-        x = self._add_branch("attn", x, normed, block.drop_path1(branch))
+        attn = apply(self.attn_added, block.drop_path1(branch))
+        x = self._add_branch("attn", x, normed, attn)
         x = apply(self.stream_mid, x)
 
         normed = apply(self.mlp_in, block.norm2(x))
         branch = apply(self.mlp_out, self.mlp_branch(normed))
-        x = self._add_branch("mlp", x, normed, block.drop_path2(branch))
+        mlp = apply(self.mlp_added, block.drop_path2(branch))
+        x = self._add_branch("mlp", x, normed, mlp)
+        if added is not None:
+            added += [attn, mlp]
         return apply(self.stream_out, x)
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the plain block adds: attention branch, MLP branch, and the stream behind both."""
-        block: Any = self
-        attn = block.drop_path1(self.attn_branch(block.norm1(x)))
-        x = x + attn
-        mlp = block.drop_path2(self.mlp_branch(block.norm2(x)))
-        return attn, mlp, x + mlp
+        """What the block adds: attention branch, MLP branch, and the stream behind both."""
+        added: list[Tensor] = []
+        x = self(x, added=added)
+        attn, mlp = added
+        return attn, mlp, x
 
     def _add_branch(self, branch: str, stream: Tensor, normed: Tensor, residual: Tensor) -> Tensor:
         """Residual addition of ``branch`` ("attn" or "mlp") with its shortcut and parallel slots.
@@ -150,33 +162,45 @@ class OpenedAttention(nn.Module):
 
 
 class OpenedLeaf(nn.Module):
-    """A linear, norm or convolution whose weight or output a method may change.
+    """A linear, norm or convolution whose input, weight or output a method may change.
 
     The slot ``delta`` holds a module called as ``delta(x, y)`` with the leaf's input and output;
-    what it returns replaces the output. The slot ``weight_update`` (linears and convolutions) holds
-    a module called with the weight; what it returns takes the weight's place.
+    what it returns replaces the output. The slot ``input`` holds a module called with the input in
+    front of the leaf. The slots ``weight_update`` and ``bias_update`` (linears, convolutions and
+    layer norms) hold modules called with the weight or the bias; what they return takes its place.
     """
 
-    SLOTS: ClassVar[tuple[str, ...]] = ("delta", "weight_update")
+    SLOTS: ClassVar[tuple[str, ...]] = ("input", "delta", "weight_update", "bias_update")
+    input: nn.Module | None
     delta: nn.Module | None
     weight_update: nn.Module | None
+    bias_update: nn.Module | None
 
     def forward(self, x: Tensor) -> Tensor:
         """The leaf's own output, changed by what is placed on it."""
         leaf: Any = self
-        if self.weight_update is None:
+        x = apply(self.input, x)
+        if self.weight_update is None and self.bias_update is None:
             y = super().forward(x)
-        elif isinstance(self, nn.Conv2d):
-            y = self._conv_forward(x, self.weight_update(leaf.weight), leaf.bias)
         else:
-            y = nn.functional.linear(x, self.weight_update(leaf.weight), leaf.bias)
+            weight = apply(self.weight_update, leaf.weight)
+            y = self._forward_with(x, weight, apply(self.bias_update, leaf.bias))
         delta = self.delta
         return cast(Tensor, y if delta is None else delta(x, y))
+
+    def _forward_with(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The leaf's own operation with another weight and bias."""
+        leaf: Any = self
+        if isinstance(self, nn.Conv2d):
+            return self._conv_forward(x, weight, bias)
+        if isinstance(self, nn.LayerNorm):
+            return nn.functional.layer_norm(x, leaf.normalized_shape, weight, bias, leaf.eps)
+        return nn.functional.linear(x, weight, bias)
 
 
 @functools.cache
 def opened_leaf_class(leaf_class: type[nn.Module]) -> type[nn.Module]:
-    """``leaf_class`` with slots for its weight and its output."""
+    """``leaf_class`` with slots for its input, its weight and its output."""
     return type(f"Opened{leaf_class.__name__}", (OpenedLeaf, leaf_class), {})
 
 

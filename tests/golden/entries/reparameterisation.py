@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from entries.entry import Entry, Hyper, Names
 
@@ -45,6 +46,39 @@ def _ssf_names(sites: Mapping[str, str]) -> Names:
     }
 
 
+def _repadapter_options(hyper: Hyper) -> dict[str, Any]:
+    placements = {
+        "before attention and before the MLP": "attn_mlp",
+        "before attention only": "attn",
+    }
+    sizes = {key: hyper[key] for key in ("bottleneck", "groups", "scale")}
+    return {"placement": placements[hyper["positions"]], **sizes}
+
+
+def _repadapter_names(*leaves: tuple[str, str]) -> Names:
+    parts = {"conv_A.weight": "down.weight", "conv_A.bias": "down.bias"}
+    parts |= {"conv_B.weight": "up", "conv_B.bias": "bias"}
+    return {
+        f"{theirs}.{part}": f"{leaf}.input.{our}"
+        for theirs, leaf in leaves
+        for part, our in parts.items()
+    }
+
+
+def _more_groups(meta: dict[str, Any]) -> None:
+    meta["hyper"] |= {"bottleneck": 20, "groups": 5, "scale": 1.5}
+
+
+def _hydra_names(*leaves: tuple[str, str]) -> Names:
+    return {
+        f"{theirs}_{side[:3]}.{half}_proj.{part}": f"{leaf}.delta.{side}.{half}.{part}"
+        for theirs, leaf in leaves
+        for side in ("parallel", "sequential")
+        for half in ("down", "up")
+        for part in ("weight", "bias")
+    }
+
+
 ENTRIES: dict[str, Entry] = {
     "lora": Entry(
         "lora",
@@ -78,6 +112,26 @@ ENTRIES: dict[str, Entry] = {
         "ssf",
         blocks=lambda hyper: _ssf_names(SSF_SITES),
         whole=lambda hyper, backbone: _ssf_names(SSF_SITES_OUTSIDE),
+        merges=True,
+    ),
+    "repadapter": Entry(
+        "repadapter",
+        _repadapter_options,
+        lambda hyper: _repadapter_names(("adapter_attn", "attn.qkv"), ("adapter_mlp", "mlp.fc1")),
+        merges=True,
+        other_sizes=_more_groups,
+    ),
+    "repadapter_attn": Entry(
+        "repadapter",
+        _repadapter_options,
+        lambda hyper: _repadapter_names(("adapter_attn", "attn.qkv")),
+        merges=True,
+        other_sizes=_more_groups,
+    ),
+    "hydra": Entry(
+        "hydra",
+        lambda hyper: {key: hyper[key] for key in ("rank", "scale", "dropout")},
+        lambda hyper: _hydra_names(("attn.hydra_proj", "attn.proj"), ("mlp.hydra_mlp", "mlp.fc2")),
         merges=True,
     ),
 }
