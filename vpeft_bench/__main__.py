@@ -37,7 +37,7 @@ def main() -> int:
 
         return leaderboard(arguments[1:])
     if arguments and arguments[0] == "methods":
-        from vpeft_bench.methods.listing import main as methods
+        from vpeft_bench.catalogue.listing import main as methods
 
         return methods(arguments[1:])
     if arguments and arguments[0] == "data":

@@ -243,6 +243,11 @@ class Attached:
         os.replace(temporary, path)  # whole or not at all
         return path.stat().st_size
 
+    def stored_bytes(self) -> int:
+        """Bytes of the tensors in the delta checkpoint, without the header of the file."""
+        self._require_selected()
+        return sum(t.numel() * t.element_size() for t in self._stored().values())
+
     def load(self, path: str | os.PathLike[str]) -> None:
         """Fill the method's tensors from a delta checkpoint; all of them or none.
 

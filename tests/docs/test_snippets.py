@@ -128,7 +128,7 @@ def _sub_command_problems(arguments: list[str]) -> list[str]:
     from vpeft_bench import list_methods
     from vpeft_bench.data.listing import main as data
     from vpeft_bench.leaderboard.cli import main as leaderboard
-    from vpeft_bench.methods.listing import main as methods
+    from vpeft_bench.catalogue.listing import main as methods
 
     name, *rest = arguments
     shown = io.StringIO()

@@ -37,6 +37,11 @@ class LNTune(Method):
         """Swin has a norm on its patches, CLIP one in front of its blocks."""
         return True
 
+    def reads(self, backbone: Backbone) -> tuple[str, ...]:
+        """The tokens, where no norm stands in front of the first block; the images elsewhere."""
+        ahead = backbone.norms()[0] is not backbone.blocks[0].leaf("norm1")
+        return ("images",) if ahead else ("tokens.0",)
+
     def place(self, backbone: Backbone) -> None:
         """Nothing is placed."""
 
