@@ -245,7 +245,7 @@ def test_close_restores_every_class(kind: str) -> None:
     backbone.replace_head(7)
     for leaf in [*backbone.patch_leaves, *backbone.merge_norms, backbone.final_norm]:
         backbone.place_on_leaf(leaf, SecondArgument())
-    assert len(backbone.placements) == len(backbone.blocks) * 22 + 1 + len(
+    assert len(backbone.placements) == len(backbone.blocks) * 24 + 1 + len(
         [*backbone.patch_leaves, *backbone.merge_norms, backbone.final_norm]
     )
     backbone.close()
@@ -333,12 +333,14 @@ def _named_tensors(
         "attn_parallel": given[""],
         "attn_parallel_normed": out["norm1"],
         "attn_out": attention,
+        "attn_added": out["drop_path1"],
         "attn_shortcut": given[""],
         "stream_mid": given["norm2"],
         "mlp_in": out["norm2"],
         "mlp_parallel": given["norm2"],
         "mlp_parallel_normed": out["norm2"],
         "mlp_out": out["mlp"] if swin else out["ls2"],
+        "mlp_added": out["drop_path2"],
         "mlp_shortcut": given["norm2"],
         "stream_out": out[""],
     }
@@ -483,7 +485,7 @@ def by_hand(block: Block, x: Tensor, site: str) -> Tensor:
 
     def half(name: str, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
         normed = at(f"{name}_in", norm(x))
-        y = at(f"{name}_shortcut", x) + at(f"{name}_out", branch(normed))
+        y = at(f"{name}_shortcut", x) + at(f"{name}_added", at(f"{name}_out", branch(normed)))
         y = y + 2 * x if site == f"{name}_parallel" else y
         return y + 2 * normed if site == f"{name}_parallel_normed" else y
 

@@ -192,7 +192,7 @@ class OpenedLeaf(nn.Module):
         """The leaf's own operation with another weight and bias."""
         leaf: Any = self
         if isinstance(self, nn.Conv2d):
-            return self._conv_forward(x, weight, bias)
+            return cast(Tensor, self._conv_forward(x, weight, bias))
         if isinstance(self, nn.LayerNorm):
             return nn.functional.layer_norm(x, leaf.normalized_shape, weight, bias, leaf.eps)
         return nn.functional.linear(x, weight, bias)

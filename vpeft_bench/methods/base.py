@@ -65,12 +65,14 @@ class MergeableModule(nn.Module):
 
 
 class WeightUpdate(MergeableModule):
-    """A module placed on a leaf's weight: called with the weight, it gives the one that is used."""
+    """A module placed on a leaf's weight or bias: called with it, it gives the one that is used."""
+
+    parameter = "weight"
 
     @torch.no_grad()
     def merge_into(self, leaf: nn.Module) -> None:
         """The updated weight takes the place of the weight; computed in float64, rounded once."""
-        weight = leaf.weight
+        weight = getattr(leaf, self.parameter)
         assert isinstance(weight, Tensor)
         weight.copy_(self(weight.double()))
 
