@@ -28,10 +28,15 @@ from vpeft_bench.methods.base import MergeableModule, Method
 from vpeft_bench.methods.registry import build_method, method_class
 
 # Options a method needs on models this small; every other method runs with its defaults.
-SMALL: dict[str, dict[str, Any]] = {"vpt_shallow": {"prompt_length": 4}}
+SMALL: dict[str, dict[str, Any]] = {
+    "sct": {"channels": 6},
+    "vpt_shallow": {"prompt_length": 4},
+}
 
 # Options that take another path through a method than its defaults do.
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("fact_tk", {"rank": 5, "scale": 0.1, "slice_order": "petl_vit"}),
+    ("cp", {"rank": 6, "core": "full"}),
     ("adapter", {"placement": "houlsby", "last_blocks": 1}),
     ("adapter", {"init": "vpb"}),
     ("adaptformer", {"layer_norm": "in", "activation": "gelu", "init": "vpb"}),
@@ -40,8 +45,14 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("lora", {"targets": ["k", "proj", "fc1", "fc2"], "alpha": 3.0, "dropout": 0.1}),
     ("lora", {"targets": ["qkv"], "rank": 3, "init": "vpb"}),
     ("lora", {"targets": ["q", "v", "fc2"], "alpha": 4.0, "rslora": True, "dora": True}),
+    ("dtl", {"fusion_kernel": 4, "beta": 2.0, "injecting_blocks": [1]}),
+    ("last", {"gap": 3, "repeats": 2, "bias": True, "rank": 3}),
+    ("snf", {"flow_length": 0, "targets": ["mlp"]}),
     ("hydra", {"rank": 3, "scale": 0.5, "dropout": 0.1}),
+    ("mona", {"bottleneck": 3, "dropout": 0.0}),
     ("repadapter", {"placement": "attn", "groups": 1, "bottleneck": 3, "scale": 5.0}),
+    ("sct", {"channels": 6, "placement": "mlp", "scale": 0.4}),
+    ("sct", {"channels": 6, "placement": "qkv", "scale": 0.4, "scale_on": "stream"}),
     ("ssf", {"init_std": 0.0}),
     ("vpt_shallow", {"prompt_length": 3, "projection_width": 6, "init": "vpb"}),
     ("vpt_deep", {"projection_width": 6, "dropout": 0.1}),
@@ -378,7 +389,7 @@ def test_delta_of_something_else_is_refused(case: Case, tmp_path: Path) -> None:
     refused(other, "method")
 
     if options := other_options(source.method):
-        vpeft_bench.attach(build(case.kind), case.method, **options).save(other)
+        Case(case.method, options, case.kind).attach(build(case.kind)).save(other)
         refused(other, "options")
 
     header = {HEADER_KEY: source._header_text()}

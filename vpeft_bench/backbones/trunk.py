@@ -76,6 +76,14 @@ class OpenedModel(nn.Module):
 
     # ---- running -------------------------------------------------------------------------------
 
+    def steps(self) -> list[tuple[Callable[[Tensor], Tensor], OpenedBlock]]:
+        """Every block in order, with what stands in front of it: patch merging or the identity."""
+        return [
+            (stage.merge if position == 0 else nn.Identity(), block)
+            for stage in self.stages()
+            for position, block in enumerate(stage.blocks)
+        ]
+
     def run(self, block: nn.Module, x: Tensor) -> Tensor:
         """``block(x)``, recomputed in the backward pass where timm was asked for checkpointing."""
         model: Any = self
@@ -154,11 +162,7 @@ def read_features(
     """
     wanted = set(names)
     found = {"images": images}
-    steps = [
-        (stage.merge if b == 0 else nn.Identity(), block)
-        for stage in model.stages()
-        for b, block in enumerate(stage.blocks)
-    ]
+    steps = model.steps()
     for index, (merge, block) in enumerate(steps):
         if wanted <= set(found):
             break

@@ -2,6 +2,57 @@
 
 from __future__ import annotations
 
-from entries.entry import Entry
+from typing import Any
 
-ENTRIES: dict[str, Entry] = {}
+from entries.entry import Entry, Hyper, Names
+from vpeft_bench.backbones import Backbone
+
+
+def _sidetune_names(hyper: Hyper, backbone: Backbone) -> Names:
+    names = {"sidetune.alpha": "trunk.alpha"}
+    for number in range(4):
+        theirs = f"sidetune.side.conv{number + 1}"
+        names[f"{theirs}.0.weight"] = f"trunk.convolutions.{3 * number}.weight"
+        for part in ("weight", "bias"):
+            names[f"{theirs}.1.{part}"] = f"trunk.convolutions.{3 * number + 1}.{part}"
+    return names | {f"sidetune.side.fc.{part}": f"trunk.out.{part}" for part in ("weight", "bias")}
+
+
+def _dtl_options(hyper: Hyper) -> dict[str, Any]:
+    return {
+        "rank": hyper["rank"],
+        "beta": hyper["beta"],
+        "fusion_kernel": hyper["fusion_kernel"],
+        "tapped_blocks": [int(block) for block in hyper["extract_before_blocks"]],
+        "injecting_blocks": [int(block) for block in hyper["add_after_blocks"]],
+    }
+
+
+def _dtl_names(hyper: Hyper, backbone: Backbone) -> Names:
+    names = {
+        f"lora_dict.{block}.lora_{part}": f"trunk.taps.{block}.{part}"
+        for block in hyper["extract_before_blocks"]
+        for part in ("A", "B")
+    }
+    if hyper["fusion_kernel"]:
+        names["lora_fusion.weight"] = "trunk.fusions.0.weight"
+    return names
+
+
+def _snf_names(hyper: Hyper) -> Names:
+    names = {}
+    for theirs, ours in (("flow", "attn_shortcut"), ("flow2", "mlp_shortcut")):
+        names[f"{theirs}.affine_transform.mu"] = f"{ours}.mu"
+        names[f"{theirs}.affine_transform.logsigma"] = f"{ours}.log_sigma"
+        for step in range(hyper["flow_length"]):
+            for part, our in (("weight", "w"), ("scale", "u"), ("bias", "b")):
+                names[f"{theirs}.transforms.{step}.{part}"] = f"{ours}.steps.{step}.{our}"
+    return names
+
+
+ENTRIES: dict[str, Entry] = {
+    "sidetune": Entry("sidetune", whole=_sidetune_names),
+    "dtl": Entry("dtl", _dtl_options, whole=_dtl_names),
+    "dtl_plus": Entry("dtl", _dtl_options, whole=_dtl_names),
+    "snf": Entry("snf", lambda hyper: {"flow_length": hyper["flow_length"]}, _snf_names),
+}

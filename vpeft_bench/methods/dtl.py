@@ -1,0 +1,127 @@
+"""DTL and DTL+: a thin low-rank state beside the blocks, added back to the later ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vpeft_bench.backbones.block_map import Backbone, Block
+from vpeft_bench.errors import UnsupportedBackboneError
+from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.compact_side import CompactSideNetwork
+from vpeft_bench.methods.registry import register
+from vpeft_bench.methods.spatial import require_grid
+
+
+@register
+@dataclass
+class DTL(Method):
+    """h <- h + x A^T B^T in front of blocks, x <- Block(x) + swish_beta(h) behind the later ones.
+
+    ``fusion_kernel`` > 0 is DTL+. Only the tapped blocks that an injection of their stage can reach
+    are tapped by default: in a ViT all of them.
+    """
+
+    name = "dtl"
+    title = "DTL: Disentangled Transfer Learning for Visual Recognition"
+    arxiv = "2312.07856"
+    source = "Compact Side Network, DTL and DTL+; as in the authors' code"
+    category = Category.SIDE
+    idea = (
+        "Low-rank taps on the blocks' inputs add up to a thin state beside the frozen backbone. "
+        "The later blocks get it added to their outputs, so gradients stay out of the earlier ones."
+    )
+    deviations = (
+        "the official model classifies the mean of the patch tokens behind which the norm stands; "
+        "here the backbone keeps its own pooling, and a backbone with global_pool=avg (the norm's "
+        "weights in fc_norm) gives the official one and the published rows",
+        "Swin, officially: rank=4, taps 4-23, injections 14-23; the default injects in the second "
+        "half (12-23), tapped_blocks and injecting_blocks give the official choice",
+        "the official Swin allocates a convolution for each of the four stages; stages that never "
+        "inject have none here",
+        "published DTL+ rows pick fusion_kernel 3, 4 or 5 per task",
+        "class and register tokens are not convolved; the official code knows one class token only",
+    )
+    not_mergeable = "what is added depends on the input through a swish and passes by the blocks"
+
+    rank: int = option(2, "r of every tap (authors: ViT 2, Swin 4)", minimum=1)
+    beta: float = option(100.0, "slope of swish_beta(t) = t sigmoid(beta t) (authors: 100)")
+    fusion_kernel: int = option(
+        0, "k of DTL+'s depthwise convolution; 0: DTL without (authors: 3 to 5)", minimum=0
+    )
+    tapped_blocks: list[int] | None = option(
+        None, "blocks whose input is tapped, from 0; null: all that can have an effect (authors)"
+    )
+    injecting_blocks: list[int] | None = option(
+        None, "blocks behind which the state is added; null: the second half (authors, ViT)"
+    )
+
+    def check(self, backbone: Backbone) -> None:
+        """As every method; every tap must reach an injection, and every injection needs a tap."""
+        super().check(backbone)
+        if self.fusion_kernel:
+            require_grid(self.name, backbone)
+        depth = len(backbone.blocks)
+        for name in ("tapped_blocks", "injecting_blocks"):
+            if wrong := [i for i in getattr(self, name) or () if not 0 <= i < depth]:
+                raise UnsupportedBackboneError(
+                    f"method.{name}: there is no block {wrong[0]} (blocks: 0 to {depth - 1})"
+                )
+        tapped, injecting = self._tapped(backbone), self._injecting(backbone)
+        for block in [*tapped, *injecting]:
+            if not any(_reaches(tap, block) for tap in tapped):
+                problem = f"injecting_blocks: no block up to {block.index} is tapped"
+            elif not any(_reaches(block, injection) for injection in injecting):
+                problem = f"tapped_blocks: no block from {block.index} on injects"
+            else:
+                continue
+            raise UnsupportedBackboneError(
+                f"method.{problem} in its stage (tapped: {[b.index for b in tapped]}, "
+                f"injecting: {[b.index for b in injecting]})"
+            )
+
+    def _injecting(self, backbone: Backbone) -> list[Block]:
+        if self.injecting_blocks is None:
+            return backbone.blocks[len(backbone.blocks) // 2 :]
+        return [backbone.blocks[i] for i in sorted(self.injecting_blocks)]
+
+    def _tapped(self, backbone: Backbone) -> list[Block]:
+        if self.tapped_blocks is not None:
+            return [backbone.blocks[i] for i in sorted(self.tapped_blocks)]
+        injecting = self._injecting(backbone)
+        return [tap for tap in backbone.blocks if any(_reaches(tap, block) for block in injecting)]
+
+    def place(self, backbone: Backbone) -> None:
+        """One network around the trunk."""
+        network = CompactSideNetwork(
+            self.reads(backbone),
+            backbone,
+            self._tapped(backbone),
+            self._injecting(backbone),
+            self.rank,
+            self.beta,
+            self.fusion_kernel,
+        )
+        backbone.place_around(network)
+
+    def parameter_count(self, backbone: Backbone) -> int:
+        """2Dr per tap, and Dk^2 per injecting stage: 36,864 for ViT-B/16; 43,776 at k = 3."""
+        fused = {block.stage: block.width for block in self._injecting(backbone)}
+        taps = sum(2 * self.rank * block.width for block in self._tapped(backbone))
+        return taps + self.fusion_kernel**2 * sum(fused.values())
+
+    def first_changed_block(self, backbone: Backbone) -> int:
+        """The one behind the first injection, which comes behind its block."""
+        return self._injecting(backbone)[0].index + 1
+
+    def reads(self, backbone: Backbone) -> tuple[str, ...]:
+        """What the taps read up to the first injecting block, and that block's own output."""
+        first = self._injecting(backbone)[0]
+        taps = [f"tokens.{t.index}" for t in self._tapped(backbone) if t.index <= first.index]
+        following = backbone.blocks[first.index + 1 : first.index + 2]
+        merged = bool(following) and following[0].stage != first.stage
+        return (*taps, f"outputs.{first.index}" if merged else f"tokens.{first.index + 1}")
+
+
+def _reaches(tap: Block, injecting: Block) -> bool:
+    """Whether the state still holds what ``tap`` put in when it is added behind ``injecting``."""
+    return tap.stage == injecting.stage and tap.index <= injecting.index
