@@ -79,6 +79,29 @@ def _hydra_names(*leaves: tuple[str, str]) -> Names:
     }
 
 
+FACT_CORES = {
+    "attn.q_FacTs.weight": "attn.qkv.delta.core.sigma.q",
+    "attn.k_FacTs.weight": "attn.qkv.delta.core.sigma.k",
+    "attn.v_FacTs.weight": "attn.qkv.delta.core.sigma.v",
+    "attn.proj_FacTs.weight": "attn.proj.delta.core.sigma.proj",
+    "mlp.fc1_FacTs.weight": "mlp.fc1.delta.core.sigma.fc1",
+    "mlp.fc2_FacTs.weight": "mlp.fc2.delta.core.sigma.fc2",
+}
+# Shared by all blocks, and named where they appear first.
+FACT_SHARED = {
+    "FacTu.weight": "blocks.0.attn.qkv.delta.shared.U",
+    "FacTv.weight": "blocks.0.attn.qkv.delta.shared.V",
+}
+FACT_TUCKER = {
+    "FacTc": "blocks.0.attn.qkv.delta.core.shared.C",
+    "FacTp": "blocks.0.attn.qkv.delta.core.shared.P",
+}
+
+
+def _rank_and_scale(hyper: Hyper) -> dict[str, Any]:
+    return {"rank": hyper["rank"], "scale": hyper["scale"]}
+
+
 ENTRIES: dict[str, Entry] = {
     "lora": Entry(
         "lora",
@@ -106,6 +129,19 @@ ENTRIES: dict[str, Entry] = {
             "targets": _targets(hyper),
         },
         _stacked_lora_names,
+        merges=True,
+    ),
+    "fact_tt": Entry(
+        "fact_tt",
+        _rank_and_scale,
+        blocks=lambda hyper: FACT_CORES,
+        whole=lambda hyper, backbone: FACT_SHARED,
+        merges=True,
+    ),
+    "fact_tk": Entry(
+        "fact_tk",
+        lambda hyper: {**_rank_and_scale(hyper), "slice_order": "petl_vit"},
+        whole=lambda hyper, backbone: FACT_SHARED | FACT_TUCKER,
         merges=True,
     ),
     "ssf": Entry(
