@@ -407,7 +407,7 @@ def copy_calibration(file: GoldenFile, variant: GoldenFile) -> None:
     """The pictures of the data pass, in the size of the variant; what they select is not known."""
     size = variant.meta["backbone"]["img_size"]
     for key, value in file.arrays.items():
-        if key.startswith(("calib/", "select/")):
+        if key.startswith("calib/"):
             pictures = value.ndim == 4
             resized = torch.randn(*value.shape[:2], size, size).numpy() if pictures else value
             variant.arrays[key] = resized

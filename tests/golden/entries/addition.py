@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from golden_files import GoldenFile
+from torch import Tensor
+
 from entries.entry import Entry, Hyper, Names
+from vpeft_bench.attachment import Attached
 from vpeft_bench.backbones import Backbone
 
 
@@ -57,6 +62,40 @@ def _convpass_entry(placement: str) -> Entry:
     )
 
 
+def _sct_entry(placement: str, names: dict[str, str]) -> Entry:
+    return Entry(
+        "sct",
+        lambda hyper: {
+            "channels": hyper["num_channels"],
+            "scale": hyper["effective_scale"],
+            "placement": placement,
+        },
+        lambda hyper: {
+            f"{theirs}.{part}": f"{ours}.linear.{part}"
+            for theirs, ours in names.items()
+            for part in ("weight", "bias")
+        },
+        merges=placement != "attn",
+        calibration=_sct_calibration,
+        check_selection=_sct_selection,
+    )
+
+
+def _sct_calibration(file: GoldenFile) -> list[tuple[Tensor, ...]]:
+    """The file's pictures in two batches of unequal size, as the reference saw them."""
+    images, labels = file.tensor("calib/images", torch.float64), file.tensor("calib/labels")
+    return [(images[:5], labels[:5]), (images[5:], labels[5:])]
+
+
+def _sct_selection(file: GoldenFile, attached: Attached) -> None:
+    expected = file.group("select")
+    if not expected:
+        return  # a variant of other sizes, which the reference has not seen
+    assert attached.selection is not None
+    assert set(attached.selection) == set(expected)
+    assert all(attached.selection[site].equal(chosen) for site, chosen in expected.items())
+
+
 def _prompts(backbone: Backbone) -> list[str]:
     return [f"{block.path}.stream_in.prompts" for block in backbone.blocks]
 
@@ -77,7 +116,21 @@ def _official_vpt_names(hyper: Hyper, backbone: Backbone) -> Names:
     return names
 
 
+def _mona_names(hyper: Hyper) -> Names:
+    parts = {"gamma": "norm_scale", "gammax": "stream_scale"}
+    modules = {"norm": "norm", "project1": "down", "project2": "up"}
+    modules |= {"adapter_conv.projector": "pointwise"}
+    modules |= {f"adapter_conv.conv{i + 1}": f"depthwise.{i}" for i in range(3)}
+    parts |= {f"{t}.{p}": f"{o}.{p}" for t, o in modules.items() for p in ("weight", "bias")}
+    return {
+        f"{theirs}.{name}": f"{slot}.{our}"
+        for theirs, slot in (("my_module_1", "stream_mid"), ("my_module_2", "stream_out"))
+        for name, our in parts.items()
+    }
+
+
 ENTRIES: dict[str, Entry] = {
+    "mona": Entry("mona", lambda hyper: {"bottleneck": hyper["bottleneck"]}, _mona_names),
     "adapter": Entry(
         "adapter",
         lambda hyper: {"bottleneck": hyper["bottleneck"]},
@@ -127,4 +180,9 @@ ENTRIES: dict[str, Entry] = {
     ),
     "convpass": _convpass_entry("attn_mlp"),
     "convpass_attn": _convpass_entry("attn"),
+    "sct_attn": _sct_entry("attn", {"sct_attn.adapt_linear": "stream_mid"}),
+    "sct_mlp": _sct_entry("mlp", {"sct_mlp.adapt_linear": "mlp.fc2.delta.parts.out"}),
+    "sct_qkv": _sct_entry(
+        "qkv", {f"attn.{part}_l": f"attn.qkv.delta.parts.{part}" for part in ("q", "v")}
+    ),
 }
