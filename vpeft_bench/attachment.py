@@ -29,7 +29,7 @@ from vpeft_bench.errors import (
     NotMergeableError,
     NotSelectedError,
 )
-from vpeft_bench.methods.base import MergeableModule, Method
+from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.data_pass import BatchData, Selection, SelectionData, same_selection
 from vpeft_bench.methods.registry import build_method
 
@@ -112,7 +112,7 @@ class Attached:
         self._required_grad = {name: p.requires_grad for name, p in originals.items()}
         self._saved: dict[str, Tensor] = {}
         self._trainable: dict[str, nn.Parameter] = {}
-        self._stored_buffers: set[str] = set()
+        self._stored_frozen: list[str] = []
         self._attached = True
         self._placed = False
         head_names = self._head_names()
@@ -130,8 +130,9 @@ class Attached:
         originals = dict(backbone.named_parameters())
         try:
             unfrozen = set(method.unfrozen(backbone))
-            # The originals of what the method trains in place: detach() must give them back.
-            self._saved = {n: _copy(p) for n, p in originals.items() if p in unfrozen}
+            # The originals of what the method changes in place: detach() must give them back.
+            kept = unfrozen | set(method.rewritten(backbone))
+            self._saved = {n: _copy(p) for n, p in originals.items() if p in kept}
             for parameter in unfrozen:
                 parameter.requires_grad_(True)
             if self.selection is None:
@@ -144,12 +145,13 @@ class Attached:
         placed = {p for placement in backbone.placements for p in placement.module.parameters()}
         trained = {p for p in placed if p.requires_grad} | unfrozen
         self._trainable = {n: p for n, p in backbone.named_parameters() if p in trained}
-        parameters = {n for n, _ in self.model.named_parameters(remove_duplicate=False)}
-        self._stored_buffers = {
-            f"{placement.path}.{name}"
-            for placement in backbone.placements
-            for name in placement.module.state_dict()
-        } - parameters
+        # What is placed and not trained, each tensor once, and what placing changed.
+        seen = trained | (set(backbone.original_tensors().values()) - kept)
+        for placement in backbone.placements:
+            for name, tensor in placement.module.state_dict(keep_vars=True).items():
+                if tensor not in seen:
+                    self._stored_frozen.append(f"{placement.path}.{name}")
+                    seen.add(tensor)
         self._placed = True
 
     def _head_names(self) -> set[str]:
@@ -220,13 +222,25 @@ class Attached:
         """To be called behind the optimizer's step, before the gradients are cleared."""
         self.method.after_step(self.backbone, step, steps)
 
+    def step_state(self) -> dict[str, Any]:
+        """What the step hooks remember outside the model, for training to be taken up again."""
+        return self.method.step_state(self.backbone)
+
+    def load_step_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`step_state` gave."""
+        self.method.load_step_state(self.backbone, state)
+
+    def penalty(self) -> Tensor | None:
+        """A term that the method adds to the training loss (AdaLoRA's), or None."""
+        return self.method.penalty(self.backbone)
+
     # ---- delta checkpoints ---------------------------------------------------------------------
 
     def base_fingerprint(self) -> str:
         """SHA-256 of the pretrained weights below the head, as they were before training."""
         self._require_attached()
-        state = self.model.state_dict()
-        return fingerprint((n, self._saved.get(n, state[n])) for n in self._base_names)
+        state = self.backbone.original_tensors() | self._saved
+        return fingerprint((name, state[name]) for name in self._base_names)
 
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the delta checkpoint (safetensors): what the method trained and stores.
@@ -314,9 +328,9 @@ class Attached:
 
     def _stored(self) -> dict[str, Tensor]:
         state = self.model.state_dict(keep_vars=True)
-        buffers = {name: state[name] for name in sorted(self._stored_buffers)}
+        frozen = {name: state[name] for name in sorted(self._stored_frozen)}
         selected = {f"{_SELECTION}{n}": t for n, t in (self.selection or {}).items()}
-        return {**self._trainable, **buffers, **selected}
+        return {**self._trainable, **frozen, **selected}
 
     def _header_text(self) -> str:
         # One entry: safetensors writes several in random order, and equal deltas are equal files.
@@ -340,22 +354,13 @@ class Attached:
         """
         self._require_attached()
         self._require_selected()
-        reason = self.method.merge_refusal or "\n".join(self._obstacles())
+        reason = self.method.merge_refusal or "\n".join(self.method.obstacles(self.backbone))
         if reason:
             raise NotMergeableError(f"method {self.method.name} cannot be merged: {reason}")
-        for placement in self.backbone.placements:
-            assert isinstance(placement.module, MergeableModule)
-            placement.module.merge_into(placement.host)
+        self.method.merge(self.backbone)
         self._saved.clear()  # the trained values stay
         self._restore()
         return self.model
-
-    def _obstacles(self) -> Iterator[str]:
-        for placement in self.backbone.placements:
-            if not isinstance(placement.module, MergeableModule):
-                yield f"{placement.path}: a {type(placement.module).__name__} cannot be folded"
-            elif obstacle := placement.module.obstacle(placement.host):
-                yield f"{placement.path}: {obstacle}"
 
     def detach(self) -> nn.Module:
         """Take the method off again: the original model, bit for bit."""
@@ -375,7 +380,7 @@ class Attached:
         if hasattr(self.model, _MARK):
             delattr(self.model, _MARK)
         self._trainable = {}
-        self._stored_buffers = set()
+        self._stored_frozen = []
         self._saved = {}
         self._attached = False
         self._placed = False

@@ -60,6 +60,14 @@ class MethodSteps(pl.Callback):
         steps = int(trainer.estimated_stepping_batches)
         self.attached.after_step(trainer.global_step - 1, steps)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the method remembers from step to step."""
+        return self.attached.step_state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.attached.load_step_state(state_dict)
+
 
 class Curves(pl.Callback):
     """Learning curves and the clock; their state travels in the checkpoint.

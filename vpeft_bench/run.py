@@ -207,6 +207,7 @@ class _Run:
             preprocessing.normalize,
             self.config.train,
             len(train_loader),
+            attached.penalty,
         )
         trainer = self._train(task, attached, train_loader, eval_loader)
         self._evaluate(trainer, task, eval_loader)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ LEAF_SLOTS = {"": "delta", "input": "input", "weight": "weight_update", "bias": 
 
 @dataclass(frozen=True)
 class Placement:
-    """A module that a method placed: ``host.<slot>`` is ``module``."""
+    """A module that a method placed: in the slot ``host.<slot>``, or in the place of ``host``."""
 
     host: nn.Module
     slot: str
@@ -121,6 +122,8 @@ class Backbone:
         merge_norms: the norms of Swin's patch merging.
         final_norm: the norm in front of the classifier (``norm``, or ``fc_norm`` after pooling).
         prefix_tokens: class and register tokens in front of the patches (0 in a Swin).
+        guest: what a method keeps beside the model from one call to the next (another library's
+            handle on what it placed); None where there is nothing.
     """
 
     def __init__(
@@ -141,6 +144,7 @@ class Backbone:
         self.merge_norms = merge_norms
         self.prefix_tokens = prefix_tokens
         self.placements: list[Placement] = []
+        self.guest: Any = None
         self._opened = opened
         self._original_classes: dict[nn.Module, type[nn.Module]] = {}
         self._original_attributes: dict[str, object] = {}
@@ -169,6 +173,22 @@ class Backbone:
         batch_norm = nn.modules.batchnorm._BatchNorm
         kinds = (nn.LayerNorm, nn.GroupNorm, batch_norm, nn.RMSNorm, RmsNorm)
         return [module for module in self.modules() if isinstance(module, kinds)]
+
+    def path(self, module: nn.Module) -> str:
+        """The name in the model that one of its own modules has, or had before it was replaced."""
+        return self._names[module]
+
+    def original_tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers of the model as timm built it, whatever is placed by now.
+
+        The names are those of the plain model's ``state_dict``, in its order.
+        """
+        found = {}
+        for module, path in self._names.items():
+            state: dict[str, torch.Tensor] = {}
+            module._save_to_state_dict(state, f"{path}." if path else "", keep_vars=True)
+            found.update(state)
+        return found
 
     # ---- opening and placing -------------------------------------------------------------------
 
@@ -201,6 +221,26 @@ class Backbone:
             self.open_block(block)
         self._open(self.model, self._opened.model)
         self._place(self.model, "trunk", module)
+
+    @contextmanager
+    def replacing(self, leaves: Iterable[nn.Module]) -> Iterator[None]:
+        """Let another library put modules of its own in the place of ``leaves``.
+
+        Whatever stands there afterwards counts as placed, also where an error ended it half-way:
+        :meth:`close` puts the leaves back.
+        """
+        try:
+            yield
+        finally:
+            for leaf in leaves:
+                parent, _, name = self._names[leaf].rpartition(".")
+                host = self.model.get_submodule(parent)
+                module = getattr(host, name)
+                if module is not leaf:
+                    like = next(leaf.parameters())
+                    module.to(device=like.device, dtype=like.dtype).train(leaf.training)
+                    self._replaced.append((host, name, leaf))
+                    self.placements.append(Placement(leaf, name, module, self._names[leaf]))
 
     def replace_head(self, in_features: int) -> None:
         """Give the model a fresh linear head that reads ``in_features`` channels.
@@ -255,6 +295,7 @@ class Backbone:
         self._original_classes.clear()
         self._original_attributes.clear()
         self.placements.clear()
+        self.guest = None
 
 
 # timm's models are Any to a mapper: nn.Module types every attribute as a tensor or a module.

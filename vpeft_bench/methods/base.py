@@ -7,7 +7,7 @@ from parameter names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -113,6 +113,13 @@ class Method:
         """Original parameters that the method trains; none by default."""
         return ()
 
+    def rewritten(self, backbone: Backbone) -> Iterable[nn.Parameter]:
+        """Original parameters that placing changes and that stay frozen then; none by default.
+
+        They are stored in the delta checkpoint, and given back by detaching.
+        """
+        return ()
+
     def conflicts(self) -> Iterable[Problem]:
         """Options that are valid by themselves and make no sense together; none by default."""
         return ()
@@ -121,6 +128,20 @@ class Method:
     def merge_refusal(self) -> str | None:
         """Why it cannot be merged with these options, or None; ``not_mergeable`` by default."""
         return self.not_mergeable
+
+    def obstacles(self, backbone: Backbone) -> Iterator[str]:
+        """What stands against merging on this very backbone."""
+        for placement in backbone.placements:
+            if not isinstance(placement.module, MergeableModule):
+                yield f"{placement.path}: a {type(placement.module).__name__} cannot be folded"
+            elif obstacle := placement.module.obstacle(placement.host):
+                yield f"{placement.path}: {obstacle}"
+
+    def merge(self, backbone: Backbone) -> None:
+        """Fold what is placed into the backbone's own weights; nothing stands against it."""
+        for placement in backbone.placements:
+            assert isinstance(placement.module, MergeableModule)
+            placement.module.merge_into(placement.host)
 
     def parameter_count(self, backbone: Backbone) -> int | None:
         """Trainable parameters without the head, in closed form; None where the data decide."""
@@ -175,6 +196,17 @@ class Method:
 
     def after_step(self, backbone: Backbone, step: int, steps: int) -> None:
         """Called behind the optimizer's step, while the gradients are still there."""
+
+    def step_state(self, backbone: Backbone) -> dict[str, Any]:
+        """What the step hooks remember outside the model, for a run to be taken up again."""
+        return {}
+
+    def load_step_state(self, backbone: Backbone, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`step_state` gave."""
+
+    def penalty(self, backbone: Backbone) -> Tensor | None:
+        """A term of the training loss beside the task's own; none by default."""
+        return None
 
     def check(self, backbone: Backbone) -> None:
         """Refuse a backbone the method is not defined on.

@@ -26,6 +26,7 @@ class Classification(pl.LightningModule):
         normalize: uint8 images to what the model reads, on the device.
         train_config: the optimisation.
         steps_per_epoch: batches per epoch, for the schedule.
+        penalty: gives a further term of the training loss, or None.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Classification(pl.LightningModule):
         normalize: Callable[[Tensor], Tensor],
         train_config: TrainConfig,
         steps_per_epoch: int,
+        penalty: Callable[[], Tensor | None] = lambda: None,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints leave the frozen weights out
@@ -43,6 +45,7 @@ class Classification(pl.LightningModule):
         self.normalize = normalize
         self.train_config = train_config
         self.steps_per_epoch = steps_per_epoch
+        self.penalty = penalty
         self._trained = list(parameters)
         self._frozen = {n for n, p in self.named_parameters() if not p.requires_grad}
         self.loss = nn.CrossEntropyLoss(label_smoothing=train_config.label_smoothing)
@@ -56,10 +59,11 @@ class Classification(pl.LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross entropy of one batch."""
+        """Cross entropy of one batch, and the penalty where there is one."""
         images, labels = batch
         loss: Tensor = self.loss(self(images), labels)
-        return loss
+        penalty = self.penalty()
+        return loss if penalty is None else loss + penalty
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count what is right."""
