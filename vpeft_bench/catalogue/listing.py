@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from vpeft_bench.catalogue.wording import (
+    CAPABILITIES,
+    NUMBERS,
+    VECTORS,
+    capabilities,
+    option_value,
+)
 from vpeft_bench.errors import MethodOptionError
-from vpeft_bench.methods.base import Method, default_options
+from vpeft_bench.methods.base import Category, Method, default_options
 from vpeft_bench.methods.registry import list_methods, method_class
 
 
@@ -21,56 +29,100 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m vpeft_bench methods", description="List every method, or describe one."
     )
     parser.add_argument("name", nargs="?", help="describe this method and its options")
+    parser.add_argument(
+        "--capabilities",
+        action="store_true",
+        help="attach each method (or the one named) to small models and tell what it can do",
+    )
     parsed = parser.parse_args(arguments)
     console = Console(highlight=False)
-    if parsed.name is None:
-        print_methods(console)
-        return 0
     try:
-        describe(method_class(parsed.name), console)
+        chosen = None if parsed.name is None else method_class(parsed.name)
     except MethodOptionError as error:
         parser.exit(2, f"error: {error}\n")
+    if parsed.capabilities:
+        return print_capabilities([parsed.name] if chosen else list_methods(), console)
+    if chosen:
+        describe(chosen, console)
+    else:
+        print_methods(console)
     return 0
 
 
 def print_methods(console: Console) -> None:
-    """Two lines per method: what it is, and its options with their defaults."""
+    """A table per category: paper, backbones, merging, and the options with their defaults."""
     console.print(
-        "methods (method=NAME; python -m vpeft_bench methods NAME explains the options)\n"
+        "methods (method=NAME; python -m vpeft_bench methods NAME explains the options)",
+        soft_wrap=True,
     )
-    for name in list_methods():
-        found = method_class(name)
-        paper = f"arXiv {found.arxiv}" if found.arxiv else "baseline"
-        merge = "not mergeable" if found().merge_refusal else "mergeable"
-        facts = f"{found.category.value:<20} {paper:<17} {', '.join(found.families):<10} {merge}"
-        console.print(f"[bold]{name:<12}[/bold] {facts}")
-        options = ", ".join(f"{k}={_text(v)}" for k, v in default_options(found).items())
-        for line in textwrap.wrap(options, console.width - 4, break_on_hyphens=False):
-            console.print(f"    {line}", markup=False)
+    names = list_methods()
+    width = max(map(len, names))
+    for category in Category:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for least in (width, 10, 9, 8):
+            table.add_column(min_width=least, no_wrap=True)
+        table.add_column(overflow="fold")
+        for found in map(method_class, names):
+            if found.category is category:
+                options = default_options(found)
+                table.add_row(
+                    f"[bold]{found.name}[/bold]",
+                    found.arxiv or "-",
+                    ", ".join(found.families),
+                    "" if found.not_mergeable else "merges",
+                    Text(" ".join(f"{k}={option_value(v)}" for k, v in options.items())),
+                )
+        if table.row_count:
+            console.print(f"\n[bold underline]{category.value}[/]")
+            console.print(table)
+
+
+def print_capabilities(names: Iterable[str], console: Console) -> int:
+    """Attach methods and tell what they can do; status 1 where that contradicts what they say."""
+    from vpeft_bench.catalogue.probe import probe, reference_vectors
+
+    vectors = reference_vectors()
+    table = Table(box=None, pad_edge=False)
+    for heading in (*CAPABILITIES, *([] if vectors is None else [VECTORS])):
+        table.add_column(heading, no_wrap=True, justify="right" if heading in NUMBERS else "left")
+    contradictions = []
+    with console.status("") as status:
+        for name in names:
+            status.update(f"attaching {name}")
+            facts = probe(name)
+            table.add_row(*capabilities(facts, vectors))
+            contradictions += [f"{name}: {text}" for text in facts.contradictions]
+    # Too wide for 80 columns; a terminal that narrow wraps the lines itself.
+    Console(highlight=False, width=max(console.width, 120)).print(table)
+    for line in contradictions:
+        console.print(f"contradiction: {line}", markup=False, soft_wrap=True)
+    return 1 if contradictions else 0
 
 
 def describe(found: type[Method], console: Console) -> None:
     """Everything a method says of itself."""
-    console.print(f"[bold]{found.name}[/bold]: {found.title}")
-    console.print(f"arXiv {found.arxiv}; {found.source}" if found.arxiv else found.source)
+    console.print(f"[bold]{found.name}[/bold]: {found.title}", soft_wrap=True)
+    paper = f"arXiv {found.arxiv}; {found.source}" if found.arxiv else found.source
+    console.print(paper, markup=False, soft_wrap=True)
     console.print(f"category {found.category.value}; backbones: {', '.join(found.families)}")
-    refusal = found().merge_refusal
-    console.print(f"mergeable: no: {refusal}" if refusal else "mergeable: yes")
+    for family, reason in found.unsupported.items():
+        console.print(f"not on {family}: {reason}", markup=False, soft_wrap=True)
+    merge = f"no: {found.not_mergeable}" if found.not_mergeable else "yes"
+    console.print(f"mergeable: {merge}", markup=False, soft_wrap=True)
+    console.print(f"\n{found.idea}", markup=False)
     console.print(f"\n{inspect.cleandoc(found.__doc__ or '')}\n", markup=False, soft_wrap=True)
     defaults = default_options(found)
     for option in fields(found):
         choices = option.metadata["choices"]
         valid = f" [{' | '.join(choices)}]" if choices else ""
-        default = _text(defaults[option.name])
+        default = option_value(defaults[option.name])
         help_text = option.metadata["help"]
         console.print(
             f"  method.{option.name}={default}{valid}  {help_text}", markup=False, soft_wrap=True
         )
-
-
-def _text(value: object) -> str:
-    if isinstance(value, list):
-        return f"[{','.join(map(str, value))}]"
-    return (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    if found.deviations:
+        console.print("\ncode, papers and published tables disagree:")
+        for deviation in found.deviations:
+            table = Table.grid(padding=(0, 1))
+            table.add_row(" -", Text(deviation))
+            console.print(table)

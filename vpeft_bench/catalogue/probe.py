@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -166,7 +168,7 @@ def _observe(name: str, family: str) -> _Observation:
         start = _features(attached, pictures)
         _randomise(attached)
         later = _features(attached, pictures)
-        frozen = {n for n in start if n in later and torch.equal(start[n], later[n])}
+        frozen = _frozen(start, later)
         method, backbone = attached.method, attached.backbone
         return _Observation(
             identity_at_start=identity,
@@ -221,7 +223,7 @@ def _randomise(attached: Attached) -> None:
 def _features(attached: Attached, pictures: Tensor) -> dict[str, Tensor]:
     """What the blocks really receive and give in a pass, named as in ``trunk.read_features``.
 
-    Where a module runs several times, it is the first: a network around the trunk reads the frozen
+    ``out.i`` is what block i gives; what block i + 1 receives may be something else. Where a module runs several times, it is the first: a network around the trunk reads the frozen
     features before it uses parts of the trunk for something else.
     """
     found = {"images": pictures}
@@ -249,16 +251,22 @@ def _features(attached: Attached, pictures: Tensor) -> dict[str, Tensor]:
             block.leaf("norm1").register_forward_pre_hook(given(f"tokens.{block.index}")),
             block.attention.register_forward_hook(output(f"attn.{block.index}")),
             module.mlp.register_forward_hook(output(f"mlp.{block.index}")),
+            module.register_forward_hook(output(f"out.{block.index}")),
         ]
-    last = f"tokens.{len(blocks)}"
-    hooks.append(blocks[-1].module.register_forward_hook(output(last)))
     _logits(model, pictures)
     for hook in hooks:
         hook.remove()
-    if last in found:
+    if (last := f"out.{len(blocks) - 1}") in found:
         with torch.no_grad():
             found["features"] = model.forward_head(model.norm(found[last]), pre_logits=True)
     return found
+
+
+def _frozen(start: dict[str, Tensor], later: dict[str, Tensor]) -> set[str]:
+    """What stayed the same, bit for bit."""
+    same = {n for n in start if n in later and torch.equal(start[n], later[n])}
+    outputs = (int(name.partition(".")[2]) for name in same if name.startswith("out."))
+    return same | {f"tokens.{index + 1}" for index in outputs}
 
 
 def _deepest(frozen: set[str], depth: int) -> str:
@@ -312,3 +320,22 @@ def _size(method: Method, family: str) -> tuple[Size, list[str]]:
     attached.detach()
     wrong = [] if found == expected else [f"trains {found:,} parameters, not {expected:,}"]
     return Size(found, stored, reads), wrong
+
+
+# ---- reference vectors --------------------------------------------------------------------------
+
+
+def reference_vectors() -> dict[str, list[str]] | None:
+    """The reference vectors that tests compare each method with; None outside a checkout."""
+    tests = Path(__file__).resolve().parents[2] / "tests" / "golden"
+    if not (tests / "entries").is_dir():
+        return None
+    sys.path.insert(0, str(tests))
+    try:
+        entries = importlib.import_module("entries").ENTRIES
+    finally:
+        sys.path.remove(str(tests))
+    vectors: dict[str, list[str]] = {}
+    for vector in sorted(entries):
+        vectors.setdefault(entries[vector].method, []).append(vector)
+    return vectors
