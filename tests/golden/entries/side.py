@@ -50,9 +50,46 @@ def _snf_names(hyper: Hyper) -> Names:
     return names
 
 
+BLOCK_PARTS = [
+    f"{leaf}.{part}"
+    for leaf in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    for part in ("weight", "bias")
+]
+
+
+def _lst_options(hyper: Hyper) -> dict[str, Any]:
+    return {
+        "bottleneck": hyper["side_width"],
+        "heads": hyper["side_heads"],
+        "temperature": hyper["gate_temperature"],
+        "side_norm": False,
+        "projection_bias": False,
+    }
+
+
+def _lst_names(hyper: Hyper, backbone: Backbone) -> Names:
+    names = {
+        "side.side_first_downsample_r.weight": "trunk.downs.0.weight",
+        "side.side_final_upsample_r.weight": "trunk.up.weight",
+    }
+    for i in range(len(backbone.blocks)):
+        names[f"side.side_downsamples_r.{i}.weight"] = f"trunk.downs.{i + 1}.weight"
+        names[f"side.side_gate_params_r.{i}"] = f"trunk.gates.{i}"
+        for part in BLOCK_PARTS:
+            names[f"side.side_block_r.{i}.{part}"] = f"trunk.blocks.{i}.{part}"
+    return names
+
+
+def _lst_other_sizes(meta: dict[str, Any]) -> None:
+    meta["hyper"] |= {"side_heads": 2, "side_width": 10, "gate_temperature": 0.3}
+
+
 ENTRIES: dict[str, Entry] = {
     "sidetune": Entry("sidetune", whole=_sidetune_names),
     "dtl": Entry("dtl", _dtl_options, whole=_dtl_names),
     "dtl_plus": Entry("dtl", _dtl_options, whole=_dtl_names),
+    "lst": Entry(
+        "lst", _lst_options, whole=_lst_names, head="vit.head", other_sizes=_lst_other_sizes
+    ),
     "snf": Entry("snf", lambda hyper: {"flow_length": hyper["flow_length"]}, _snf_names),
 }
