@@ -78,7 +78,7 @@ class Convpass(Method):
     name = "convpass"
     title = "Convolutional Bypasses Are Better Vision Transformer Adapters"
     arxiv = "2207.07039"
-    source = "section 3; order of operations and start of the authors' code"
+    source = "order of operations and start of the authors' code"
     category = Category.ADDITION
     not_mergeable = "activations stand between its projections and its convolution"
     idea = (

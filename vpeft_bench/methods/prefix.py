@@ -49,7 +49,7 @@ class Prefix(Method):
     name = "prefix"
     title = "Prefix-Tuning: Optimizing Continuous Prompts for Generation"
     arxiv = "2101.00190"
-    source = "equation 3, without the reparameterising MLP; in vision as in U-Tuning (2303.00690)"
+    source = "prefixes without the reparameterising MLP; in vision as in U-Tuning (2303.00690)"
     category = Category.ADDITION
     not_mergeable = "keys and values of a prefix are constants, not functions of the input"
     idea = (

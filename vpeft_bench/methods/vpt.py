@@ -29,10 +29,16 @@ class InsertPrompts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens ``(B, N, D)`` to ``(B, N + p, D)``."""
         prompts = self.prompts if self.projection is None else self.projection(self.prompts)
-        # Expanded first: every picture drops prompt values of its own, as in KMnP/vpt.
-        prompts = self.dropout(prompts.expand(len(x), -1, -1)).to(x.dtype)
+        if self.training and self.dropout.p > 0:
+            # Expanded first: every picture drops prompt values of its own, as in KMnP/vpt.
+            prompts = self.dropout(prompts.expand(len(x), -1, -1))
+        prompts = self.inserted(prompts).expand(len(x), -1, -1).to(x.dtype)
         at = x.shape[1] if self.at is None else self.at
         return torch.cat([x[:, :at], prompts, x[:, at:]], dim=1)
+
+    def inserted(self, prompts: Tensor) -> Tensor:
+        """The tokens that are inserted for ``prompts`` ``(1 or B, p, D)``: in VPT, these very."""
+        return prompts
 
 
 class RemovePrompts(nn.Module):
@@ -93,6 +99,36 @@ class VPT(Method):
         nn.init.kaiming_normal_(projection.weight, a=0, mode="fan_out")
         return projection
 
+    def _insertion(
+        self, prompts: Tensor, at: int | None, projection: nn.Linear | None
+    ) -> nn.Module:
+        return InsertPrompts(prompts, at, projection, self.dropout)
+
+    def _check_shallow(self, backbone: Backbone) -> None:
+        if getattr(backbone.model, "pool_include_prefix", False):
+            raise UnsupportedBackboneError(
+                f"method {self.name} does not support pool_include_prefix=True: the prompts would "
+                "be pooled with the image's own tokens"
+            )
+        if getattr(backbone.model, "dynamic_img_size", False):
+            raise UnsupportedBackboneError(
+                f"method {self.name} does not support dynamic_img_size=True: timm would count the "
+                "prompts as position-embedded tokens"
+            )
+
+    def _place_shallow(self, backbone: Backbone) -> None:
+        projection = self._new_projection(backbone)
+        insert = self._insertion(self._new_prompts(backbone), backbone.prefix_tokens, projection)
+        backbone.blocks[0].place("stream_in", insert)
+        backbone.add_prefix_tokens(self.prompt_length)
+
+    def _place_deep(self, backbone: Backbone, at: int | None) -> None:
+        projection = self._new_projection(backbone)
+        for block in backbone.blocks:
+            insert = self._insertion(self._new_prompts(backbone), at, projection)
+            block.place("stream_in", insert)
+            block.place("stream_out", RemovePrompts(at, self.prompt_length))
+
     def _count(self, backbone: Backbone, insertions: int) -> int:
         width = self._width(backbone)
         projection = backbone.blocks[0].width * (width + 1) if self.projection_width else 0
@@ -127,25 +163,11 @@ class VPTShallow(VPT):
     def check(self, backbone: Backbone) -> None:
         """As every method; and timm must be able to take prompts for prefix tokens."""
         super().check(backbone)
-        if getattr(backbone.model, "pool_include_prefix", False):
-            raise UnsupportedBackboneError(
-                f"method {self.name} does not support pool_include_prefix=True: the prompts would "
-                "be pooled with the image's own tokens"
-            )
-        if getattr(backbone.model, "dynamic_img_size", False):
-            raise UnsupportedBackboneError(
-                f"method {self.name} does not support dynamic_img_size=True: timm would count the "
-                "prompts as position-embedded tokens"
-            )
+        self._check_shallow(backbone)
 
     def place(self, backbone: Backbone) -> None:
         """Prompts enter the first block and count as prefix tokens from there on."""
-        at = backbone.prefix_tokens
-        insert = InsertPrompts(
-            self._new_prompts(backbone), at, self._new_projection(backbone), self.dropout
-        )
-        backbone.blocks[0].place("stream_in", insert)
-        backbone.add_prefix_tokens(self.prompt_length)
+        self._place_shallow(backbone)
 
     def parameter_count(self, backbone: Backbone) -> int:
         """pD: 76,800 for ViT-B/16 at p = 100."""
@@ -187,12 +209,7 @@ class VPTDeep(VPT):
 
     def place(self, backbone: Backbone) -> None:
         """Prompts enter and leave every block."""
-        at = backbone.prefix_tokens if self.position == "prepend" else None
-        projection = self._new_projection(backbone)
-        for block in backbone.blocks:
-            insert = InsertPrompts(self._new_prompts(backbone), at, projection, self.dropout)
-            block.place("stream_in", insert)
-            block.place("stream_out", RemovePrompts(at, self.prompt_length))
+        self._place_deep(backbone, backbone.prefix_tokens if self.position == "prepend" else None)
 
     def parameter_count(self, backbone: Backbone) -> int:
         """LpD: 92,160 for ViT-B/16 at p = 10."""
