@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import vpeft_bench
 from vpeft_bench.attachment import Attached
 from vpeft_bench.backbones import Backbone
+from vpeft_bench.methods.sparse import SparseUpdate
 
 torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
 
@@ -133,6 +134,8 @@ class Case:
         self.ours: dict[str, Tensor]
         self.names: dict[str, list[str]]
         self.in_place: dict[str, nn.Parameter]
+        # Of each tensor the reference lists, where it is trained; empty: everywhere.
+        self.masks = {} if self.entry.masks is None else file.group(self.entry.masks)
 
     def step_plain_backbone(self) -> list[Tensor]:
         self.golden.fill(self.file)
@@ -158,7 +161,9 @@ class Case:
         fill(self.file.group("peft"), self.ours, self.names, self.entry.leading)
         self.in_place = trained_in_place(self.golden, self.attached, self.names, self.entry.head)
         mapped = {t for t, ours in self.names.items() if not ours or trained(self.ours, ours)}
-        assert {*self.in_place, *mapped} == set(self.file.meta["trainable"])
+        assert {*self.in_place, *mapped} == set(self._trained(self.file.meta["trainable"]))
+        for name, mask in sparse_masks(self.attached).items():
+            assert torch.equal(mask, self.masks[name]), name
 
     def step_outputs(self, plain: list[Tensor]) -> float:
         outputs = self.golden(self.images)
@@ -176,6 +181,7 @@ class Case:
     def step_gradients(self) -> float:
         expected = self.file.group(f"grad{self.suffix}")
         assert set(expected) == set(self.file.meta["trainable"])
+        expected = {name: self._masked(name, expected[name]) for name in self._trained(expected)}
         gradients = reference_gradients(self.ours, self.names, self.in_place, expected)
         return max(
             close(self.dtype, name, gradients[name], value, scaled=True)
@@ -191,6 +197,12 @@ class Case:
                 outputs = self.golden(self.images)
             for output, expected in zip(outputs, self._expected(""), strict=True):
                 close(self.dtype, "merged output", output, expected)
+
+    def _trained(self, listed: Iterable[str]) -> list[str]:
+        return [name for name in listed if not self.masks or self.masks[name].any()]
+
+    def _masked(self, name: str, value: Tensor) -> Tensor:
+        return value[self.masks[name]].reshape(-1) if self.masks else value
 
     def _expected(self, kind: str) -> list[Tensor]:
         return self.file.outputs(kind, self.dtype)
@@ -298,7 +310,7 @@ def trained_in_place(
     """What is trained and is not new, under the reference's names."""
     mapped = {our for parts in names.values() for our in parts}
     ours = dict(attached.named_trainable_parameters())
-    rest = {name: p for name, p in ours.items() if name not in mapped}
+    rest = {_of_whole(name): p for name, p in ours.items() if name not in mapped}
     if not golden.out_norms:
         if "head.weight" in mapped:
             return rest
@@ -316,6 +328,22 @@ def trained_in_place(
     return in_place
 
 
+def _of_whole(name: str) -> str:
+    """The weight that single values are learned for."""
+    return name.replace(".weight_update.values", ".weight")
+
+
+def sparse_masks(attached: Attached) -> dict[str, Tensor]:
+    """Of every weight with learned single values, which entries they are."""
+    masks = {}
+    for placement in attached.backbone.placements:
+        if isinstance(placement.module, SparseUpdate):
+            mask = torch.zeros_like(cast(Tensor, placement.host.weight), dtype=torch.bool)
+            mask.view(-1)[placement.module.indices] = True
+            masks[_of_whole(f"{placement.path}.values")] = mask
+    return masks
+
+
 def _downsample_at_the_end(name: str) -> str:
     """The reference merges patches behind a stage, timm in front of the next one."""
     layers, stage, *rest = name.split(".")
@@ -331,7 +359,7 @@ def test_a_wrong_weight_is_noticed() -> None:
     for file in FILES:
         if _missing(file) is None and (weights := file.read().group("peft")):
             key = f"peft/{next(iter(weights))}"
-            file.arrays[key] = file.arrays[key] * 1.001
+            file.arrays[key] = np.asarray(file.arrays[key] * 1.001)
             with pytest.raises(AssertionError, match="off by"):
                 compare(file, torch.float64)
 
@@ -399,15 +427,28 @@ def write_variant(file: GoldenFile, directory: Path) -> None:
     gradients = reference_gradients(ours, names, in_place, {**in_place, **peft})
     for name, gradient in gradients.items():
         variant.arrays[f"grad64/{name}"] = gradient.numpy()
+    if entry.masks is not None:
+        write_masks(variant, entry.masks, sparse_masks(attached), gradients)
     meta["trainable"] = list(gradients)
     variant.write()
+
+
+def write_masks(
+    variant: GoldenFile, group: str, masks: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+) -> None:
+    """Masks of everything trained, and the gradients of single values in those of the whole."""
+    for name, gradient in gradients.items():
+        mask = masks.get(name, torch.ones_like(gradient, dtype=torch.bool))
+        variant.arrays[f"{group}/{name}"] = mask.numpy()
+        whole = torch.zeros(mask.shape, dtype=gradient.dtype)
+        variant.arrays[f"grad64/{name}"] = whole.masked_scatter(mask, gradient).numpy()
 
 
 def copy_calibration(file: GoldenFile, variant: GoldenFile) -> None:
     """The pictures of the data pass, in the size of the variant; what they select is not known."""
     size = variant.meta["backbone"]["img_size"]
-    for key, value in file.arrays.items():
-        if key.startswith("calib/"):
+    for key, value in file.read().arrays.items():
+        if key.startswith(("calib/", "select/views", "select/labels")):
             pictures = value.ndim == 4
             resized = torch.randn(*value.shape[:2], size, size).numpy() if pictures else value
             variant.arrays[key] = resized

@@ -103,12 +103,13 @@ class GPS(Method):
         with evaluating(backbone.model), differentiable(weights):
             backbone.model.train(self.mode == "train")
             for *images, labels in data.training(views=views, augment=True):
-                gradients = torch.autograd.grad(self._loss(backbone, images, labels), weights)
+                gradients = torch.autograd.grad(self.loss_of(backbone, images, labels), weights)
                 for total, gradient in zip(totals, gradients, strict=True):
                     total += gradient
         return {n: self._largest(g.abs()) for n, g in zip(matrices, totals, strict=True)}
 
-    def _loss(self, backbone: Backbone, images: list[Tensor], labels: Tensor) -> Tensor:
+    def loss_of(self, backbone: Backbone, images: list[Tensor], labels: Tensor) -> Tensor:
+        """Loss of one batch: the views of its pictures, one after another."""
         model = backbone.model
         if self.loss == "ce":
             if isinstance(backbone.head, nn.Identity):

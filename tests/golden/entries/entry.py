@@ -44,6 +44,8 @@ class Entry:
         head: what the reference calls the head.
         calibration: batches for the method's data pass, from the file.
         check_selection: asserts that the data pass selected what the file says.
+        masks: group of masks in the file, one per tensor that it lists as trained: only where they
+            hold are the tensors trained, while the file's gradients are those of whole tensors.
         module: a stand-alone module for a file of that level; ``whole`` then names its parameters.
         other_sizes: changes ``meta.hyper`` to other valid sizes, where one more of each is none.
     """
@@ -57,6 +59,7 @@ class Entry:
     head: str = "head"
     calibration: Callable[[GoldenFile], list[tuple[Tensor, ...]]] | None = None
     check_selection: Callable[[GoldenFile, Attached], None] | None = None
+    masks: str | None = None
     module: Callable[[Hyper], nn.Module] | None = None
     other_sizes: Callable[[dict[str, Any]], None] | None = None
 
