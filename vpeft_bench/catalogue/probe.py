@@ -223,8 +223,9 @@ def _randomise(attached: Attached) -> None:
 def _features(attached: Attached, pictures: Tensor) -> dict[str, Tensor]:
     """What the blocks really receive and give in a pass, named as in ``trunk.read_features``.
 
-    ``out.i`` is what block i gives; what block i + 1 receives may be something else. Where a module runs several times, it is the first: a network around the trunk reads the frozen
-    features before it uses parts of the trunk for something else.
+    ``out.i`` is what block i gives; what block i + 1 receives may be something else. Where a module
+    runs several times, it is the first: a network around the trunk reads the frozen features before
+    it uses parts of the trunk for something else.
     """
     found = {"images": pictures}
     model: Any = attached.model

@@ -1,0 +1,27 @@
+"""Write docs/methods/ and the README's table of methods from the methods themselves.
+
+python scripts/generate_docs.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vpeft_bench.catalogue.pages import FOLDER, all_pages
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    pages = all_pages(REPOSITORY)
+    (REPOSITORY / FOLDER).mkdir(parents=True, exist_ok=True)
+    for path, text in pages.items():
+        (REPOSITORY / path).write_text(text)
+    for path in (REPOSITORY / FOLDER).glob("*.md"):
+        if f"{FOLDER}/{path.name}" not in pages:
+            path.unlink()  # of a method that is gone
+    print(f"{len(pages)} pages")
+
+
+if __name__ == "__main__":
+    main()
