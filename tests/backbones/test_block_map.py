@@ -408,10 +408,31 @@ def test_fused_and_explicit_attention_agree(kind: str) -> None:
         block.place("keys_values", KeysValues(2))
     for block in block_map(explicit).blocks:
         block.place("keys_values", KeysValues(2))
-        block.place("attention_map", nn.Identity())
+        block.attention.fused_attn = False
     x = images(kind)
     torch.testing.assert_close(fused(x), explicit(x), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(fused(x), build(kind)(x), atol=1e-3)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@EVERY_MODEL
+@torch.no_grad()
+def test_attention_map_takes_the_probabilities_place(kind: str, fused: bool) -> None:
+    """Twice the probabilities are twice the values; and the same ones change not one bit."""
+    plain, same, mapped, doubled = (build(kind) for _ in range(4))
+    for model in (plain, same, mapped, doubled):
+        for block in block_map(model).blocks:
+            block.attention.fused_attn = fused
+            if model is same:
+                block.place("attention_map", nn.Identity())
+            if model is mapped:
+                block.place("attention_map", Double())
+            if model is doubled:
+                block.place("qkv", DoubleValues())
+    x = images(kind)
+    assert torch.equal(same(x), plain(x))
+    torch.testing.assert_close(mapped(x), doubled(x), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(mapped(x), plain(x), atol=1e-3)
 
 
 @EVERY_MODEL
@@ -456,6 +477,14 @@ def test_every_leaf_shows_its_input_and_output(kind: str) -> None:
             assert torch.equal(probe.seen[0], given[path])
             assert torch.equal(probe.seen[1], out[path])
             assert block.leaf(site) is probed.get_submodule(f"{block.path}.{path}")
+
+
+class DoubleValues(nn.Module):
+    """Twice the values behind qkv."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        q, k, v = y.chunk(3, dim=-1)
+        return torch.cat([q, k, 2 * v], dim=-1)
 
 
 class Double(nn.Module):

@@ -29,6 +29,7 @@ from vpeft_bench.methods.registry import build_method, method_class
 
 # Options a method needs on models this small; every other method runs with its defaults.
 SMALL: dict[str, dict[str, Any]] = {
+    "hst": {"channels": [8, 12], "heads": [2, 3]},
     "sct": {"channels": 6},
     "vpt_shallow": {"prompt_length": 4},
 }
@@ -53,6 +54,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("lora", {"targets": ["qkv"], "rank": 3, "init": "vpb"}),
     ("lora", {"targets": ["q", "v", "fc2"], "alpha": 4.0, "rslora": True, "dora": True}),
     ("dtl", {"fusion_kernel": 4, "beta": 2.0, "injecting_blocks": [1]}),
+    ("hst", {"prompt_length": 2, "channels": [6, 8, 12], "heads": [1, 2, 4]}),
     ("lst", {"init": "pruned", "side_norm": False, "projection_bias": False}),
     ("last", {"gap": 3, "repeats": 2, "bias": True, "rank": 3}),
     ("snf", {"flow_length": 0, "targets": ["mlp"]}),
@@ -437,7 +439,7 @@ def other_options(method: Method) -> dict[str, Any]:
         if isinstance(value, bool):
             changed: Any = not value
         elif isinstance(value, list):
-            changed = [choice for choice in choices if choice not in value][:1]
+            changed = [choice for choice in choices if choice not in value][:1] or value[:1]
         elif choices:
             changed = choices[0]
         elif isinstance(value, int | float):

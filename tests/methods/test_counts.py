@@ -85,6 +85,7 @@ COUNTS: list[tuple[str, str, dict[str, Any], int]] = [
     ("vit_b", "snf", {"flow_length": 0}, 36_864),
     ("vit_b", "snf", {"flow_length": 16}, 627_072),
     ("vit_b", "snf", {"targets": ["mlp"]}, 36_876),
+    ("vit_b", "hst", {}, 764_840),
     ("vit_b", "lst", {}, 2_376_492),
     ("vit_b", "lst", {"projection_bias": False}, 2_374_476),
     ("vit_b", "lst", {"projection_bias": False, "side_norm": False}, 2_374_284),

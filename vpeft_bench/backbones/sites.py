@@ -121,8 +121,9 @@ class OpenedAttention(nn.Module):
     ======================  ==============================================================
     ``keys_values``         ``(k, v) -> (k, v)`` before the kernel; may append rows, which
                             every query sees (position bias and mask are zero there)
-    ``attention_map``       the probabilities ``(B, heads, N, M)`` behind the softmax; the
-                            attention runs without a fused kernel while it is taken
+    ``attention_map``       the probabilities ``(B, heads, N, M)`` behind the softmax; what it
+                            changes of them is added to the output of the (fused) kernel, so
+                            that changing nothing is the plain attention, bit for bit
     ``attention_parallel``  fed by the queries, added to the attention's output in front of
                             the output projection
     ======================  ==============================================================
@@ -141,7 +142,15 @@ class OpenedAttention(nn.Module):
             rows = k.shape[-2]
             k, v = attention.keys_values(k, v)
             biases = [nn.functional.pad(bias, (0, k.shape[-2] - rows)) for bias in biases]
-        if self.attention_map is None and attention.fused_attn:
+        probabilities = None
+        if self.attention_map is not None or not attention.fused_attn:
+            scores = (q * attention.scale) @ k.transpose(-2, -1)
+            for bias in biases:
+                scores = scores + bias
+            probabilities = scores.softmax(dim=-1)
+        if not attention.fused_attn:
+            out = attention.attn_drop(probabilities) @ v
+        else:
             out = nn.functional.scaled_dot_product_attention(
                 q,
                 k,
@@ -150,12 +159,9 @@ class OpenedAttention(nn.Module):
                 dropout_p=attention.attn_drop.p if self.training else 0.0,
                 scale=attention.scale,
             )
-        else:
-            scores = (q * attention.scale) @ k.transpose(-2, -1)
-            for bias in biases:
-                scores = scores + bias
-            probabilities = apply(self.attention_map, scores.softmax(dim=-1))
-            out = attention.attn_drop(probabilities) @ v
+        if self.attention_map is not None:
+            change = attention.attention_map(probabilities) - probabilities
+            out = out + attention.attn_drop(change) @ v
         if self.attention_parallel is not None:
             out = out + attention.attention_parallel(q)
         return cast(Tensor, out)
