@@ -47,6 +47,7 @@ class RunData:
         *,
         views: int = 1,
         augment: bool = False,
+        shuffle: bool | None = None,
         batch_size: int | None = None,
         hold_out_validation: bool = False,
         epoch: int = 0,
@@ -57,6 +58,7 @@ class RunData:
         size = self._config.train.batch_size if batch_size is None else batch_size
         loader = self._loader(split, augment, size)
         loader.sampler.set_epoch(epoch)
+        loader.sampler.shuffle = augment if shuffle is None else shuffle
         for _, indices in loader.sampler:
             # The views of a picture are what as many different epochs would see of it.
             drawn = [loader.dataset[epoch * views + view, indices] for view in range(views)]

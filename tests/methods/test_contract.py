@@ -21,6 +21,7 @@ from vpeft_bench.backbones.trunk import SideNetwork
 from vpeft_bench.errors import (
     AlreadyAttachedError,
     DeltaMismatchError,
+    MethodOptionError,
     NotMergeableError,
     UnsupportedBackboneError,
 )
@@ -30,6 +31,7 @@ from vpeft_bench.methods.registry import build_method, method_class
 # Options a method needs on models this small; every other method runs with its defaults.
 SMALL: dict[str, dict[str, Any]] = {
     "hst": {"channels": [8, 12], "heads": [2, 3]},
+    "kadaptation": {"terms": 4},
     "sct": {"channels": 6},
     "vpt_shallow": {"prompt_length": 4},
 }
@@ -50,11 +52,14 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("adaptformer", {"layer_norm": "in", "activation": "gelu", "init": "vpb"}),
     ("bitfit", {"relative_position_bias": False}),
     ("convpass", {"placement": "attn", "scale": 0.1, "conv_init": "xavier"}),
+    ("compacter", {"placement": "pfeiffer", "terms": 2, "rank": 3, "init": "compacter"}),
+    ("kadaptation", {"terms": 4, "rank": 2, "scale": 1.0, "dropout": 0.0, "init": "pevit"}),
     ("lora", {"targets": ["k", "proj", "fc1", "fc2"], "alpha": 3.0, "dropout": 0.1}),
     ("lora", {"targets": ["qkv"], "rank": 3, "init": "vpb"}),
     ("lora", {"targets": ["q", "v", "fc2"], "alpha": 4.0, "rslora": True, "dora": True}),
     ("dtl", {"fusion_kernel": 4, "beta": 2.0, "injecting_blocks": [1]}),
     ("hst", {"prompt_length": 2, "channels": [6, 8, 12], "heads": [1, 2, 4]}),
+    ("synqt", {"prompt_length": 2, "bottleneck": 3, "feat_scale": 0.1, "dropout": 0.0}),
     ("lst", {"init": "pruned", "side_norm": False, "projection_bias": False}),
     ("last", {"gap": 3, "repeats": 2, "bias": True, "rank": 3}),
     ("snf", {"flow_length": 0, "targets": ["mlp"]}),
@@ -68,6 +73,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("repadapter", {"placement": "attn", "groups": 1, "bottleneck": 3, "scale": 5.0}),
     ("sct", {"channels": 6, "placement": "mlp", "scale": 0.4}),
     ("sct", {"channels": 6, "placement": "qkv", "scale": 0.4, "scale_on": "stream"}),
+    ("spt", {"form": "adapter", "fit": "closest", "rank": 3}),
+    ("spt", {"budget": 2500, "rank": 2, "mode": "train"}),
     ("ssf", {"init_std": 0.0}),
     ("vfpt", {"depth": "shallow", "prompt_length": 4, "transform": "sequence"}),
     ("vfpt", {"projection_width": 6, "ratio": 1.0, "dropout": 0.1}),
@@ -156,6 +163,11 @@ def assert_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
+def placed_buffers(attached: Attached) -> set[str]:
+    """Names of what a method stores and does not train, such as a BatchNorm's statistics."""
+    return set(attached._stored()) - {name for name, _ in attached.named_trainable_parameters()}
+
+
 def relative_error(value: Tensor, expected: Tensor) -> float:
     return ((value - expected).abs().max() / expected.abs().max()).item()
 
@@ -202,13 +214,13 @@ def test_identity_at_start(case: Case) -> None:
 @EVERY_CASE
 def test_parameter_count(case: Case) -> None:
     model = build(case.kind)
-    head = sum(p.numel() for p in model.get_classifier().parameters())
     expected = build_method(case.method, case.options).parameter_count(block_map(model))
     attached = case.attach(model)
+    head = sum(p.numel() for p in model.get_classifier().parameters())  # it may be a new one
     counts = attached.parameter_counts()
     assert counts.method == (counts.method if expected is None else expected)
     assert counts.method == sum(p.numel() for p in attached.trainable_parameters())
-    assert (counts.head, counts.total) == (head, expected + head)
+    assert (counts.head, counts.total) == (head, counts.method + head)
     assert counts.model == sum(p.numel() for p in model.parameters())
 
 
@@ -245,7 +257,7 @@ def test_only_what_is_declared_changes(case: Case) -> None:
     train(attached)
     parameters = model.state_dict(keep_vars=True)
     changed = {name for name, tensor in state(model).items() if not tensor.equal(before[name])}
-    assert changed == {name for name, tensor in parameters.items() if id(tensor) in declared}
+    assert changed - placed_buffers(attached) == {n for n, p in parameters.items() if id(p) in declared}
 
 
 @EVERY_CASE
@@ -254,9 +266,13 @@ def test_train_and_eval_modes(case: Case) -> None:
     randomise(attached)
     model = attached.model
     expected = logits(model)
+    before = state(model)
     model.train()
     assert logits(model).isfinite().all()
     model.eval()
+    after = state(model)
+    assert {n for n in after if not after[n].equal(before[n])} <= placed_buffers(attached)
+    model.load_state_dict(before)  # a pass in training mode moves the statistics of a BatchNorm
     assert torch.equal(logits(model), expected)
 
 
@@ -380,6 +396,8 @@ def test_save_and_load(case: Case, tmp_path: Path) -> None:
     torch.manual_seed(1)  # another start, which loading has to overwrite
     fresh = case.attach(build(case.kind))
     fresh.load(path)
+    # No part of a delta; a method whose features have another width brings a new one.
+    fresh.backbone.head.load_state_dict(attached.backbone.head.state_dict())
     assert torch.equal(logits(fresh.model), logits(attached.model))
     assert_same(state(fresh.model), state(attached.model))
 
@@ -405,8 +423,8 @@ def test_delta_of_something_else_is_refused(case: Case, tmp_path: Path) -> None:
     vpeft_bench.attach(build(case.kind), name).save(other)
     refused(other, "method")
 
-    if options := other_options(source.method):
-        Case(case.method, options, case.kind).attach(build(case.kind)).save(other)
+    if differing := with_other_options(case, source.method):
+        differing.save(other)
         refused(other, "options")
 
     header = {HEADER_KEY: source._header_text()}
@@ -431,8 +449,18 @@ def test_delta_of_something_else_is_refused(case: Case, tmp_path: Path) -> None:
     refused(tmp_path, "cannot be read")
 
 
-def other_options(method: Method) -> dict[str, Any]:
-    """The method's options with one of them changed to another valid value."""
+def with_other_options(case: Case, method: Method) -> Attached | None:
+    """The method with one option changed to another valid value, the first that fits the model."""
+    for options in other_options(method):
+        try:
+            return Case(case.method, options, case.kind).attach(build(case.kind))
+        except (MethodOptionError, UnsupportedBackboneError):
+            continue  # the options hang together
+    return None
+
+
+def other_options(method: Method) -> Iterator[dict[str, Any]]:
+    """The method's options with one of them changed, one after the other."""
     for field in fields(method):
         value = getattr(method, field.name)
         choices = [c for c in field.metadata["choices"] if c != value]
@@ -446,8 +474,7 @@ def other_options(method: Method) -> dict[str, Any]:
             changed = value + 1 if field.metadata["maximum"] is None else value / 2 + 0.25
         else:
             continue
-        return method.options() | {field.name: changed}
-    return {}
+        yield method.options() | {field.name: changed}
 
 
 # ---- merging ------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ class SelectionData(Protocol):
         *,
         views: int = 1,
         augment: bool = False,
+        shuffle: bool | None = None,
         batch_size: int | None = None,
         hold_out_validation: bool = False,
         epoch: int = 0,
@@ -40,7 +41,8 @@ class SelectionData(Protocol):
 
         Args:
             views: pictures per example; two give ``(first, second, labels)``.
-            augment: shuffle and augment as training does; otherwise in order and unchanged.
+            augment: as training does; otherwise pictures come as they are.
+            shuffle: in random order; None: where they are augmented.
             batch_size: pictures per batch; None for the run's own.
             hold_out_validation: leave out the pictures that :meth:`validation` gives.
             epoch: number of the pass; it decides order and augmentation.
@@ -75,6 +77,7 @@ class BatchData:
         *,
         views: int = 1,
         augment: bool = False,
+        shuffle: bool | None = None,
         batch_size: int | None = None,
         hold_out_validation: bool = False,
         epoch: int = 0,

@@ -73,7 +73,7 @@ class LowRankUpdate(LowRank):
         init: str,
     ) -> None:
         super().__init__(in_features, out_features, rows, rank, scale, init)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout: nn.Module = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x ``(..., in_features)``, y ``(..., out_features)``."""

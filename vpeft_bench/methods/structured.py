@@ -1,0 +1,54 @@
+"""Structured tuning of some output rows of a linear: SPT's two forms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
+
+from vpeft_bench.methods.base import bottleneck_linears
+from vpeft_bench.methods.low_rank import LowRankUpdate
+
+Rows = Mapping[str, tuple[int, int]]
+
+SIZES = {
+    "lora": lambda rank, inputs, outputs: rank * (inputs + outputs),
+    "adapter": lambda rank, inputs, outputs: 2 * rank * outputs + rank + outputs,
+}
+"""Parameters of each form, for one matrix with so many input and output features."""
+
+
+class SeriesAdapters(nn.Module):
+    """y_t + drop_path(W_up GELU(W_down dropout(y_t))) on the output rows of each target t."""
+
+    def __init__(self, rows: Rows, rank: int, dropout: float, drop_path: float) -> None:
+        super().__init__()
+        self.rows = dict(rows)
+        pairs = {t: bottleneck_linears(hi - lo, rank, "standard") for t, (lo, hi) in rows.items()}
+        self.down = nn.ModuleDict({target: down for target, (down, _) in pairs.items()})
+        self.up = nn.ModuleDict({target: up for target, (_, up) in pairs.items()})
+        self.dropout = nn.Dropout(dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Output y ``(..., out_features)`` of the linear; its input x is not used."""
+        added = []
+        for target, (low, high) in self.rows.items():
+            hidden = nn.functional.gelu(self.down[target](self.dropout(y[..., low:high])))
+            branch = self.drop_path(self.up[target](hidden))
+            added.append(nn.functional.pad(branch, (low, y.shape[-1] - high)))
+        return y + torch.stack(added).sum(0)
+
+
+def structured_module(
+    form: str, leaf: nn.Linear, rows: Rows, rank: int, dropout: float, drop_path: float
+) -> nn.Module:
+    """What is placed on ``leaf``: a low-rank update beside it (``lora``) or adapters behind it."""
+    if form == "adapter":
+        return SeriesAdapters(rows, rank, dropout, drop_path)
+    update = LowRankUpdate(leaf.in_features, leaf.out_features, rows, rank, 1.0, 0.0, "standard")
+    # What a whole picture loses in x, it loses in B A x.
+    update.dropout = nn.Sequential(nn.Dropout(dropout), DropPath(drop_path))
+    return update
