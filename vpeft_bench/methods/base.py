@@ -90,8 +90,8 @@ class Method:
             here, and the option that gives the other; which published row used which.
         families: backbone families it is defined on.
         unsupported: for families it is not defined on, the reason shown to the user.
-        not_mergeable: why it cannot be merged, or None where it can; where options decide, it is
-            None and :attr:`merge_refusal` says more.
+        not_mergeable: why it cannot be merged with its default options, or None where it can; where
+            other options decide otherwise, :attr:`merge_refusal` does.
     """
 
     name: ClassVar[str]
