@@ -163,9 +163,14 @@ def assert_same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
-def placed_buffers(attached: Attached) -> set[str]:
-    """Names of what a method stores and does not train, such as a BatchNorm's statistics."""
-    return set(attached._stored()) - {name for name, _ in attached.named_trainable_parameters()}
+def running_statistics(model: nn.Module) -> set[str]:
+    """Names of the buffers that a pass in training mode moves."""
+    return {
+        f"{name}.{buffer}"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer, _ in module.named_buffers(recurse=False)
+    }
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
@@ -257,7 +262,7 @@ def test_only_what_is_declared_changes(case: Case) -> None:
     train(attached)
     parameters = model.state_dict(keep_vars=True)
     changed = {name for name, tensor in state(model).items() if not tensor.equal(before[name])}
-    assert changed - placed_buffers(attached) == {n for n, p in parameters.items() if id(p) in declared}
+    assert changed - running_statistics(model) == {n for n, p in parameters.items() if id(p) in declared}
 
 
 @EVERY_CASE
@@ -271,7 +276,7 @@ def test_train_and_eval_modes(case: Case) -> None:
     assert logits(model).isfinite().all()
     model.eval()
     after = state(model)
-    assert {n for n in after if not after[n].equal(before[n])} <= placed_buffers(attached)
+    assert {n for n in after if not after[n].equal(before[n])} <= running_statistics(model)
     model.load_state_dict(before)  # a pass in training mode moves the statistics of a BatchNorm
     assert torch.equal(logits(model), expected)
 
