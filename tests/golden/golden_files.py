@@ -145,7 +145,9 @@ def loss(golden: GoldenFile, outputs: list[Tensor]) -> Tensor:
 
 
 def _build_vit(backbone: dict[str, Any]) -> nn.Module:
-    pooling: Any = {"token": "token", "mean": "avg"}[backbone["pooling"].split()[0]]
+    pooling: Any = {"token": "token", "mean": "avg", "side": "token"}[
+        backbone["pooling"].split()[0]
+    ]
     return VisionTransformer(
         img_size=backbone["img_size"],
         patch_size=backbone["patch_size"],

@@ -262,7 +262,9 @@ def test_only_what_is_declared_changes(case: Case) -> None:
     train(attached)
     parameters = model.state_dict(keep_vars=True)
     changed = {name for name, tensor in state(model).items() if not tensor.equal(before[name])}
-    assert changed - running_statistics(model) == {n for n, p in parameters.items() if id(p) in declared}
+    assert changed - running_statistics(model) == {
+        n for n, p in parameters.items() if id(p) in declared
+    }
 
 
 @EVERY_CASE

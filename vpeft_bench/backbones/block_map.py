@@ -258,7 +258,7 @@ class Backbone:
         parent, _, name = self._names[head].rpartition(".")
         host = self.model.get_submodule(parent)
         self._replaced.append((host, name, head))
-        setattr(host, name, fresh.to(head.weight))
+        setattr(host, name, fresh.to(head.weight).train(head.training))
 
     def _open(self, module: nn.Module, opened_class: type[nn.Module]) -> None:
         self._original_classes.setdefault(module, type(module))

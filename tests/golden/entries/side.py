@@ -84,10 +84,63 @@ def _lst_other_sizes(meta: dict[str, Any]) -> None:
     meta["hyper"] |= {"side_heads": 2, "side_width": 10, "gate_temperature": 0.3}
 
 
+def _hst_options(hyper: Hyper) -> dict[str, Any]:
+    return {
+        "prompt_length": hyper["metaG_num"],
+        "channels": hyper["m_embed_dims"],
+        "heads": hyper["m_c_num_heads"],
+    }
+
+
+def _hst_names(hyper: Hyper, backbone: Backbone) -> Names:
+    depth, stages = len(backbone.blocks), len(hyper["m_embed_dims"])
+    stem = "trunk.stages.0.entry.convolution"
+    names = {
+        "m_patch_embed1.conv.0.weight": f"{stem}.0.weight",
+        "head.weight": "head.weight",
+        "head.bias": "head.bias",
+    }
+    statistics = ("running_mean", "running_var")
+    parts = {
+        "m_patch_embed1.conv.1": (f"{stem}.1", ("weight", "bias", *statistics)),
+        "m_patch_embed1.conv.3": (f"{stem}.3", ("weight", "bias")),
+        "fc_norm": ("trunk.out_norm", statistics),
+    }
+    block_of_stage = [0] * stages
+    for stage in range(stages):
+        ours, one = f"trunk.stages.{stage}", stage + 1
+        pairs = {
+            f"m_patch_embed{one}.norm": f"{ours}.entry.norm",
+            f"T_Bridge_{one}": f"{ours}.bridge",
+            f"m_norm{one}": f"{ours}.norm",
+        }
+        if stage:
+            pairs[f"m_patch_embed{one}.proj"] = f"{ours}.entry.convolution"
+        parts |= {theirs: (our, ("weight", "bias")) for theirs, our in pairs.items()}
+    for i in range(depth):
+        stage = i * stages // depth
+        ours = f"trunk.stages.{stage}.blocks.{block_of_stage[stage]}"
+        theirs = f"m_block{stage + 1}.{block_of_stage[stage]}"
+        block_of_stage[stage] += 1
+        names[f"m_embeddings.{i}"] = f"blocks.{i}.stream_in.tokens"
+        pairs = {f"m_proj_norm{i + 1}": f"{ours}.meta_norm"}
+        for leaf in ("norm1", "attn.q", "attn.k", "attn.v", "attn.proj", "norm2"):
+            pairs[f"{theirs}.{leaf}"] = f"{ours}.{leaf}"
+        for leaf in ("fc1", "fc2"):
+            pairs[f"{theirs}.mlp.{leaf}"] = f"{ours}.{leaf}"
+        parts |= {name: (our, ("weight", "bias")) for name, our in pairs.items()}
+    return names | {
+        f"{theirs}.{part}": f"{ours}.{part}"
+        for theirs, (ours, each) in parts.items()
+        for part in each
+    }
+
+
 ENTRIES: dict[str, Entry] = {
     "sidetune": Entry("sidetune", whole=_sidetune_names),
     "dtl": Entry("dtl", _dtl_options, whole=_dtl_names),
     "dtl_plus": Entry("dtl", _dtl_options, whole=_dtl_names),
+    "hst": Entry("hst", _hst_options, whole=_hst_names),
     "lst": Entry(
         "lst", _lst_options, whole=_lst_names, head="vit.head", other_sizes=_lst_other_sizes
     ),
