@@ -9,21 +9,17 @@ import torch
 from tiny_models import build, images
 
 import vpeft_bench
-from vpeft_bench.errors import NotMergeableError, UnsupportedBackboneError
+from vpeft_bench.errors import MethodOptionError, NotMergeableError, UnsupportedBackboneError
 
 
-@pytest.mark.parametrize(
-    ("options", "wrong", "fitting"),
-    [
-        ({"groups": 3}, "width 8", 2),  # the hidden units do not split
-        ({"groups": 6, "bottleneck": 12}, "width 32", 4),  # the block's channels do not
-    ],
-)
-def test_groups_that_do_not_fit_are_refused(
-    options: dict[str, int], wrong: str, fitting: int
-) -> None:
-    with pytest.raises(UnsupportedBackboneError, match=rf"{wrong} \(nearest that does: {fitting}"):
-        vpeft_bench.attach(build("vit"), "repadapter", **options)
+def test_groups_must_divide_the_hidden_width() -> None:
+    with pytest.raises(MethodOptionError, match=r"groups=3.*bottleneck=8\n.*method\.groups=2"):
+        vpeft_bench.attach(build("vit"), "repadapter", groups=3)
+
+
+def test_groups_must_divide_the_blocks_width() -> None:
+    with pytest.raises(UnsupportedBackboneError, match=r"width 32 .*method\.groups=4"):
+        vpeft_bench.attach(build("vit"), "repadapter", bottleneck=12, groups=6)
 
 
 def test_groups_are_separate() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone, Block
-from vpeft_bench.errors import UnsupportedBackboneError
+from vpeft_bench.errors import Problem, UnsupportedBackboneError
 from vpeft_bench.methods.base import Category, MergeableModule, Method, add_in_float64, option
 from vpeft_bench.methods.registry import register
 
@@ -94,16 +94,28 @@ class RepAdapter(Method):
     scale: float = option(1.0, "s; searched per task in 0.1 to 10 by the authors, 1 is ours")
     dropout: float = option(0.1, "on the hidden units (authors: 0.1)", minimum=0.0, maximum=1.0)
 
+    def conflicts(self) -> Iterator[Problem]:
+        """Groups that do not divide the hidden width."""
+        if self.bottleneck % self.groups:
+            yield Problem(
+                f"method.groups={self.groups}",
+                f"does not divide method.bottleneck={self.bottleneck}",
+                f"method.groups={self._groups_of(self.bottleneck)}",
+            )
+
     def check(self, backbone: Backbone) -> None:
-        """As every method; and the groups must divide the hidden and every block's width."""
+        """As every method; and the groups must divide every block's width."""
         super().check(backbone)
-        for width in (self.bottleneck, *(block.width for block in backbone.blocks)):
+        for width in (block.width for block in backbone.blocks):
             if width % self.groups:
-                fitting = max(g for g in range(1, self.groups) if width % g == 0)
                 raise UnsupportedBackboneError(
-                    f"method.groups={self.groups} does not divide the width {width} "
-                    f"(nearest that does: {fitting})"
+                    f"method.groups={self.groups} does not divide the width {width} of a block "
+                    f"(nearest that does: method.groups={self._groups_of(width)})"
                 )
+
+    def _groups_of(self, width: int) -> int:
+        """The largest number of groups below the one asked for that divides ``width``."""
+        return max(groups for groups in range(1, self.groups) if width % groups == 0)
 
     def place(self, backbone: Backbone) -> None:
         """One bottleneck on the input of each linear."""

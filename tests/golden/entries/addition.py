@@ -11,6 +11,7 @@ from torch import Tensor
 from entries.entry import Entry, Hyper, Names
 from vpeft_bench.attachment import Attached
 from vpeft_bench.backbones import Backbone
+from vpeft_bench.methods.lorand import LoRandAdapter
 
 
 def _bottleneck(ours: str, down: str, up: str) -> dict[str, str]:
@@ -129,7 +130,29 @@ def _mona_names(hyper: Hyper) -> Names:
     }
 
 
+def _lorand(hyper: Hyper) -> LoRandAdapter:
+    branches, kernel_dim = hyper["branches"], hyper["kernel_dim"]
+    return LoRandAdapter(hyper["width"], hyper["hidden"], branches, kernel_dim, share_kernel=False)
+
+
+def _lorand_names(hyper: Hyper, backbone: Backbone) -> Names:
+    sides = {"project1": "down", "project2": "up"}
+    factors = {"A": "P", "g": "K", "B": "Q"}
+    names = {f"{theirs}.bias": f"{ours}.bias" for theirs, ours in sides.items()}
+    return names | {
+        f"{theirs}.param_dict.{factor}{i}": f"{ours}.{our}.{i}"
+        for theirs, ours in sides.items()
+        for factor, our in factors.items()
+        for i in range(hyper["branches"])
+    }
+
+
+def _other_lorand(meta: dict[str, Any]) -> None:
+    meta["hyper"] |= {"width": 15, "hidden": 7, "branches": 3, "kernel_dim": 5}
+
+
 ENTRIES: dict[str, Entry] = {
+    "lorand": Entry("lorand", whole=_lorand_names, module=_lorand, other_sizes=_other_lorand),
     "mona": Entry("mona", lambda hyper: {"bottleneck": hyper["bottleneck"]}, _mona_names),
     "adapter": Entry(
         "adapter",
