@@ -12,6 +12,9 @@ import io
 import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +25,26 @@ from tests.conftest import REPOSITORY, Cli
 from vpeft_bench.overrides import check_overrides
 
 README = "README.md"
-PAGES = [README, *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
+PAGES = [
+    README,
+    *sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "docs").rglob("*.md")),
+]
 
 # At least so many snippets per page: a page whose blocks are no longer found fails. Pages that are
 # not named here need none.
 EXPECTED = {
     README: {"python": 1, "checked": 14, "run": 0, "file": 0},
     "docs/add-a-dataset.md": {"python": 1, "checked": 1, "run": 2, "file": 1},
+    "docs/add-a-method.md": {"python": 0, "checked": 0, "run": 3, "file": 2},
     "docs/leaderboard.md": {"python": 0, "checked": 3, "run": 0, "file": 0},
     "docs/python.md": {"python": 8, "checked": 0, "run": 1, "file": 0},
     "docs/real-data.md": {"python": 0, "checked": 11, "run": 0, "file": 0},
     "docs/records.md": {"python": 0, "checked": 2, "run": 0, "file": 0},
     "docs/sweeps.md": {"python": 0, "checked": 5, "run": 0, "file": 0},
 }
+
+# Pages whose files belong into the package: their blocks run in a copy of the checkout.
+IN_A_CHECKOUT = ("docs/add-a-method.md",)
 
 # What a user of this package types, word for word.
 PROMISED = (
@@ -126,9 +136,9 @@ def problems_of(arguments: list[str]) -> list[str]:
 
 def _sub_command_problems(arguments: list[str]) -> list[str]:
     from vpeft_bench import list_methods
+    from vpeft_bench.catalogue.listing import main as methods
     from vpeft_bench.data.listing import main as data
     from vpeft_bench.leaderboard.cli import main as leaderboard
-    from vpeft_bench.catalogue.listing import main as methods
 
     name, *rest = arguments
     shown = io.StringIO()
@@ -149,6 +159,8 @@ def _sub_command_problems(arguments: list[str]) -> list[str]:
 def test_snippets(page: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block of the page, in order."""
     monkeypatch.chdir(tmp_path)
+    if page in IN_A_CHECKOUT:
+        copy_checkout(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     seen = {"python": 0, "checked": 0, "run": 0, "file": 0}
     for block in blocks_of(page):
@@ -170,7 +182,10 @@ def test_snippets(page: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.Monke
                 script = command.split()[0]
                 if script.startswith("scripts/"):
                     assert os.access(REPOSITORY / script, os.X_OK), f"{where}: {script}"
-                if arguments is None:
+                if command.startswith("python -m pytest ") and block.mark == "run":
+                    run_pytest(command, tmp_path, where)
+                    seen["run"] += 1
+                elif arguments is None:
                     assert block.mark != "run", f"{where}: cannot run {command}"
                 elif block.mark == "run":
                     done = cli(*arguments)
@@ -181,6 +196,22 @@ def test_snippets(page: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.Monke
                     seen["checked"] += 1
     for kind, least in EXPECTED.get(page, {}).items():
         assert seen[kind] >= least, f"{page}: {seen[kind]} {kind} snippets, expected {least}"
+
+
+def copy_checkout(target: Path) -> None:
+    """What a page that adds to the package needs of the repository."""
+    for name in ("vpeft_bench", "configs", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / name, target / name, ignore=ignored)
+    shutil.copy(REPOSITORY / "pyproject.toml", target)
+
+
+def run_pytest(command: str, folder: Path, where: str) -> None:
+    """Run the tests that a page names; there must be some."""
+    run = [sys.executable, *shlex.split(command)[1:], "-p", "no:cacheprovider"]
+    done = subprocess.run(run, cwd=folder, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, f"{where}: {command}\n{done.stdout}{done.stderr}"
+    assert " passed" in done.stdout, f"{where}: {command}\n{done.stdout}"
 
 
 def test_expected_pages_exist() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vpeft_bench.attachment import Attached, attach
 from vpeft_bench.backbones import block_map
 from vpeft_bench.errors import NotMergeableError, NotSelectedError, UnsupportedBackboneError
-from vpeft_bench.methods.base import Method
+from vpeft_bench.methods.base import MergeableModule, Method
 from vpeft_bench.methods.data_pass import BatchData
 from vpeft_bench.methods.registry import build_method
 
@@ -90,6 +90,7 @@ class Facts:
     contradictions: tuple[str, ...]
 
 
+@functools.cache
 def probe(name: str) -> Facts:
     """Attach the method ``name`` wherever it can be, and see."""
     method = build_method(name, {})
@@ -128,6 +129,7 @@ class _Observation:
 
     identity_at_start: bool
     mergeable: bool
+    foldable: bool
     selects: bool
     parameters: int
     expected_parameters: int | None
@@ -140,8 +142,10 @@ class _Observation:
         """What of the method's claims does not hold."""
         if self.identity_at_start != method.identity_at_start:
             yield f"identity_at_start is {self.identity_at_start}"
-        if self.mergeable != (method.merge_refusal is None):
-            yield f"merging {'works' if self.mergeable else 'fails'}"
+        if not self.mergeable and method.merge_refusal is None:
+            yield "merging fails"
+        if self.foldable and method.merge_refusal is not None:
+            yield "said not to be mergeable, though all that it places can be folded"
         if self.selects != method.selects:
             yield f"selects is {self.selects}"
         if self.expected_parameters not in (None, self.parameters):
@@ -179,6 +183,7 @@ def _observe(name: str, family: str) -> _Observation:
             deepest_frozen=_deepest(frozen, len(backbone.blocks)),
             reads=method.reads(backbone),
             file_is_header_and_tensors=_saves_what_it_says(attached),
+            foldable=_foldable(attached),
             mergeable=_merges(attached, pictures),
         )
 
@@ -287,6 +292,15 @@ def _saves_what_it_says(attached: Attached) -> bool:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")  # safetensors: length, header, tensors
     return size == 8 + header + attached.stored_bytes()
+
+
+def _foldable(attached: Attached) -> bool:
+    """Whether each placed module, and there are some, knows how to go into its leaf."""
+    placed = [(p.module, p.host) for p in attached.backbone.placements]
+    return bool(placed) and all(
+        isinstance(module, MergeableModule) and module.obstacle(host) is None
+        for module, host in placed
+    )
 
 
 def _merges(attached: Attached, pictures: Tensor) -> bool:
