@@ -245,7 +245,7 @@ def test_close_restores_every_class(kind: str) -> None:
     backbone.replace_head(7)
     for leaf in [*backbone.patch_leaves, *backbone.merge_norms, backbone.final_norm]:
         backbone.place_on_leaf(leaf, SecondArgument())
-    assert len(backbone.placements) == len(backbone.blocks) * 24 + 1 + len(
+    assert len(backbone.placements) == len(backbone.blocks) * 25 + 1 + len(
         [*backbone.patch_leaves, *backbone.merge_norms, backbone.final_norm]
     )
     backbone.close()
@@ -342,6 +342,7 @@ def _named_tensors(
         "mlp_out": out["mlp"] if swin else out["ls2"],
         "mlp_added": out["drop_path2"],
         "mlp_shortcut": given["norm2"],
+        "block_parallel": given[""],
         "stream_out": out[""],
     }
 
@@ -522,8 +523,10 @@ def by_hand(block: Block, x: Tensor, site: str) -> Tensor:
     swin = hasattr(m, "_attn")
     attention = m._attn if swin else lambda z: m.ls1(m.attn(z))
     mlp = m.mlp if swin else lambda z: m.ls2(m.mlp(z))
-    x = half("attn", at("stream_in", x), m.norm1, attention)
-    return at("stream_out", half("mlp", at("stream_mid", x), m.norm2, mlp))
+    entering = at("stream_in", x)
+    x = half("attn", entering, m.norm1, attention)
+    x = half("mlp", at("stream_mid", x), m.norm2, mlp)
+    return at("stream_out", x + 2 * entering if site == "block_parallel" else x)
 
 
 @pytest.mark.parametrize("part", ["weight", "bias"])

@@ -26,12 +26,22 @@ from vpeft_bench.errors import (
     UnsupportedBackboneError,
 )
 from vpeft_bench.methods.base import MergeableModule, Method
+from vpeft_bench.methods.data_pass import BatchData
 from vpeft_bench.methods.registry import build_method, method_class
 
 # Options a method needs on models this small; every other method runs with its defaults.
 SMALL: dict[str, dict[str, Any]] = {
     "hst": {"channels": [8, 12], "heads": [2, 3]},
     "kadaptation": {"terms": 4},
+    "noah": {
+        "supernet_epochs": 2,
+        "generations": 2,
+        "population": 3,
+        "parents": 2,
+        "mutations": 1,
+        "crossovers": 1,
+        "widths": [1, 3],
+    },
     "sct": {"channels": 6},
     "vpt_shallow": {"prompt_length": 4},
 }
@@ -70,12 +80,18 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("lorand", {"branches": 4, "kernel_dim": 16, "share_kernel": False, "bottleneck": 6}),
     ("patt", {"mode": "qv", "bottleneck": 5, "scale": 2.0}),
     ("mona", {"bottleneck": 3, "dropout": 0.0}),
+    ("noah", {"prompt_length": [3, 0, 2], "rank": [0, 2, 2], "bottleneck": [4, 0, 1]}),
+    ("noah", {"rank": [2], "init": "noah", "stale_prompts": "keep"}),
+    ("noah", {"prompt_length": [0, 2, 0], "dropout": 0.0}),
+    ("noah", {"rank": [0, 0, 4]}),
     ("repadapter", {"placement": "attn", "groups": 1, "bottleneck": 3, "scale": 5.0}),
     ("sct", {"channels": 6, "placement": "mlp", "scale": 0.4}),
     ("sct", {"channels": 6, "placement": "qkv", "scale": 0.4, "scale_on": "stream"}),
     ("spt", {"form": "adapter", "fit": "closest", "rank": 3}),
     ("spt", {"budget": 2500, "rank": 2, "mode": "train"}),
     ("ssf", {"init_std": 0.0}),
+    ("u_tuning", {"attn": "adapter", "block": "adapter", "init": "modelscope"}),
+    ("u_tuning", {"mlp": "none", "prompt_length": 2}),
     ("vfpt", {"depth": "shallow", "prompt_length": 4, "transform": "sequence"}),
     ("vfpt", {"projection_width": 6, "ratio": 1.0, "dropout": 0.1}),
     ("vpt_shallow", {"prompt_length": 3, "projection_width": 6, "init": "vpb"}),
@@ -93,7 +109,8 @@ class Case:
     kind: str
 
     def attach(self, model: nn.Module) -> Attached:
-        data = [(images(10, seed=5).to(_dtype(model)), torch.arange(10) % CLASSES)]
+        batches = [(images(10, seed=5).to(_dtype(model)), torch.arange(10) % CLASSES)]
+        data = BatchData(batches, validation=batches)
         return vpeft_bench.attach(model, self.method, data=data, **self.options)
 
     def __str__(self) -> str:

@@ -32,6 +32,8 @@ class OpenedBlock(nn.Module):
     ``attn_parallel``, ...    a branch of its own, fed by the un-normed stream, added at the
                               residual outside drop-path; ``*_parallel_normed``: fed by the norm
     ``attn_shortcut``, ...    the identity path of the residual addition
+    ``block_parallel``        a branch around both halves, fed by the stream that enters attention,
+                              added behind the MLP
     ``stream_mid``            residual stream after the first addition
     ``stream_out``            residual stream leaving the block
     ========================  ==========================================================
@@ -52,6 +54,7 @@ class OpenedBlock(nn.Module):
         "mlp_out",
         "mlp_added",
         "mlp_shortcut",
+        "block_parallel",
         "stream_out",
     )
 
@@ -72,7 +75,7 @@ class OpenedBlock(nn.Module):
             added: where given, it receives what the attention and the MLP add to the stream.
         """
         block: Any = self
-        x = apply(self.stream_in, x)
+        x = entering = apply(self.stream_in, x)
 
         normed = apply(self.attn_in, block.norm1(x))
         branch = apply(self.attn_out, self.attn_branch(normed, *args, **kwargs))
@@ -84,6 +87,8 @@ class OpenedBlock(nn.Module):
         branch = apply(self.mlp_out, self.mlp_branch(normed))
         mlp = apply(self.mlp_added, block.drop_path2(branch))
         x = self._add_branch("mlp", x, normed, mlp)
+        if self.block_parallel is not None:
+            x = x + block.block_parallel(entering)
         if added is not None:
             added += [attn, mlp]
         return apply(self.stream_out, x)
