@@ -69,6 +69,10 @@ class MethodOptionError(ProblemsError):
     """A method was given an option it does not have, or a value out of range."""
 
 
+class MissingExtraError(MethodOptionError):
+    """The method is another library's, which is not installed; the message says what to type."""
+
+
 class AlreadyAttachedError(VpeftBenchError):
     """The model already carries a method, or the attachment is spent."""
 

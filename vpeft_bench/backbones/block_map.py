@@ -149,7 +149,7 @@ class Backbone:
         self._original_classes: dict[nn.Module, type[nn.Module]] = {}
         self._original_attributes: dict[str, object] = {}
         self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
-        self._names = {module: name for name, module in model.named_modules()}
+        self._names: dict[nn.Module, str] = {m: name for name, m in model.named_modules()}
 
     # ---- what there is -------------------------------------------------------------------------
 

@@ -6,16 +6,32 @@ import functools
 import importlib
 import math
 import pkgutil
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from vpeft_bench.errors import MethodOptionError, Problem, nearest, unknown_name
 from vpeft_bench.methods.base import Method, default_options
 
-_METHODS: dict[str, type[Method]] = {}
 
+@dataclass(frozen=True)
+class MethodSource:
+    """Methods of another library, found under a prefix of their names.
+
+    Attributes:
+        prefix: ends in a slash, ``hf/``.
+        names: gives all names, with the prefix; does not import the library.
+        method_class: gives the class for a name without the prefix.
+    """
+
+    prefix: str
+    names: Callable[[], list[str]]
+    method_class: Callable[[str], type[Method]]
+
+
+_METHODS: dict[str, type[Method]] = {}
+_SOURCES: dict[str, MethodSource] = {}
 
 M = TypeVar("M", bound=type[Method])
 
@@ -29,6 +45,11 @@ def register(method_class: M) -> M:
     return method_class
 
 
+def register_source(source: MethodSource) -> None:
+    """Make the methods of another library known under their prefix."""
+    _SOURCES[source.prefix] = source
+
+
 @functools.cache
 def _import_all() -> None:
     import vpeft_bench.methods as package
@@ -37,10 +58,15 @@ def _import_all() -> None:
         importlib.import_module(f"{package.__name__}.{module.name}")
 
 
-def list_methods() -> list[str]:
-    """Names of every method, sorted."""
+def list_methods(prefix: str = "") -> list[str]:
+    """Names of every method, sorted.
+
+    Args:
+        prefix: of a library that methods are taken from (``hf/``); by default the methods of this
+            package.
+    """
     _import_all()
-    return sorted(_METHODS)
+    return _SOURCES[prefix].names() if prefix else sorted(_METHODS)
 
 
 def method_class(name: str) -> type[Method]:
@@ -48,8 +74,12 @@ def method_class(name: str) -> type[Method]:
 
     Raises:
         MethodOptionError: there is none; names the nearest.
+        MissingExtraError: it is one of a library that is not installed.
     """
     _import_all()
+    prefix, slash, rest = name.rpartition("/")
+    if (source := _SOURCES.get(prefix + slash)) is not None:
+        return source.method_class(rest)
     if name not in _METHODS:
         raise MethodOptionError([unknown_name("method", name, _METHODS)])
     return _METHODS[name]
@@ -110,6 +140,10 @@ def _wrong(value: Any, hint: Any, metadata: Mapping[str, Any]) -> str | None:
     if value is None:
         return None if NoneType in kinds else "must not be null"
     kind = next(k for k in kinds if k is not NoneType)
+    if type(value) is bool and bool in kinds:
+        return None
+    if kinds[:2] == (bool, str):  # a switch that also takes names
+        kind = str
     choices = metadata["choices"]
     if get_origin(kind) is list:
         if not isinstance(value, list) or not value:
