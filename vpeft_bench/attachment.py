@@ -168,8 +168,11 @@ class Attached:
         """
         self._require_unselected()
         source = data if hasattr(data, "training") else BatchData(data)  # type: ignore[arg-type]
+        device = next(self.model.parameters()).device
         try:
-            selection = self.method.select(self.backbone, source)  # type: ignore[arg-type]
+            # What is placed starts with the same random numbers as from a stored selection.
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                selection = self.method.select(self.backbone, source)  # type: ignore[arg-type]
         except Exception:
             self._restore()
             raise

@@ -88,7 +88,8 @@ class RunData:
 def select(attached: Attached, data: RunData, directory: Path) -> None:
     """Run the method's data pass, or take up what an interrupted run had selected.
 
-    What was selected lies in the run directory from then on, written in one step.
+    What was selected lies in the run directory from then on, written in one step; the state that an
+    expensive pass kept to go on from is not needed any longer.
     """
     path = directory / SELECTION
     if path.exists():
@@ -98,3 +99,5 @@ def select(attached: Attached, data: RunData, directory: Path) -> None:
     temporary = path.with_suffix(".tmp")
     save_file({n: t.cpu().contiguous() for n, t in (attached.selection or {}).items()}, temporary)
     os.replace(temporary, path)
+    if data.resume_path is not None:
+        data.resume_path.unlink(missing_ok=True)

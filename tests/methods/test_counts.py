@@ -95,6 +95,7 @@ COUNTS: list[tuple[str, str, dict[str, Any], int]] = [
     ("vit_b", "last", {}, 608_256),
     ("vit_b", "last", {"bias": True}, 618_048),
     ("vit_b", "gps", {}, 167_424),
+    ("vit_b", "noah", {"prompt_length": [10], "rank": [10], "bottleneck": [10]}, 654_456),
     ("vit_b", "gps", {"per_neuron": 2}, 251_136),
     ("vit_b", "gps", {"per_neuron": 15}, 1_339_392),
     ("vit_b", "vfpt", {"prompt_length": 10}, 92_160),

@@ -37,16 +37,24 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: Iterable[str] = (),
+    repeats: bool = False,
 ) -> Any:
     """A hyper-parameter of a method: a dataclass field that knows its range and meaning.
 
     Args:
         default: value, or a list (copied for each instance).
         help: what it is and where the default comes from; shown by the ``methods`` command.
-        minimum, maximum: inclusive range of a number.
+        minimum, maximum: inclusive range of a number, or of each item of a list.
         choices: valid values of a string, or of each item of a list.
+        repeats: an item may stand in a list more than once.
     """
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": tuple(choices)}
+    metadata = {
+        "help": help,
+        "minimum": minimum,
+        "maximum": maximum,
+        "choices": tuple(choices),
+        "repeats": repeats,
+    }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -154,7 +154,9 @@ def _wrong(value: Any, hint: Any, metadata: Mapping[str, Any]) -> str | None:
         wrong = [item for item in value if item not in choices] if choices else []
         if wrong:
             return f"{wrong} not in {list(choices)}"
-        return "names something twice" if len(set(value)) < len(value) else None
+        if len(set(value)) < len(value) and not metadata["repeats"]:
+            return "names something twice"
+        return next((p for item in value if (p := _out_of_range(item, metadata))), None)
     value = _plain(value, kind)
     if type(value) is not kind:
         return f"must be {'a number' if kind is float else f'of type {kind.__name__}'}"
@@ -164,6 +166,10 @@ def _wrong(value: Any, hint: Any, metadata: Mapping[str, Any]) -> str | None:
         return f"must be one of {', '.join(choices)}{hint_text}"
     if kind is float and not math.isfinite(value):
         return "must be finite"
+    return _out_of_range(value, metadata)
+
+
+def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
     low, high = metadata["minimum"], metadata["maximum"]
     if (low is not None and value < low) or (high is not None and value > high):
         if high is None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from entries.entry import Entry, Hyper, Names
+from vpeft_bench.backbones import Backbone
 from vpeft_bench.backbones.sites import open_module, opened_leaf_class
 from vpeft_bench.methods.patt import ParallelAttention
 
@@ -61,4 +62,42 @@ def _other_window(meta: dict[str, Any]) -> None:
 
 PATT = Entry("patt", whole=_patt_names, module=WindowAttention, other_sizes=_other_window)
 
-ENTRIES: dict[str, Entry] = {"patt_kv": PATT, "patt_qv": PATT, "patt_qkv": PATT}
+
+def _subnetwork(hyper: Hyper) -> dict[str, Any]:
+    widths = hyper["subnet"]
+    assert not any(widths["prefix_dim"]), "the reference cannot run with prefixes"
+    return {
+        "prompt_length": widths["visual_prompt_dim"],
+        "rank": widths["lora_dim"],
+        "bottleneck": widths["adapter_dim"],
+    }
+
+
+def _in_block(hyper: Hyper) -> Names:
+    update, adapter = "attn.qkv.delta", "mlp_added"
+    names = {f"attn.LoRA_{side.lower()}.weight": f"{update}.{side}.qkv" for side in "AB"}
+    for theirs, ours in (("ln1", "down"), ("ln2", "up")):
+        names |= {f"adapter.{theirs}.{p}": f"{adapter}.{ours}.{p}" for p in ("weight", "bias")}
+    return names
+
+
+def _all_prompts(hyper: Hyper, backbone: Backbone) -> Names:
+    own = {f"{b.path}.visual_prompt_token": f"trunk.prompts.{b.index}" for b in backbone.blocks}
+    dead: list[str] = []  # the first block replaces those of the root
+    return {**own, "visual_prompt_token": dead, "visual_prompt_token_pos_embed": dead}
+
+
+def _another_block(meta: dict[str, Any]) -> None:
+    for widths in meta["hyper"]["subnet"].values():
+        widths[:] = [3 * (width > 0) for width in widths[:1]] + widths
+
+
+NOAH = Entry("noah", _subnetwork, _in_block, _all_prompts, leading=True, other_sizes=_another_block)
+
+ENTRIES: dict[str, Entry] = {
+    "patt_kv": PATT,
+    "patt_qv": PATT,
+    "patt_qkv": PATT,
+    "noah": NOAH,
+    "noah_super": NOAH,
+}
