@@ -18,6 +18,7 @@ import vpeft_bench
 from vpeft_bench.attachment import HEADER_KEY, Attached, attach_method
 from vpeft_bench.backbones import Backbone, block_map
 from vpeft_bench.backbones.trunk import SideNetwork
+from vpeft_bench.catalogue.wording import sentences
 from vpeft_bench.errors import (
     AlreadyAttachedError,
     DeltaMismatchError,
@@ -220,6 +221,8 @@ def test_states_its_facts(name: str) -> None:
     assert set(found.families) <= {"vit", "swin"}
     assert set(found.unsupported) == {"vit", "swin"} - set(found.families)
     assert all(field.metadata["help"] for field in fields(found))
+    assert sentences(found.idea) == 2
+    assert all(isinstance(deviation, str) and deviation for deviation in found.deviations)
 
 
 # ---- the start ----------------------------------------------------------------------------------

@@ -19,7 +19,9 @@ from vpeft_bench.catalogue.wording import (
     option_value,
 )
 from vpeft_bench.errors import MethodOptionError
+from vpeft_bench.methods import hf_types
 from vpeft_bench.methods.base import Category, Method, default_options
+from vpeft_bench.methods.hf import installed
 from vpeft_bench.methods.registry import list_methods, method_class
 
 
@@ -75,6 +77,26 @@ def print_methods(console: Console) -> None:
         if table.row_count:
             console.print(f"\n[bold underline]{category.value}[/]")
             console.print(table)
+    print_hf_types(console)
+
+
+def print_hf_types(console: Console) -> None:
+    """The types of the peft library, from what is known of them here; peft is not imported."""
+    console.print("\n[bold underline]of the peft library[/] (options: methods hf/NAME)")
+    if not installed():
+        console.print(f"not installed: {hf_types.INSTALL}", markup=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in range(4):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name in hf_types.names():
+        facts = hf_types.OFFERED[name.removeprefix(hf_types.PREFIX)]
+        families = ", ".join(f for f in ("vit", "swin") if f not in facts.unsupported)
+        merges = "" if facts.not_mergeable else "merges"
+        table.add_row(f"[bold]{name}[/bold]", facts.arxiv or "-", families, merges, facts.title)
+    console.print(table)
+    others = ", ".join(f"{hf_types.PREFIX}{name}" for name in hf_types.NOT_OFFERED)
+    console.print(f"not offered (methods hf/NAME says why): {others}", soft_wrap=True)
 
 
 def print_capabilities(names: Iterable[str], console: Console) -> int:

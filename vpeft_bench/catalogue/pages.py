@@ -214,7 +214,8 @@ def capabilities_page(facts: Mapping[str, Facts], vectors: Vectors) -> str:
         "**cacheable up to**: the frozen features that training reads; they stay the same, bit for "
         "bit, while the method's tensors change. `images`: nothing can be cached. `tokens.i`: the "
         "stream that enters block i. `features`: what the head reads.",
-        "**parameters**: trainable on ViT-B/16 (where stated, Swin-B), without the head.",
+        "**parameters**: trainable on ViT-B/16 (where stated, Swin-B), without the head. A dash "
+        "where the data decide.",
         "**stored bytes**: tensors of the delta checkpoint there; the file adds a short header. A "
         "dash where a data pass comes first.",
         "**data pass**: the method looks at training pictures before it is placed.",
@@ -222,9 +223,9 @@ def capabilities_page(facts: Mapping[str, Facts], vectors: Vectors) -> str:
     ]
     parts = [
         "# What the methods can do",
-        "Found out by attaching every method, with its default options, to small models, not by "
-        "asking it; a claim of a method that does not hold is named below the table. The same for "
-        "one method or for all:",
+        "Found out by attaching every method, with its default options (and a search cut short), "
+        "to small models, not by asking it; a claim that does not hold is named below the table. "
+        "The same for one method or for all:",
         _block("bash", "python -m vpeft_bench methods --capabilities"),
         _table([*CAPABILITIES, VECTORS], rows, right=[*NUMBERS, VECTORS]),
         _list(contradictions) or "No claim is contradicted.",

@@ -38,7 +38,7 @@ _SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "swin": (
         "swin_tiny_patch4_window7_224",
         {
-            "img_size": 64,
+            "img_size": 32,
             "patch_size": 4,
             "window_size": 4,
             "embed_dim": 128,
@@ -48,6 +48,11 @@ _SMALL: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+_SHORT_SEARCH: dict[str, dict[str, Any]] = {
+    "noah": {"supernet_epochs": 1, "generations": 1, "population": 2, "parents": 1}
+}
+"""Options that cut a search short on the small models; it decides sizes, not capabilities."""
+
 _CLASSES = 4
 _MERGED = 1e-6
 """Largest relative difference between the logits of a merged model and those before, in float64."""
@@ -161,13 +166,11 @@ class _Observation:
 def _observe(name: str, family: str) -> _Observation:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = copy.deepcopy(_small_model(family))
-        pictures = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-        before = _logits(model, pictures)
-        attached = attach(model, name)
+        model, pictures, before = copy.deepcopy(_small_model(family))
+        attached = attach(model, name, **_SHORT_SEARCH.get(name, {}))
         selects = _awaits_data(attached)
         if selects:
-            attached.select(_training_data())
+            attached.select(_training_data(pictures.shape[1:]))
         identity = torch.equal(_logits(model, pictures), before)
         start = _features(attached, pictures)
         _randomise(attached)
@@ -189,19 +192,25 @@ def _observe(name: str, family: str) -> _Observation:
 
 
 @functools.cache
-def _small_model(family: str) -> nn.Module:
-    """A small model in float64, with no weight at a value that hides mistakes."""
+def _small_model(family: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """A small model in float64, two pictures, and their logits.
+
+    No weight is left at a value that hides mistakes, such as a norm's ones and zeros.
+    """
     name, overrides = _SMALL[family]
     model: nn.Module = timm.create_model(name, num_classes=_CLASSES, **overrides)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.double().eval()
+    model.double().eval()
+    side = overrides["img_size"]
+    pictures = torch.randn(2, 3, side, side, dtype=torch.float64)
+    return model, pictures, _logits(model, pictures)
 
 
-def _training_data() -> BatchData:
+def _training_data(shape: torch.Size) -> BatchData:
     """Two pictures per class, in two views, for methods that look at data first."""
-    pictures = torch.randn(2 * _CLASSES, 3, 64, 64, dtype=torch.float64)
+    pictures = torch.randn(2 * _CLASSES, *shape, dtype=torch.float64)
     labels = torch.arange(2 * _CLASSES) % _CLASSES
     return BatchData([(pictures, pictures.flip(3), labels)], validation=[(pictures, labels)])
 
