@@ -46,7 +46,7 @@ def test_number_of_configs() -> None:
         "logger": 3,
         "experiment": 3,
     }
-    assert CHOICES["method"] == list_methods()
+    assert CHOICES["method"] == sorted([*list_methods(), *list_methods("hf/")])
 
 
 @pytest.mark.parametrize(("group", "name"), ALL)

@@ -70,12 +70,15 @@ def test_default_run_end_to_end(cli: Cli, tmp_path: Path) -> None:
     assert "lora" in board.stdout
 
 
-@pytest.mark.parametrize("method", ["lora", "vpt_deep"])
+@pytest.mark.parametrize(
+    ("method", "dropout"),
+    [("lora", "dropout"), ("vpt_deep", "dropout"), ("hf/adalora", "lora_dropout")],
+)
 def test_killed_run_resumes_to_the_same_result(
-    cli: Cli, tmp_path: Path, quick: tuple[str, ...], method: str
+    cli: Cli, tmp_path: Path, quick: tuple[str, ...], method: str, dropout: str
 ) -> None:
     """``kill -9`` after an epoch: no record; the next start ends as if nothing had happened."""
-    options = (f"method={method}", "method.dropout=0.1", *quick)
+    options = (f"method={method}", f"method.{dropout}=0.1", *quick)
     whole = cli(*options, "results_dir=whole")
     assert whole.returncode == 0, whole.stderr
 

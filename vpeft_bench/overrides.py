@@ -21,6 +21,7 @@ from yaml import YAMLError
 from vpeft_bench.choices import GROUPS, config_dir
 from vpeft_bench.config import register_schema
 from vpeft_bench.errors import Problem, nearest, unknown_name
+from vpeft_bench.methods.hf_types import why_not_offered
 
 LAUNCHER = "hydra/launcher"
 INSTALL_LAUNCHERS = "install the launchers: pip install 'vpeft-bench[joblib,slurm]'"
@@ -178,6 +179,9 @@ def _unknown_choices(override: Override, choices: Sequence[str]) -> Iterator[Pro
     for value in _values(override):
         name = _as_text(value)
         if name in choices or (name == "null" and group == "experiment"):
+            continue
+        if group == "method" and (reason := why_not_offered(name)):
+            yield Problem(f"method={name}", f"is not offered: {reason}")
             continue
         problem = unknown_name(group, name, choices)
         fix = f"{problem.fix}\n{INSTALL_LAUNCHERS}" if group == LAUNCHER else problem.fix

@@ -281,7 +281,7 @@ def test_wrong_options_are_told_at_once(method: str, options: dict[str, Any], sa
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("road", {}, "method.group_size=64 does not fit linears"),
+        ("road", {}, "group_size=64 does not fit a linear of 32 -> 32 features"),
         ("c3a", {"block_size": 5}, "valid: 1, 2, 4, 8, 16, 32 (nearest: method.block_size=4)"),
         ("vblora", {"vector_length": 12}, "nearest: method.vector_length=8"),
         ("boft", {"boft_block_size": 3}, "valid: 1, 2, 4, 8, 16, 32"),

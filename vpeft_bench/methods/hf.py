@@ -269,7 +269,7 @@ def method_class(kind: str) -> type[Method]:
             "name": name,
             "title": facts.title,
             "arxiv": facts.arxiv,
-            "source": f"{facts.source}; {config_class.__name__} of the peft library",
+            "source": "; ".join(filter(None, [facts.source, f"{config_class.__name__} of peft"])),
             "category": Category(facts.category),
             "idea": facts.idea,
             "deviations": facts.notes,

@@ -48,10 +48,10 @@ def misfits(
         if not value or value in valid:
             continue
         shown = f"1 to {valid[-1]}" if isinstance(valid, range) else ", ".join(map(str, valid))
-        layers = ", ".join(f"{i} -> {o}" for i, o in widths)
+        inputs, outputs = next(pair for pair in widths if value not in RULES[rule]([pair]))
         close = min(valid, key=lambda v: abs(v - value))
         found.append(
-            f"method.{name}={value} does not fit linears {layers}; valid: {shown} "
-            f"(nearest: method.{name}={close})"
+            f"method.{name}={value} does not fit a linear of {inputs} -> {outputs} features; "
+            f"valid: {shown} (nearest: method.{name}={close})"
         )
     return found

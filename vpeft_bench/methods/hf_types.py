@@ -31,7 +31,7 @@ class HfType:
     """One type of the peft library.
 
     Attributes:
-        title, arxiv, source: the paper, its arXiv id or None, and where it is to be found then.
+        title, arxiv, source: the paper, its arXiv id, and where it is to be found without one.
         category: where the survey lists it, or would.
         idea: what it does, in two sentences.
         start: what it computes before training, with the options of the library's defaults.
@@ -49,7 +49,7 @@ class HfType:
     arxiv: str | None
     category: str
     idea: str
-    source: str = "arXiv"
+    source: str = ""
     start: Start = Start.SAME
     starts: Mapping[str, Mapping[Any, Start]] = field(default_factory=dict)
     targets: tuple[str, ...] = LINEARS
