@@ -151,7 +151,10 @@ def _sub_command_problems(arguments: list[str]) -> list[str]:
         if argument.startswith("-") and argument.split("=")[0] not in flags
     ]
     if name == "methods":
-        problems += [f"no method {argument}" for argument in rest if argument not in list_methods()]
+        named = [argument for argument in rest if not argument.startswith("-")]
+        problems += [
+            f"no method {argument}" for argument in named if argument not in list_methods()
+        ]
     return problems
 
 
@@ -245,6 +248,7 @@ def test_the_check_finds_mistakes() -> None:
     assert problems_of(["--nonsense"])
     assert problems_of(["leaderboard", "--record", "DIR"])
     assert problems_of(["methods", "lroa"])
+    assert problems_of(["methods", "lora", "--capability"])
     assert problems_of(["data", "--coco", "DIR"])
     assert problems_of(["data=vtab1k/cifar", "data.root=DIR", "backbone.weights=PATH"]) == []
 
