@@ -99,6 +99,31 @@ def test_killed_run_resumes_to_the_same_result(
     assert not list((tmp_path / "killed").rglob("*.ckpt"))
 
 
+def test_killed_behind_the_data_pass_resumes_to_the_same_result(
+    cli: Cli, tmp_path: Path, quick: tuple[str, ...]
+) -> None:
+    """What is placed starts the same whether it was selected just now or by an earlier start."""
+    options = (
+        "method=spt",
+        "method.budget=30000",
+        "method.mode=train",
+        "method.dropout=0.5",
+        *quick,
+    )
+    options = (*options, "backbone.drop_path=0.2")
+    whole = cli(*options, "results_dir=whole")
+    assert whole.returncode == 0, whole.stderr
+    (selection,) = (tmp_path / "whole").rglob("selection.safetensors")
+    directory = tmp_path / "killed" / selection.parent.relative_to(tmp_path / "whole")
+    directory.mkdir(parents=True)
+    shutil.copy(selection, directory)  # all that a process killed right then would have left
+    assert cli(*options, "results_dir=killed").returncode == 0
+    for name in ("delta.safetensors", "head.safetensors"):
+        assert (directory / name).read_bytes() == selection.with_name(name).read_bytes()
+    changed, expected = record_of(tmp_path / "killed"), record_of(tmp_path / "whole")
+    assert changed["happened"]["last_epoch"] == expected["happened"]["last_epoch"]
+
+
 def wait_for_epochs(results: Path, epochs: int) -> None:
     """Until ``metrics.csv`` and a checkpoint tell of that many epochs."""
     deadline = time.monotonic() + 120
