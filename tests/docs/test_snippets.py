@@ -36,6 +36,7 @@ EXPECTED = {
     README: {"python": 1, "checked": 14, "run": 0, "file": 0},
     "docs/add-a-dataset.md": {"python": 1, "checked": 1, "run": 2, "file": 1},
     "docs/add-a-method.md": {"python": 0, "checked": 0, "run": 3, "file": 2},
+    "docs/hf.md": {"python": 4, "checked": 4, "run": 0, "file": 0},
     "docs/leaderboard.md": {"python": 0, "checked": 3, "run": 0, "file": 0},
     "docs/python.md": {"python": 8, "checked": 0, "run": 1, "file": 0},
     "docs/real-data.md": {"python": 0, "checked": 11, "run": 0, "file": 0},
@@ -152,9 +153,8 @@ def _sub_command_problems(arguments: list[str]) -> list[str]:
     ]
     if name == "methods":
         named = [argument for argument in rest if not argument.startswith("-")]
-        problems += [
-            f"no method {argument}" for argument in named if argument not in list_methods()
-        ]
+        known = {*list_methods(), *list_methods("hf/")}
+        problems += [f"no method {argument}" for argument in named if argument not in known]
     return problems
 
 

@@ -239,6 +239,11 @@ def test_every_type_of_the_library_is_offered_or_refused_with_a_reason() -> None
     assert not set(OFFERED) & set(NOT_OFFERED)
 
 
+def test_the_readme_counts_them() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"{len(OFFERED)} more come from the peft library" in readme
+
+
 def test_config_files() -> None:
     files = [name for name in choices_on_disk()["method"] if name.startswith("hf/")]
     assert files == list_methods("hf/")

@@ -70,7 +70,7 @@ class HfMethod(Method):
         """The arguments of the library's config class."""
         options = self.options()
         targets = options.pop("targets")
-        return options | {"target_modules": pattern(targets)}
+        return {**options, **self.facts.fixed, "target_modules": pattern(targets)}
 
     def config(self, pattern: Pattern) -> Any:
         """The library's config.

@@ -113,6 +113,15 @@ class HfAdaMSS(HfMethod):
     Options and defaults are those of the library's config class.
     """
 
+    def place(self, backbone: Backbone) -> None:
+        """On the CPU: another device would find other clusters, and another delta."""
+        device = next(backbone.model.parameters()).device
+        backbone.model.to("cpu")
+        try:
+            super().place(backbone)
+        finally:
+            backbone.model.to(device)
+
     def after_step(self, backbone: Backbone, step: int, steps: int) -> None:
         """Note the importance of every update, and freeze as the schedule says."""
         backbone.guest.update_and_allocate(step + 1)
@@ -137,6 +146,27 @@ class HfAdaMSS(HfMethod):
                 getattr(layer, name)[ADAPTER] = [v if v is None else v.to(device) for v in values]
             for parameter, required_grad in zip(layer.parameters(), trained, strict=True):
                 parameter.requires_grad_(required_grad)
+
+
+@dataclass
+class HfBOFT(HfMethod):
+    """R W with a block-diagonal orthogonal matrix R, outputs scaled.
+
+    Options and defaults are those of the library's config class.
+    """
+
+    def place(self, backbone: Backbone) -> None:
+        """Without the library's CUDA extension: one butterfly factor has no use for it.
+
+        The library would compile it on attaching, and try again for every layer where that fails.
+        """
+        from peft.tuners.boft import layer as library
+
+        extension, library._FBD_CUDA = library._FBD_CUDA, False
+        try:
+            super().place(backbone)
+        finally:
+            library._FBD_CUDA = extension
 
 
 @dataclass
@@ -245,6 +275,7 @@ class HfIA3(HfMethod):
 SPECIAL: dict[str, type[HfMethod]] = {
     "adalora": HfAdaLoRA,
     "adamss": HfAdaMSS,
+    "boft": HfBOFT,
     "hra": HfHRA,
     "ia3": HfIA3,
     "lora": HfLoRA,

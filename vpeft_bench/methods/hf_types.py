@@ -38,6 +38,7 @@ class HfType:
         starts: the same where one option has another value: ``{option: {value: start}}``.
         targets: where it may be placed; all of them by default.
         hidden: fields of the config class that are no options here, beside those of every type.
+        fixed: arguments of the config class that are always given.
         limits: which values fit the widths of the linears, by option: names of rules of
             :mod:`vpeft_bench.methods.hf_limits`.
         unsupported: reason, by family, where it is not defined there.
@@ -54,6 +55,7 @@ class HfType:
     starts: Mapping[str, Mapping[Any, Start]] = field(default_factory=dict)
     targets: tuple[str, ...] = LINEARS
     hidden: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     limits: Mapping[str, str] = field(default_factory=dict)
     unsupported: Mapping[str, str] = field(default_factory=dict)
     not_mergeable: str | None = None
@@ -88,7 +90,11 @@ OFFERED: dict[str, HfType] = {
         source="openreview.net/forum?id=8ZdWmpYxT0",
         hidden=("init_weights",),
         limits={"r": "at most both"},
-        notes=("attaching takes seconds to minutes: a decomposition and a clustering per layer",),
+        notes=(
+            "attaching takes seconds to minutes: a decomposition and a clustering per layer",
+            "the sizes of the clusters are found on attaching; a delta from a machine that finds "
+            "others is refused",
+        ),
     ),
     "beft": HfType(
         "BEFT: Bias-Efficient Fine-Tuning of Language Models",
@@ -158,6 +164,7 @@ OFFERED: dict[str, HfType] = {
         source="AAAI 2026, doi.org/10.1609/aaai.v40i31.39813",
         start=Start.ROUNDED,
         hidden=("progressbar", "runtime_offload_base_weight"),
+        fixed={"progressbar": False},
         unsupported={"swin": "its common basis needs the same width in every block"},
         notes=("the delta holds the frozen bases: it is as large as the adapted weights",),
     ),
