@@ -8,7 +8,7 @@ HELP = """\
 usage: python -m vpeft_bench [GROUP=CHOICE ...] [KEY=VALUE ...]     one run
        python -m vpeft_bench -m [KEY=VALUE,VALUE ...] ...           a sweep, one run per combination
        python -m vpeft_bench leaderboard [--records DIR] [--out DIR]
-       python -m vpeft_bench methods                                every method and its options
+       python -m vpeft_bench methods [NAME] [--capabilities]        every method and its options
        python -m vpeft_bench data                                   every data set; is it there?
 
 Without arguments: LoRA on the embedded backbone and embedded data, on the CPU, in under a minute.

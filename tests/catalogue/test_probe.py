@@ -84,6 +84,11 @@ class Miscounts(Honest):
         return 1
 
 
+class Uncounted(Honest):
+    def parameter_count(self, backbone: Backbone) -> int:
+        return None  # type: ignore[return-value]
+
+
 class ReadsTooLate(Honest):
     def first_changed_block(self, backbone: Backbone) -> int:
         return len(backbone.blocks)
@@ -108,6 +113,7 @@ class TrainsTheFirst(Honest):
     ("lie", "says"),
     [
         (Honest, ""),
+        (Uncounted, ""),
         (Moves, "vit: identity_at_start is False"),
         (Misfolds, "vit: merging fails"),
         (Modest, "vit: said not to be mergeable, though all that it places can be folded"),
