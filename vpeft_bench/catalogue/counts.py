@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,9 +126,3 @@ def mean_classes(benchmark: str) -> float:
     paths = (config_dir() / "data" / benchmark).glob("[!_]*.yaml")
     classes = [yaml.safe_load(path.read_text())["num_classes"] for path in paths]
     return float(sum(classes) / len(classes))
-
-
-def formula(method: type) -> str:
-    """The first sentence of what the method says of its count."""
-    text = inspect.getdoc(method.parameter_count) or ""  # type: ignore[attr-defined]
-    return text.split("\n\n")[0].replace("\n", " ")

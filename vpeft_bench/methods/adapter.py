@@ -64,7 +64,11 @@ class Adapter(Method):
         "pfeiffer", "pfeiffer: behind the MLP; houlsby: also the attention", choices=SITES
     )
     last_blocks: int | None = option(None, "adapt only the last k blocks; null: all", minimum=1)
-    init: str = option("standard", "see the method's page", choices=("standard", "vpb", "vpt"))
+    init: str = option(
+        "standard",
+        "standard: zero up-projection; vpb: truncated normal; vpt: all zero (see deviations)",
+        choices=("standard", "vpb", "vpt"),
+    )
 
     def check(self, backbone: Backbone) -> None:
         """As every method; and there must be as many blocks as are to be adapted."""

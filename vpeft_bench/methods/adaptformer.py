@@ -81,7 +81,11 @@ class AdaptFormer(Method):
     layer_norm: str = option("none", "in: a LayerNorm of its own in front", choices=("none", "in"))
     dropout: float = option(0.1, "on the hidden units (authors: 0.1)", minimum=0.0, maximum=1.0)
     activation: str = option("relu", "relu (authors) or gelu (Swin rows)", choices=ACTIVATIONS)
-    init: str = option("standard", "see the method's page", choices=("standard", "vpb"))
+    init: str = option(
+        "standard",
+        "standard: zero up-projection; vpb: truncated normal (see deviations)",
+        choices=("standard", "vpb"),
+    )
 
     def place(self, backbone: Backbone) -> None:
         """One branch parallel to every MLP."""
