@@ -190,25 +190,28 @@ def test_a_low_rank_update_takes_the_rows_of_its_matrix() -> None:
     attached = attach(model, budget=10**6)
     backbone = block_map(build("vit"))
 
-    def only_v(parameters: Any) -> list[Tensor]:
-        """As if the values of block 1 were all that matters."""
+    def q_and_v(parameters: Any) -> list[Tensor]:
+        """As if queries and values of block 1 were all that matters."""
         wanted = leaves(backbone)["blocks.1.qkv"].weight
         scores = [torch.zeros_like(p) for p in parameters]
         for score, parameter in zip(scores, parameters, strict=True):
             if parameter is wanted:
-                score[64:] = 1
+                score[:32] = score[64:] = 1
         return scores
 
     method = build_method("spt", {"rank": 2, "alpha": 2.0})
     assert isinstance(method, SPT)
-    selection = choose(backbone, method.groups(backbone), only_v, 128, "within")
+    selection = choose(backbone, method.groups(backbone), q_and_v, 256, "within")
     attached.detach()
     attached = vpeft_bench.attach(model, "spt", rank=2, alpha=2.0)
     attached.place_selection(selection)
     placed = {p.path: p.module for p in attached.backbone.placements}
     assert list(placed) == ["blocks.1.attn.qkv.delta"]
-    assert list(placed["blocks.1.attn.qkv.delta"].rows.items()) == [("v", (64, 96))]
-    assert attached.parameter_counts().method == 128 + 32  # r (in + out), and the class token
+    assert list(placed["blocks.1.attn.qkv.delta"].rows.items()) == [
+        ("q", (0, 32)),
+        ("v", (64, 96)),
+    ]
+    assert attached.parameter_counts().method == 2 * 128 + 32  # r (in + out), and the class token
 
 
 def test_single_entries_of_norms_and_biases_train() -> None:
