@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import vpeft_bench
 from vpeft_bench.attachment import Attached
 from vpeft_bench.backbones import Backbone
-from vpeft_bench.methods.sparse import SparseUpdate
+from vpeft_bench.methods.parts.sparse import SparseUpdate
 
 torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import vpeft_bench
 from vpeft_bench.errors import MethodOptionError, UnsupportedBackboneError
-from vpeft_bench.methods.kronecker import LowRankBlocks, kronecker_sum
+from vpeft_bench.methods.parts.kronecker import LowRankBlocks, kronecker_sum
 
 
 def random_start(attached: vpeft_bench.Attached) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import vpeft_bench
 from vpeft_bench.methods.lorand import LoRandAdapter
-from vpeft_bench.methods.multi_branch import MultiBranchLinear
+from vpeft_bench.methods.parts.multi_branch import MultiBranchLinear
 
 
 def test_stands_behind_both_branches() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 import vpeft_bench
 from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.methods.mona import MultiCognitive
-from vpeft_bench.methods.spatial import TokenGrid
+from vpeft_bench.methods.parts.spatial import TokenGrid
 
 
 def module(prefix_tokens: int | None) -> MultiCognitive:

@@ -9,7 +9,7 @@ from tiny_models import MODELS, VIT, build
 
 from vpeft_bench.backbones import block_map
 from vpeft_bench.errors import UnsupportedBackboneError
-from vpeft_bench.methods.spatial import TokenGrid, require_grid
+from vpeft_bench.methods.parts.spatial import TokenGrid, require_grid
 
 
 @pytest.mark.parametrize("kind", MODELS)

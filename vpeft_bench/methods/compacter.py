@@ -12,7 +12,7 @@ from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.errors import Problem
 from vpeft_bench.methods.adapter import SITES
 from vpeft_bench.methods.base import Category, Method, option
-from vpeft_bench.methods.kronecker import LowRankBlocks, kronecker_sum, require_divisible
+from vpeft_bench.methods.parts.kronecker import LowRankBlocks, kronecker_sum, require_divisible
 from vpeft_bench.methods.registry import register
 
 

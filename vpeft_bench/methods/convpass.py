@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.parts.spatial import TokenGrid, require_grid
 from vpeft_bench.methods.registry import register
-from vpeft_bench.methods.spatial import TokenGrid, require_grid
 
 SITES = {
     "attn_mlp": ("attn_parallel_normed", "mlp_parallel_normed"),

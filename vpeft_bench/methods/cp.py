@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from vpeft_bench.methods.base import Category, option
+from vpeft_bench.methods.parts.slice_cores import SharedCores, shared_cores
+from vpeft_bench.methods.parts.slices import SlicedLinear, SliceMethod
 from vpeft_bench.methods.registry import register
-from vpeft_bench.methods.slice_cores import SharedCores, shared_cores
-from vpeft_bench.methods.slices import SlicedLinear, SliceMethod
 
 
 @register

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.methods.base import Category, Method, option
-from vpeft_bench.methods.compact_side import CompactSideNetwork
+from vpeft_bench.methods.parts.compact_side import CompactSideNetwork
+from vpeft_bench.methods.parts.spatial import require_grid
 from vpeft_bench.methods.registry import register
-from vpeft_bench.methods.spatial import require_grid
 
 
 @register

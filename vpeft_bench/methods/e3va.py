@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.backbones.trunk import OpenedModel, SideNetwork, TrunkOutput
 from vpeft_bench.methods.base import Category, Method, option
-from vpeft_bench.methods.multi_branch import MultiBranchBottleneck, bottleneck_count
+from vpeft_bench.methods.parts.multi_branch import MultiBranchBottleneck, bottleneck_count
 from vpeft_bench.methods.registry import register
 
 

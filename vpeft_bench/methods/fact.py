@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vpeft_bench.methods.base import Category, option
+from vpeft_bench.methods.parts.slice_cores import SharedCores, shared_cores
+from vpeft_bench.methods.parts.slices import SlicedLinear, SliceMethod
 from vpeft_bench.methods.registry import register
-from vpeft_bench.methods.slice_cores import SharedCores, shared_cores
-from vpeft_bench.methods.slices import SlicedLinear, SliceMethod
 
 IDEA = (
     "All weights of all blocks are stacked into one tensor of D x D slices, and its update is "

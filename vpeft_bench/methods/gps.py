@@ -12,8 +12,8 @@ from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.methods.base import Category, Method, option
 from vpeft_bench.methods.data_pass import Selection, SelectionData, evaluating
+from vpeft_bench.methods.parts.sparse import SparseUpdate, differentiable
 from vpeft_bench.methods.registry import register
-from vpeft_bench.methods.sparse import SparseUpdate, differentiable
 
 
 def supervised_contrastive_loss(features: Tensor, labels: Tensor, temperature: float) -> Tensor:

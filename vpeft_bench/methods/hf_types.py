@@ -350,7 +350,7 @@ OFFERED: dict[str, HfType] = {
         "A small random set of the entries of each weight is trained. The set has as many entries "
         "as a LoRA of rank r.",
         limits={"r": "at most sparse"},
-        notes=("random_seed=null draws the entries from the run's own seed",),
+        notes=("random_seed=null draws the same entries in every run, whatever its seed",),
     ),
     "supertuning": HfType(
         "Super-Tuning",

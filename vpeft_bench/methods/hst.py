@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.errors import MethodOptionError, Problem, UnsupportedBackboneError
 from vpeft_bench.methods.base import Category, Method, option
-from vpeft_bench.methods.pyramid_side import MetaTokens, PyramidSide
+from vpeft_bench.methods.parts.pyramid_side import MetaTokens, PyramidSide
+from vpeft_bench.methods.parts.spatial import require_grid
 from vpeft_bench.methods.registry import register
-from vpeft_bench.methods.spatial import require_grid
 
 
 @register

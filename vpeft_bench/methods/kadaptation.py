@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.methods.base import Category, MergeableModule, Method, add_in_float64, option
-from vpeft_bench.methods.kronecker import LowRankBlocks, kronecker_sum, require_divisible
+from vpeft_bench.methods.parts.kronecker import LowRankBlocks, kronecker_sum, require_divisible
 from vpeft_bench.methods.registry import register
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.errors import Problem
 from vpeft_bench.methods.base import Category, Method, option
-from vpeft_bench.methods.low_rank import DecomposedUpdate, LowRankUpdate
+from vpeft_bench.methods.parts.low_rank import DecomposedUpdate, LowRankUpdate
 from vpeft_bench.methods.registry import register
 
 PARTS_OF_QKV = ("q", "k", "v")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.parts.spatial import TokenGrid, require_grid
 from vpeft_bench.methods.registry import register
-from vpeft_bench.methods.spatial import TokenGrid, require_grid
 
 KERNELS = (3, 5, 7)
 SITES = ("stream_mid", "stream_out")

@@ -12,8 +12,7 @@ from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.methods.base import Category, Method, option
 from vpeft_bench.methods.data_pass import Selection, SelectionData
-from vpeft_bench.methods.registry import register
-from vpeft_bench.methods.sensitivity import (
+from vpeft_bench.methods.parts.sensitivity import (
     PARAMETERS,
     Group,
     all_groups,
@@ -21,8 +20,9 @@ from vpeft_bench.methods.sensitivity import (
     leaves,
     sensitivities,
 )
-from vpeft_bench.methods.sparse import SparseUpdate
-from vpeft_bench.methods.structured import SIZES, structured_module
+from vpeft_bench.methods.parts.sparse import SparseUpdate
+from vpeft_bench.methods.parts.structured import SIZES, structured_module
+from vpeft_bench.methods.registry import register
 
 
 @register

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.methods.base import Category, Method, option
-from vpeft_bench.methods.query_synthesis import QuerySide, Synthesis, WeightedRows
+from vpeft_bench.methods.parts.query_synthesis import QuerySide, Synthesis, WeightedRows
 from vpeft_bench.methods.registry import register
 
 

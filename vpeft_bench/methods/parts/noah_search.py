@@ -26,7 +26,7 @@ from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.errors import NotSelectedError
 from vpeft_bench.methods.base import option
 from vpeft_bench.methods.data_pass import SelectionData, evaluating
-from vpeft_bench.methods.subnetwork import PARTS, Subnetwork, Widths, live_parameters
+from vpeft_bench.methods.parts.subnetwork import PARTS, Subnetwork, Widths, live_parameters
 
 WEIGHT_DECAY = 1e-4
 FIRST_RATE, LAST_RATE = 1e-6, 1e-5

@@ -9,7 +9,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from vpeft_bench.methods.base import bottleneck_linears
-from vpeft_bench.methods.low_rank import LowRankUpdate
+from vpeft_bench.methods.parts.low_rank import LowRankUpdate
 
 Rows = Mapping[str, tuple[int, int]]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.backbones.trunk import OpenedModel, SideNetwork, TrunkOutput
-from vpeft_bench.methods.spatial import TokenGrid
+from vpeft_bench.methods.parts.spatial import TokenGrid
 
 
 class Tap(nn.Module):

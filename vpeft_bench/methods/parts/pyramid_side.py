@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.backbones.trunk import OpenedModel, TrunkOutput
-from vpeft_bench.methods.spatial import TokenGrid
+from vpeft_bench.methods.parts.spatial import TokenGrid
 
 BLOCK_EPS = 1e-6  # of a side block's norms, the norm behind a stage and the BatchNorm
 MLP_RATIO = 4

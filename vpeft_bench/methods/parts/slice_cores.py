@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vpeft_bench.methods.slices import SlicedLinear
+from vpeft_bench.methods.parts.slices import SlicedLinear
 
 
 class SharedCores(nn.Module):

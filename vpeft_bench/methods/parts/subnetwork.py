@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.backbones.trunk import OpenedModel, TrunkOutput
-from vpeft_bench.methods.low_rank import LowRankUpdate
+from vpeft_bench.methods.parts.low_rank import LowRankUpdate
 
 PARTS = ("prompt_length", "rank", "bottleneck")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.methods.data_pass import Selection, evaluating
-from vpeft_bench.methods.sparse import differentiable
+from vpeft_bench.methods.parts.sparse import differentiable
 
 PARAMETERS = ("weight", "bias")
 Measure = Callable[[Sequence[Tensor]], Sequence[Tensor]]
