@@ -88,7 +88,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("repadapter", {"placement": "attn", "groups": 1, "bottleneck": 3, "scale": 5.0}),
     ("sct", {"channels": 6, "placement": "mlp", "scale": 0.4}),
     ("sct", {"channels": 6, "placement": "qkv", "scale": 0.4, "scale_on": "stream"}),
-    ("spt", {"form": "adapter", "fit": "closest", "rank": 3}),
+    ("spt", {"form": "adapter", "fit": "closest", "rank": 3, "drop_path": 0.0}),
     ("spt", {"budget": 2500, "rank": 2, "mode": "train"}),
     ("ssf", {"init_std": 0.0}),
     ("u_tuning", {"attn": "adapter", "block": "adapter", "init": "modelscope"}),
