@@ -200,10 +200,11 @@ def _another_machine(patch: pytest.MonkeyPatch) -> None:
 
     def flipped_svd(matrix: Tensor, *args: Any, **kwargs: Any) -> Any:
         left, values, right = svd(matrix, *args, **kwargs)
-        return -left, values, -right
+        return torch.return_types.linalg_svd((-left, values, -right))
 
     def flipped_qr(matrix: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return tuple(-factor for factor in qr(matrix, *args, **kwargs))
+        orthogonal, triangular = qr(matrix, *args, **kwargs)
+        return torch.return_types.linalg_qr((-orthogonal, -triangular))
 
     patch.setattr(torch, "randperm", lambda *args, **kwargs: randperm(*args, **kwargs).flip(0))
     patch.setattr(torch.linalg, "svd", flipped_svd)
