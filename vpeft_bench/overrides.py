@@ -21,7 +21,7 @@ from yaml import YAMLError
 from vpeft_bench.choices import GROUPS, config_dir
 from vpeft_bench.config import register_schema
 from vpeft_bench.errors import Problem, nearest, unknown_name
-from vpeft_bench.methods.hf_types import why_not_offered
+from vpeft_bench.methods.parts.hf_types import why_not_offered
 
 LAUNCHER = "hydra/launcher"
 INSTALL_LAUNCHERS = "install the launchers: pip install 'vpeft-bench[joblib,slurm]'"

@@ -31,7 +31,7 @@ from vpeft_bench.errors import (
 )
 from vpeft_bench.methods import hf
 from vpeft_bench.methods.base import default_options
-from vpeft_bench.methods.hf_types import NOT_OFFERED, OFFERED, Start
+from vpeft_bench.methods.parts.hf_types import NOT_OFFERED, OFFERED, Start
 from vpeft_bench.methods.registry import build_method, list_methods, method_class
 
 pytest.importorskip("peft")

@@ -19,9 +19,9 @@ from vpeft_bench.catalogue.wording import (
     option_value,
 )
 from vpeft_bench.errors import MethodOptionError
-from vpeft_bench.methods import hf_types
 from vpeft_bench.methods.base import Category, Method, default_options
 from vpeft_bench.methods.hf import installed
+from vpeft_bench.methods.parts import hf_types
 from vpeft_bench.methods.registry import list_methods, method_class
 
 

@@ -30,8 +30,8 @@ from vpeft_bench.errors import (
     unknown_name,
 )
 from vpeft_bench.methods.base import Category, Method, option
-from vpeft_bench.methods.hf_limits import misfits
-from vpeft_bench.methods.hf_types import (
+from vpeft_bench.methods.parts.hf_limits import misfits
+from vpeft_bench.methods.parts.hf_types import (
     INSTALL,
     OFFERED,
     PREFIX,
@@ -194,9 +194,9 @@ def _library_class(role: str, kind: str) -> Any:
 def _hold_state(layer: nn.Module) -> None:
     """Make all tensors that ``layer`` computes with part of its state.
 
-    Some types keep random indices in plain dicts, share modules that belong to the tuner, or call
-    derived by a decomposition what another machine would derive with other signs. As buffers they
-    follow the model to its device, and a delta that holds them is exact wherever it is loaded.
+    Some types keep random indices in plain dicts, some use modules of the tuner, and some leave out
+    of the state what follows from the weights by a decomposition, which another machine may do with
+    other signs. As buffers, all of it follows the model to its device, and a delta is exact anywhere.
     """
     from peft.tuners._buffer_dict import BufferDict
 
@@ -246,8 +246,8 @@ def method_class(kind: str) -> type[Method]:
         raise MissingExtraError(
             [Problem(f"method={name}", "the peft library is not installed", INSTALL)]
         )
-    from vpeft_bench.methods.hf_options import option_fields
-    from vpeft_bench.methods.hf_special import SPECIAL
+    from vpeft_bench.methods.parts.hf_options import option_fields
+    from vpeft_bench.methods.parts.hf_special import SPECIAL
 
     config_class = _library_class("CONFIG", kind)
     if config_class is None:
