@@ -196,7 +196,8 @@ def _hold_state(layer: nn.Module) -> None:
 
     Some types keep random indices in plain dicts, some use modules of the tuner, and some leave out
     of the state what follows from the weights by a decomposition, which another machine may do with
-    other signs. As buffers, all of it follows the model to its device, and a delta is exact anywhere.
+    other signs. As buffers, all of it follows the model to its device, and a delta is exact on any
+    machine.
     """
     from peft.tuners._buffer_dict import BufferDict
 
