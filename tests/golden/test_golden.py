@@ -357,8 +357,10 @@ def _downsample_at_the_end(name: str) -> str:
 
 def test_a_wrong_weight_is_noticed() -> None:
     for file in FILES:
-        if _missing(file) is None and (weights := file.read().group("peft")):
-            key = f"peft/{next(iter(weights))}"
+        unused = file.meta.get("zero_gradient_in_reference") or []
+        weights = [name for name in file.read().group("peft") if name not in unused]
+        if _missing(file) is None and weights:
+            key = f"peft/{weights[0]}"
             file.arrays[key] = np.asarray(file.arrays[key] * 1.001)
             with pytest.raises(AssertionError, match="off by"):
                 compare(file, torch.float64)

@@ -374,9 +374,8 @@ def block_streams(model: nn.Module, backbone: Backbone) -> list[Tensor]:
 @pytest.mark.parametrize("name", ["lora", "prefix", "convpass", "lst", "gps"])
 def test_compiled_is_eager(name: str) -> None:
     """A leaf, the inside of attention, a parallel branch, a network around, a weight update."""
-    if name not in vpeft_bench.list_methods():
-        pytest.skip(f"{name} does not exist yet")
     case = Case(name, SMALL.get(name, {}), "vit")
+    torch._dynamo.reset()  # other tests compiled other models, and the number of variants is limited
     attached = case.attach(build("vit"))
     randomise(attached)
     expected = gradients(attached.model)
