@@ -375,7 +375,7 @@ def block_streams(model: nn.Module, backbone: Backbone) -> list[Tensor]:
 def test_compiled_is_eager(name: str) -> None:
     """A leaf, the inside of attention, a parallel branch, a network around, a weight update."""
     case = Case(name, SMALL.get(name, {}), "vit")
-    torch._dynamo.reset()  # other tests compiled other models, and the number of variants is limited
+    torch._dynamo.reset()  # what other tests compiled counts against a limit
     attached = case.attach(build("vit"))
     randomise(attached)
     expected = gradients(attached.model)
