@@ -1,6 +1,6 @@
 """Every method trains on the demo digits, as a user runs it, and beats linear probing.
 
-Marked ``zoo``: it takes about ten minutes on two cores. ``.ci/run`` runs it behind the others.
+Marked ``zoo``: it takes about twenty minutes on two cores. ``.ci/run`` runs it behind the others.
 """
 
 from __future__ import annotations
