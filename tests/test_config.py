@@ -12,18 +12,22 @@ from omegaconf import OmegaConf
 from vpeft_bench import validation
 from vpeft_bench.choices import choices_on_disk, config_dir
 from vpeft_bench.config import (
+    HEADS,
     NOT_SCIENTIFIC,
     RunConfig,
+    Schedule,
     config_hash,
     plain,
     register_schema,
     typed,
 )
+from vpeft_bench.data.listing import compose_data_configs
 from vpeft_bench.methods.base import default_options
 from vpeft_bench.methods.registry import list_methods, method_class
 from vpeft_bench.overrides import check_overrides
 
 CHOICES = choices_on_disk()
+DATASETS = compose_data_configs(config_dir(), CHOICES["data"])
 ALL = [(group, name) for group, names in CHOICES.items() for name in names if group != "experiment"]
 
 
@@ -38,13 +42,14 @@ def test_number_of_configs() -> None:
     seen = {group: len(names) for group, names in CHOICES.items()}
     assert seen == {
         "method": 42 + 34,  # ours, and the types of the peft library
-        "data": 30,
+        "data": 41,
         "backbone": 14,
-        "task": 1,
+        "head": 7,
+        "task": 3,
         "protocol": 2,
         "hardware": 4,
         "logger": 3,
-        "experiment": 3,
+        "experiment": 7,
     }
     assert CHOICES["method"] == sorted([*list_methods(), *list_methods("hf/")])
 
@@ -52,6 +57,9 @@ def test_number_of_configs() -> None:
 @pytest.mark.parametrize(("group", "name"), ALL)
 def test_every_config_composes_into_the_schema(group: str, name: str) -> None:
     extra = ["backbone.name=vit_tiny_patch16_224"] if name == "timm" else []
+    task = {"task": name, "head": next((t for t in HEADS if name in HEADS[t]), None)}.get(group)
+    if task in HEADS:  # a dense task or head makes sense with dense data only
+        extra = [f"data=demo/scenes_{task}"]
     config = composed(f"{group}={name}", *extra)
     chosen = getattr(config, group)
     assert plain(config)[group]
@@ -62,15 +70,41 @@ def test_every_config_composes_into_the_schema(group: str, name: str) -> None:
     assert [p for p in problems if "CUDA" not in p.what] == []
 
 
-@pytest.mark.parametrize(("name", "datasets"), [("demo", 4), ("vtab1k", 19), ("fgvc", 5)])
+@pytest.mark.parametrize(
+    ("name", "datasets"), [("demo", 4), ("vtab1k", 19), ("fgvc", 5), ("demo_dense", 3)]
+)
 def test_experiments_sweep_whole_benchmarks(name: str, datasets: int) -> None:
     register_schema()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose("config", [f"experiment={name}"], return_hydra_config=True)
     assert config.hydra.mode.name == "MULTIRUN"
     swept = config.hydra.sweeper.params.data.split(",")
-    assert sorted(swept) == [d for d in CHOICES["data"] if d.startswith(f"{name}/")]
+    benchmark = {c.name for c in DATASETS if c.benchmark == name}
+    assert set(swept) == benchmark
     assert len(swept) == datasets
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "backbone"),
+    [
+        ("coco", "cascade_mask_rcnn", "swin_b"),
+        ("voc0712", "retinanet", "swin_l"),
+        ("ade20k", "upernet", "swin_l"),
+    ],
+)
+def test_published_dense_recipes(name: str, head: str, backbone: str) -> None:
+    config = composed(f"experiment={name}", "method=mona")
+    assert config.head is not None
+    assert config.input is not None
+    assert (config.data.name, config.head.name, config.backbone.name) == (name, head, backbone)
+    assert config.input.size_divisor == 224
+    segmentation = config.task.name == "segmentation"
+    assert config.train.lr == (3e-4 if segmentation else 1e-4)
+    assert config.train.schedule is (Schedule.poly if segmentation else Schedule.step)
+    assert list(validation._values(config)) == []
+    assert list(validation._dense(config)) == []
+    full = composed(f"experiment={name}", "method=full")
+    assert full.train.lr == (6e-5 if segmentation else 1e-4)
 
 
 @pytest.mark.parametrize("name", [n for n in CHOICES["backbone"] if n != "timm"])
@@ -99,6 +133,10 @@ def test_identity_changes_with_every_scientific_key() -> None:
         "train.batch_size": "16",
         "train.weight_decay": "0.5",
         "train.label_smoothing": "0.1",
+        "train.schedule": "poly",
+        "train.milestones": "[3]",
+        "train.layer_decay": "0.8",
+        "train.head_lr_factor": "2.0",
         "data.normalization": "imagenet",
         "data.augmentation": "crop_flip",
         "backbone.drop_path": "0.1",
@@ -126,6 +164,8 @@ def test_identity_ignores_exactly_the_named_list() -> None:
         "backbone.weights=elsewhere.safetensors",
         "data.root=elsewhere",
         "data.cache_gib=0",
+        "hardware.gradient_checkpointing=true",
+        "render=true",
         "train.learning_rates.full=1.0",
     )
     assert config_hash(same, "data", "weights") == reference

@@ -45,7 +45,9 @@ def record() -> RunRecord:
         error=None,
         asked={"data": {"name": "demo/digits"}, "method": {"name": "lora", "rank": 8}, "seed": 0},
         happened=Happened(
-            last_epoch=Metrics(Split.TEST, 10, 96.5, None, 797),
+            last_epoch=Metrics(
+                Split.TEST, 10, 797, "top1", {"top1": 96.5, "mean_per_class_accuracy": None}
+            ),
             curves={"train_loss": [2.0, None, 0.5]},
             parameters=Parameters(method=24_576, head=1_290, total=25_866, model=1_230_218),
             stored_bytes=StoredBytes(delta=98_304),
@@ -60,6 +62,9 @@ def record() -> RunRecord:
         ),
         labels=["demo backbone", "Zürich \udcff"],
     )
+
+
+VALUES = ("happened", "last_epoch", "values")
 
 
 def damage(path: Path, *keys: str, value: Any) -> None:
@@ -171,7 +176,8 @@ def test_every_truncation_is_noticed(record: RunRecord, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        (["schema_version"], 3, "schema version 3; this code reads 1 and 2"),
+        (["schema_version"], 4, "schema version 4; this code reads 1 to 3"),
+        (["schema_version"], 0, "schema version 0"),
         (["schema_version"], None, "schema version None"),
         (["schema_version"], True, "schema version True"),
         (["status"], "fine", "'fine' is not a valid Status"),
@@ -180,10 +186,12 @@ def test_every_truncation_is_noticed(record: RunRecord, tmp_path: Path) -> None:
         (["labels"], [1], r"labels\[0\] should be str"),
         (["asked"], [], "asked should be dict"),
         (["happened", "last_epoch"], None, "last_epoch is null"),
-        (["happened", "last_epoch", "top1"], "96", "happened.last_epoch.top1 should be float"),
-        (["happened", "last_epoch", "top1"], True, "happened.last_epoch.top1 should be float"),
-        (["happened", "last_epoch", "top1"], 101, "101.0, which is no percentage"),
-        (["happened", "last_epoch", "top1"], float("nan"), "NaN is not allowed"),
+        ([*VALUES, "top1"], "96", "happened.last_epoch.values.top1 should be float"),
+        ([*VALUES, "top1"], True, "happened.last_epoch.values.top1 should be float"),
+        ([*VALUES, "top1"], 101, "101.0, which is no percentage"),
+        ([*VALUES, "top1"], float("nan"), "NaN is not allowed"),
+        ([*VALUES, "top5"], 99.0, "top5 is no known metric"),
+        (["happened", "last_epoch", "headline"], "miou", "headline miou is not among the values"),
         (["happened", "last_epoch", "images"], 1.5, "images should be int"),
         (["happened", "last_epoch", "images"], True, "images should be int"),
         (["happened", "last_epoch", "top5"], 99.0, "missing or unknown: top5"),
@@ -206,6 +214,21 @@ def test_reading_is_strict(
     with pytest.raises(RecordError, match=message) as caught:
         read(path)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_versions_are_read(record: RunRecord, tmp_path: Path, version: int) -> None:
+    path = tmp_path / "record.json"
+    write(record, path)
+    raw = json.loads(path.read_text())
+    raw["schema_version"] = version
+    last = raw["happened"]["last_epoch"]
+    del last["headline"]
+    last |= last.pop("values")  # the accuracies were fields of their own
+    if version == 1:
+        del raw["happened"]["seconds"]["selection"]
+    path.write_text(json.dumps(raw))
+    assert read(path) == record
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b"7", b"{}", b"\xff\xfe", b"{}{}"])

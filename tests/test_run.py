@@ -56,7 +56,7 @@ def test_default_run_end_to_end(cli: Cli, tmp_path: Path) -> None:
     last = record["happened"]["last_epoch"]
     assert last["split"] == "test"
     assert last["images"] == 797
-    assert last["top1"] > 90
+    assert last["values"]["top1"] > 90
     assert record["happened"]["peak_memory_bytes"] is None
     assert record["happened"]["peak_memory_note"]
 
@@ -174,8 +174,8 @@ def test_select_never_touches_test(cli: Cli, tmp_path: Path, quick: tuple[str, .
     assert happened["last_epoch"]["split"] == "val"
     assert happened["last_epoch"]["images"] == 40
     top1 = happened["curves"]["val_top1"]
-    assert happened["last_epoch"]["top1"] == pytest.approx(top1[-1])
-    assert happened["selected_epoch"]["top1"] == max(top1)
+    assert happened["last_epoch"]["values"]["top1"] == pytest.approx(top1[-1])
+    assert happened["selected_epoch"]["values"]["top1"] == max(top1)
     assert happened["selected_epoch"]["epoch"] == top1.index(max(top1)) + 1
 
 

@@ -45,7 +45,7 @@ def top1(method: str, directory: Path) -> float:
     record = json.loads(path.read_text())
     assert record["status"] == "ok"
     assert path.with_name("delta.safetensors").stat().st_size > 0
-    accuracy: float = record["happened"]["last_epoch"]["top1"]
+    accuracy: float = record["happened"]["last_epoch"]["values"]["top1"]
     return accuracy
 
 

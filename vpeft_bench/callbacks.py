@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import time
 from pathlib import Path
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from vpeft_bench.attachment import Attached
 from vpeft_bench.loggers import Sink
-from vpeft_bench.tasks.classification import Classification
+from vpeft_bench.metric_names import TITLES
+from vpeft_bench.tasks.base import Task
 
 
 class StepSeed(pl.Callback):
@@ -74,7 +76,7 @@ class Curves(pl.Callback):
 
     Attributes:
         curves: per epoch: ``epoch, train_loss, lr, train_seconds`` and, where a validation split is
-            scored, ``val_top1, val_mean_per_class_accuracy``.
+            scored, ``val_`` and the name of each metric, the headline first.
         train_seconds, eval_seconds: time in training steps and in validation.
         images: images trained on.
         resumed: how often the run was taken up again from a checkpoint.
@@ -135,10 +137,12 @@ class Curves(pl.Callback):
         self._validation_start = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note accuracies and time."""
-        assert isinstance(pl_module, Classification)
-        accuracies = pl_module.accuracies()
-        self._validation = {f"val_{name}": value for name, value in accuracies.items()}
+        """Note metrics and time."""
+        assert isinstance(pl_module, Task)
+        self._validation = {
+            f"val_{name}": math.nan if value is None else value
+            for name, value in pl_module.metrics().items()
+        }
         self._epoch_eval_seconds = time.perf_counter() - self._validation_start
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -239,12 +243,13 @@ class ProgressBar(pl.Callback):
             self.progress.update(self.task, completed=round(done, 1))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show loss and, where there is one, validation accuracy."""
+        """Show loss and, where there is one, the validation's headline metric."""
         curves = next(c for c in trainer.callbacks if isinstance(c, Curves)).curves  # type: ignore[attr-defined]
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
         state = f"loss {curves['train_loss'][-1]:.3f}"
-        if "val_top1" in curves:
-            state += f"  val top-1 {curves['val_top1'][-1]:.1f} %"
+        if scored := [name for name in curves if name.startswith("val_")]:
+            title = TITLES[scored[0].removeprefix("val_")]
+            state += f"  val {title} {curves[scored[0]][-1]:.1f} %"
         if self.progress is not None:
             self.progress.update(self.task, completed=epoch, state=state)
         elif epoch * 10 // epochs > (epoch - 1) * 10 // epochs:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-GROUPS = ("method", "data", "backbone", "task", "protocol", "hardware", "logger", "experiment")
+GROUPS = (
+    "method",
+    "data",
+    "backbone",
+    "head",
+    "task",
+    "protocol",
+    "hardware",
+    "logger",
+    "experiment",
+)
 
 
 def config_dir() -> Path:

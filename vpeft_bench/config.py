@@ -40,9 +40,114 @@ class BackboneConfig:
 
 @dataclass
 class TaskConfig:
-    """The kind of prediction; chosen by the data set."""
+    """The kind of prediction; chosen by the data set.
+
+    Attributes:
+        name: ``classification``, ``detection`` (with masks where the head predicts them) or
+            ``segmentation``.
+    """
 
     name: str = "classification"
+
+
+IGNORED_LABEL = 255
+"""The value in a label map of pixels that are neither trained on nor scored."""
+
+HEADS = {
+    "detection": ("faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "retinanet"),
+    "segmentation": ("upernet", "fpn", "linear"),
+}
+"""The heads of each dense task."""
+MASK_HEADS = ("mask_rcnn", "cascade_mask_rcnn")
+"""Those that predict a mask for every box."""
+
+
+class HeadNorm(Enum):
+    """Normalisation inside a segmentation head."""
+
+    group = "group"
+    """GroupNorm, 32 groups: independent of the batch."""
+    batch = "batch"
+    """BatchNorm, as in the published recipes; needs at least two pictures in every batch."""
+
+
+@dataclass
+class HeadConfig:
+    """The dense head on top of the backbone's feature maps, as chosen by ``head=NAME``.
+
+    Attributes:
+        name: ``faster_rcnn mask_rcnn cascade_mask_rcnn retinanet`` for detection, ``upernet fpn
+            linear`` for segmentation.
+        channels: C of every level of the feature pyramid.
+        hidden: width of the two linears of a box head; channels of a segmentation decoder.
+        anchor_scale: side of an anchor, in strides of its level.
+        regions: proposals of a picture that a box head is trained on; RetinaNet has none.
+        norm: of a segmentation head.
+        auxiliary_weight: weight of UPerNet's second loss, on the third feature map.
+        dropout: in front of a segmentation head's classifier.
+        score_threshold: detections below it are dropped.
+        nms_iou: of two detections of a class that overlap more than this, the weaker is dropped.
+        max_detections: most detections of a picture.
+    """
+
+    name: str = MISSING
+    channels: int = 256
+    hidden: int = 1024
+    anchor_scale: float = 8.0
+    regions: int = 512
+    norm: HeadNorm = HeadNorm.group
+    auxiliary_weight: float = 0.4
+    dropout: float = 0.1
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    max_detections: int = 100
+
+
+class Inference(Enum):
+    """How a picture of any size is segmented."""
+
+    whole = "whole"
+    """At once."""
+    slide = "slide"
+    """In overlapping windows of the training crop; scores are averaged where they overlap."""
+
+
+@dataclass
+class InputConfig:
+    """How pictures of any size reach a dense head; aspect ratios are kept.
+
+    A Vision Transformer reads squares of its own ``backbone.image_size``: there the longer side is
+    that size, and the rest is padding.
+
+    Attributes:
+        shorter_sides: in training, pixels; several: one is drawn for each picture (multi-scale).
+        test_shorter_side: in evaluation, pixels.
+        longer_side: most pixels of the longer side; the shorter one gives way.
+        size_divisor: batches are padded to a multiple of this.
+        flip: probability of a horizontal flip in training.
+        crop: segmentation: side of the random training crop.
+        scale_range: segmentation: smallest and largest factor on the training size.
+        max_class_share: segmentation: a crop with a larger share of one class is drawn anew, at
+            most ten times.
+        photometric: segmentation: random brightness, contrast, saturation and hue in training.
+        inference: segmentation: see :class:`Inference`.
+        window_stride: segmentation: step of the sliding window; null: two thirds of the crop.
+        eval_batch_size: pictures per evaluation step; of several, the smaller ones are padded,
+            which a network may notice.
+    """
+
+    shorter_sides: list[int] = field(default_factory=lambda: [800])
+    test_shorter_side: int = 800
+    longer_side: int = 1333
+    size_divisor: int = 32
+    flip: float = 0.5
+    crop: int = 512
+    scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0])
+    max_class_share: float = 0.75
+    photometric: bool = True
+    inference: Inference = Inference.whole
+    window_stride: int | None = None
+    eval_batch_size: int = 1
 
 
 class Protocol(Enum):
@@ -61,9 +166,20 @@ class ProtocolConfig:
     name: Protocol = Protocol.final
 
 
+class Schedule(Enum):
+    """The learning rate after the warm-up."""
+
+    cosine = "cosine"
+    """Half a cosine down to ``min_lr``."""
+    step = "step"
+    """A tenth of it from each of the ``milestones`` on."""
+    poly = "poly"
+    """Down to ``min_lr`` in a straight line (the power 1 of the published recipes)."""
+
+
 @dataclass
 class TrainConfig:
-    """The optimisation: AdamW, linear warm-up, then cosine, stepped every batch.
+    """The optimisation: AdamW, linear warm-up, then a schedule, stepped every batch.
 
     Attributes:
         epochs: passes over the training split.
@@ -78,6 +194,11 @@ class TrainConfig:
         min_lr: learning rate of the last step.
         label_smoothing: of the cross entropy.
         clip_norm: largest gradient norm; null for no clipping.
+        schedule: see :class:`Schedule`.
+        milestones: epochs after which ``schedule=step`` lowers the rate.
+        layer_decay: the rate of a backbone block is this factor smaller than that of the next one;
+            1: all alike. What stands in front of the blocks counts as one more.
+        head_lr_factor: the rate of the head over that of the backbone.
     """
 
     epochs: int = 100
@@ -91,6 +212,10 @@ class TrainConfig:
     min_lr: float = 1e-5
     label_smoothing: float = 0.0
     clip_norm: float | None = None
+    schedule: Schedule = Schedule.cosine
+    milestones: list[int] = field(default_factory=list)
+    layer_decay: float = 1.0
+    head_lr_factor: float = 1.0
 
 
 class Precision(Enum):
@@ -112,6 +237,8 @@ class HardwareConfig:
         workers: processes that decode images which do not fit in memory.
         eval_batch_size: images per evaluation step.
         compile: compile the model with ``torch.compile``.
+        gradient_checkpointing: compute activations of the backbone again in the backward pass
+            instead of keeping them.
     """
 
     name: str = "auto"
@@ -121,6 +248,7 @@ class HardwareConfig:
     workers: int = 2
     eval_batch_size: int = 256
     compile: bool = False
+    gradient_checkpointing: bool = False
 
 
 class WandbMode(Enum):
@@ -154,6 +282,9 @@ class RunConfig:
 
     Attributes:
         method: ``name`` and the method's own hyper-parameters.
+        head: of a dense task; null for classification.
+        input: of a dense task; null for classification.
+        render: draw predictions beside the truth at the end of the run.
         results_dir: records lie below it.
         rerun: run again although a finished record exists, and replace it.
     """
@@ -162,6 +293,8 @@ class RunConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     method: dict[str, Any] = field(default_factory=dict)
     task: TaskConfig = field(default_factory=TaskConfig)
+    head: HeadConfig | None = None
+    input: InputConfig | None = None
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
@@ -169,6 +302,7 @@ class RunConfig:
     seed: int = 0
     results_dir: str = "results/runs"
     rerun: bool = False
+    render: bool = False
 
 
 # Keys that say where and how conveniently, not what: the same experiment on another machine keeps
@@ -177,6 +311,7 @@ NOT_SCIENTIFIC = (
     "seed",
     "results_dir",
     "rerun",
+    "render",
     "logger",
     "train.learning_rates",
     "hardware.name",
@@ -185,6 +320,7 @@ NOT_SCIENTIFIC = (
     "hardware.workers",
     "hardware.eval_batch_size",
     "hardware.compile",
+    "hardware.gradient_checkpointing",
     "backbone.weights",
     "data.root",
     "data.title",
@@ -196,6 +332,21 @@ NOT_SCIENTIFIC = (
     "data.licence",
     "data.source",
 )
+
+# Keys that came later, and the values at which a run is what it was before: with these they are no
+# part of its identity, so that earlier runs keep theirs.
+ADDED: dict[str, Any] = {
+    "head": None,
+    "input": None,
+    "train.schedule": "cosine",
+    "train.milestones": [],
+    "train.layer_decay": 1.0,
+    "train.head_lr_factor": 1.0,
+    "data.lists": {},
+    "data.hold_out": 0.0,
+    "data.box_metric": "coco",
+    "data.zero_is_ignored": False,
+}
 
 
 def register_schema() -> None:
@@ -222,15 +373,25 @@ def plain(config: RunConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
+def from_plain(asked: dict[str, Any]) -> RunConfig:
+    """The config that :func:`plain` gave, as a record keeps it; keys that came later are default.
+
+    Raises:
+        omegaconf.errors.OmegaConfBaseException: a key or a value is not of this version.
+    """
+    return typed(OmegaConf.create(asked))
+
+
 def config_hash(config: RunConfig, data_fingerprint: str, weights_identity: str) -> str:
     """Ten hex digits naming the experiment: all that is scientific, data and weights by content."""
     scientific = plain(config)
-    for key in NOT_SCIENTIFIC:
+    for key in (*NOT_SCIENTIFIC, *ADDED):
         *parents, last = key.split(".")
         node = scientific
         for parent in parents:
             node = node[parent]
-        del node[last]
+        if key in NOT_SCIENTIFIC or node[last] == ADDED[key]:
+            del node[last]
     identity = {"config": scientific, "data": data_fingerprint, "weights": weights_identity}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]

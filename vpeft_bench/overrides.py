@@ -138,7 +138,7 @@ def _parse(text: str, checked: Checked) -> Override | None:
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException:
-        fix = "KEY=VALUE, or a sub-command: leaderboard, methods, data; --help lists the keys"
+        fix = "KEY=VALUE, or a sub-command: leaderboard, methods, data, show; --help lists the keys"
         checked.problems.append(Problem(text, "is not an override", fix))
         return None
 

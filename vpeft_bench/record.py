@@ -27,11 +27,13 @@ from typing import Any, NamedTuple, TypedDict
 from urllib.parse import quote
 
 from vpeft_bench.errors import Problem, RecordError
+from vpeft_bench.metric_names import TITLES
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 RECORD_NAME = "record.json"
 
 _DISTRIBUTIONS = (
+    "faster-coco-eval",
     "hydra-core",
     "numpy",
     "omegaconf",
@@ -73,33 +75,43 @@ class WeightsLabel(StrEnum):
 
 @dataclass(frozen=True)
 class Metrics:
-    """The accuracy of one model state.
+    """What one model state reached.
 
     Attributes:
         split: the images it was computed on.
         epoch: epochs completed by then; 0 is the state before training.
-        top1: top-1 accuracy, percent.
-        mean_per_class_accuracy: plain mean of the classes' accuracies, percent.
         images: number of images scored.
+        headline: the metric that runs on this data set are ranked by, a key of ``values``.
+        values: percent by name, see ``metric_names``; null where it is not defined, such as an
+            average precision where there is nothing to find.
 
     Raises:
-        ValueError: an accuracy lies outside 0 to 100, or a count is negative.
+        ValueError: a value lies outside 0 to 100, a count is negative, a name is unknown, or the
+            headline has no value of its name.
     """
 
     split: Split
     epoch: int
-    top1: float
-    mean_per_class_accuracy: float | None
     images: int
+    headline: str
+    values: dict[str, float | None]
 
     def __post_init__(self) -> None:
         """Refuse what cannot be true."""
-        for name in ("top1", "mean_per_class_accuracy"):
-            value = getattr(self, name)
+        for name, value in self.values.items():
+            if name not in TITLES:
+                raise ValueError(f"{name} is no known metric; there are: {', '.join(TITLES)}")
             if value is not None and not 0 <= value <= 100:
                 raise ValueError(f"{name} is {value}, which is no percentage")
+        if self.headline not in self.values:
+            raise ValueError(f"the headline {self.headline} is not among the values")
         if self.epoch < 0 or self.images < 0:
             raise ValueError(f"epoch {self.epoch} and images {self.images} must not be negative")
+
+    @property
+    def value(self) -> float | None:
+        """The headline, percent."""
+        return self.values[self.headline]
 
 
 @dataclass(frozen=True)
@@ -164,8 +176,8 @@ class Happened:
     """What the run did; every field of a run that died early may stay null.
 
     Attributes:
-        last_epoch: accuracy at the last epoch.
-        selected_epoch: accuracy at the epoch that the validation images chose.
+        last_epoch: what the last epoch reached.
+        selected_epoch: what the epoch reached that the validation images chose.
         curves: values after each epoch by name; null where one was not finite.
         parameters: numbers of parameters.
         stored_bytes: checkpoint sizes.
@@ -295,7 +307,7 @@ class RunRecord:
         schema_version: version of this structure.
 
     Raises:
-        ValueError: a run that is ok has an error or no accuracy, or a failed one has no error.
+        ValueError: a run that is ok has an error or no metrics, or a failed one has no error.
     """
 
     run_id: str
@@ -492,10 +504,10 @@ def _parse(text: str, path: Path) -> RunRecord:
     try:
         raw = json.loads(text, parse_constant=_refuse_constant)
         version = raw.get("schema_version") if isinstance(raw, dict) else None
-        if type(version) is int and version == 1:
-            raw = _from_version_1(raw)
-        elif version != SCHEMA_VERSION:
-            raise ValueError(f"schema version {version!r}; this code reads 1 and {SCHEMA_VERSION}")
+        if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+            raise ValueError(f"schema version {version!r}; this code reads 1 to {SCHEMA_VERSION}")
+        for upgrade in _UPGRADES[version - 1 :]:
+            raw = upgrade(raw)
         record: RunRecord = _decode(RunRecord, raw, "")
     except json.JSONDecodeError as error:
         raise RecordError(path, f"not a whole JSON file: {error}") from error
@@ -509,7 +521,22 @@ def _from_version_1(raw: dict[str, Any]) -> dict[str, Any]:
     seconds = raw.get("happened", {}).get("seconds")
     if isinstance(seconds, dict):
         seconds.setdefault("selection", None)
-    return raw | {"schema_version": SCHEMA_VERSION}
+    return raw | {"schema_version": 2}
+
+
+def _from_version_2(raw: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 knew classification only, and had its two accuracies as fields."""
+    happened = raw.get("happened", {})
+    for name in ("last_epoch", "selected_epoch"):
+        old = happened.get(name)
+        if isinstance(old, dict):
+            values = {key: old.pop(key) for key in _ACCURACIES if key in old}
+            happened[name] = old | {"headline": "top1", "values": values}
+    return raw | {"schema_version": 3}
+
+
+_ACCURACIES = ("top1", "mean_per_class_accuracy")
+_UPGRADES = (_from_version_1, _from_version_2)
 
 
 def _refuse_constant(name: str) -> None:

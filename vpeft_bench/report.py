@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vpeft_bench.leaderboard.cells import option_text
+from vpeft_bench.metric_names import BESIDE, TITLES
 from vpeft_bench.record import Metrics, RunRecord, leaderboard_command
 from vpeft_bench.run import Outcome, Result
 
@@ -40,15 +41,16 @@ def run_table(record: RunRecord) -> Table:
     parameters, stored, seconds = happened.parameters, happened.stored_bytes, happened.seconds
     options = option_text({k: v for k, v in asked["method"].items() if k != "name"})
     rows = {
-        "task": ", ".join(asked[k]["name"] for k in ("task", "data"))
+        "task": ", ".join(asked[k]["name"] for k in ("task", "data", "head") if asked.get(k))
         + f", protocol {asked['protocol']['name']}",
         "backbone": asked["backbone"]["name"],
         "method": asked["method"]["name"] + (f" ({options})" if options else ""),
         "seed": str(asked["seed"]),
-        "top-1, last epoch": _accuracy(happened.last_epoch),
     }
+    headline = TITLES[happened.last_epoch.headline]
+    rows[f"{headline}, last epoch"] = _reached(happened.last_epoch)
     if happened.selected_epoch is not None:
-        rows["top-1, best val epoch"] = _accuracy(happened.selected_epoch)
+        rows[f"{headline}, best val epoch"] = _reached(happened.selected_epoch)
     if parameters is not None:
         rows["trainable parameters"] = (
             f"{parameters.method:,} method + {parameters.head:,} head = {parameters.total:,} total"
@@ -70,11 +72,18 @@ def run_table(record: RunRecord) -> Table:
     return table
 
 
-def _accuracy(metrics: Metrics) -> str:
+def _reached(metrics: Metrics) -> str:
     where = f"{metrics.images:,} {metrics.split.value} images (epoch {metrics.epoch}"
-    per_class = metrics.mean_per_class_accuracy
-    mean = "" if per_class is None else f"; mean per class {per_class:.2f} %"
-    return f"{metrics.top1:.2f} % on {where}{mean})"
+    beside = "".join(
+        f"; {TITLES[name]} {_percent(metrics.values[name])}"
+        for name in BESIDE.get(metrics.headline, ())
+        if name in metrics.values
+    )
+    return f"{_percent(metrics.value)} on {where}{beside})"
+
+
+def _percent(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.2f} %"
 
 
 def _number(value: int | None, what: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,28 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from vpeft_bench import record as records
-from vpeft_bench.attachment import Attached, attach_method
-from vpeft_bench.backbones.load import LoadedBackbone, load_backbone
+from vpeft_bench.attachment import Attached
+from vpeft_bench.backbones.load import LoadedBackbone
 from vpeft_bench.backbones.weights import weights_source
+from vpeft_bench.build import (
+    Model,
+    build_batches,
+    build_model,
+    build_task,
+    compile_in_place,
+    head_parameters,
+    head_state,
+)
 from vpeft_bench.callbacks import Curves, EpochCheckpoint, MethodSteps, ProgressBar, StepSeed
 from vpeft_bench.config import Precision, Protocol, RunConfig, config_hash, plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
-from vpeft_bench.data.loading import Preprocessing, build_loader, preprocessing_for
+from vpeft_bench.data.loading import Preprocessing
 from vpeft_bench.errors import ConfigError, Problem
 from vpeft_bench.loggers import open_sinks
 from vpeft_bench.methods.registry import build_method
 from vpeft_bench.record import Metrics, RunRecord, Status
 from vpeft_bench.selection import SELECTION, RunData, select
-from vpeft_bench.tasks.classification import Classification
+from vpeft_bench.tasks.base import Task
 
 LIGHTNING_PRECISION = {
     Precision.fp32: "32-true",
@@ -43,6 +53,7 @@ LIGHTNING_PRECISION = {
 }
 CHECKPOINT = "last.ckpt"
 SELECTION_STATE = "selection.state"
+DEMO_BENCHMARKS = ("demo", "demo_dense")
 NO_PEAK_ON_CPU = (
     "the CPU has no allocator statistics; resident memory would count the whole process"
 )
@@ -179,49 +190,32 @@ class _Run:
         pl.seed_everything(self.config.seed, verbose=False)
 
         setup_start = time.perf_counter()
-        backbone = load_backbone(
-            self.config.backbone.model,
-            self.config.backbone.weights,
-            self.dataset.num_classes,
-            self.config.backbone.image_size,
-            drop_path_rate=self.config.backbone.drop_path,
-            **self.config.backbone.model_args,
-        )
-        options = dict(self.config.method)
-        attached = attach_method(backbone.model, build_method(options.pop("name"), options))
-        preprocessing = preprocessing_for(
-            self.config.data, backbone.pretrained_cfg, backbone.image_size
-        )
+        model = build_model(self.config, self.dataset)
         self.happened["setup"] = time.perf_counter() - setup_start
-        if attached.method.selects:
-            self._select(attached, preprocessing)
-        self._note_setup(backbone, attached, preprocessing)
+        if model.attached.method.selects:
+            self._select(model)
 
+        train_loader, eval_loader = self._loaders(model.preprocessing)
+        task = build_task(self.config, self.dataset, model, len(train_loader))
+        self._note_setup(model, task)
         if self.config.hardware.compile:
-            attached.model.compile()  # in place: names in checkpoints stay the same
-        train_loader, eval_loader = self._loaders(preprocessing)
-        task = Classification(
-            attached.model,
-            [*attached.trainable_parameters(), *attached.head_parameters()],
-            self.dataset.num_classes,
-            preprocessing.normalize,
-            self.config.train,
-            len(train_loader),
-            attached.penalty,
-        )
-        trainer = self._train(task, attached, train_loader, eval_loader)
+            compile_in_place(model.attached, task.model)
+        trainer = self._train(task, model.attached, train_loader, eval_loader)
         self._evaluate(trainer, task, eval_loader)
-        self._store(attached)
+        self._store(model.attached, task)
+        if self.config.render:
+            self._render(model, task)
 
-    def _select(self, attached: Attached, preprocessing: Preprocessing) -> None:
+    def _select(self, model: Model) -> None:
         """Let the method look at training data before it is placed."""
         start = time.perf_counter()
+        attached = model.attached
         name = attached.method.name
         self.console.print(f"{name}: looking at training data before training", highlight=False)
         device = _device(self.config.hardware.accelerator)
         attached.model.to(device)
         data = RunData(
-            self.config, self.dataset, preprocessing, device, self.directory / SELECTION_STATE
+            self.config, self.dataset, model.preprocessing, device, self.directory / SELECTION_STATE
         )
         with _interruptible():
             select(attached, data, self.directory)
@@ -235,24 +229,9 @@ class _Run:
         train_split = self.config.data.final_train if final else "train"
         eval_split = "test" if final else "val"
         start = time.perf_counter()
-        shared: dict[str, Any] = {
-            "seed": self.config.seed,
-            "workers": self.config.hardware.workers,
-            "cache_gib": self.config.data.cache_gib,
-        }
-        train = build_loader(
-            self.dataset.split(train_split),
-            preprocessing,
-            train=True,
-            batch_size=self.config.train.batch_size,
-            **shared,
-        )
-        evaluation = build_loader(
-            self.dataset.split(eval_split),
-            preprocessing,
-            train=False,
-            batch_size=self.config.hardware.eval_batch_size,
-            **shared,
+        train = build_batches(self.config, self.dataset, preprocessing, train_split, train=True)
+        evaluation = build_batches(
+            self.config, self.dataset, preprocessing, eval_split, train=False
         )
         self.happened["eval_split"] = eval_split
         self.happened["eval_images"] = len(self.dataset.split(eval_split))
@@ -261,7 +240,7 @@ class _Run:
 
     def _train(
         self,
-        task: Classification,
+        task: Task,
         attached: Attached,
         train_loader: DataLoader,
         eval_loader: DataLoader,
@@ -319,37 +298,51 @@ class _Run:
             self.happened["peak_memory_note"] = NO_PEAK_ON_CPU
         return trainer
 
-    def _evaluate(self, trainer: pl.Trainer, task: Classification, loader: DataLoader) -> None:
+    def _evaluate(self, trainer: pl.Trainer, task: Task, loader: DataLoader) -> None:
         """Score the last epoch; under ``protocol=select`` also name the best validation epoch."""
         start = time.perf_counter()
         with _interruptible():
             trainer.test(task, loader, verbose=False)
         self.curves.eval_seconds += time.perf_counter() - start
-        split = records.Split(self.happened["eval_split"])
-        images = self.happened["eval_images"]
         epochs = self.config.train.epochs
-        self.happened["last_epoch"] = Metrics(split, epochs, images=images, **task.accuracies())
+        values = task.metrics()
+        self.happened["last_epoch"] = self._metrics(epochs, values)
         if self.config.protocol.name is Protocol.select:
-            top1 = self.curves.curves["val_top1"]
-            best = max(range(len(top1)), key=top1.__getitem__)  # the earliest of equals
-            per_class = self.curves.curves["val_mean_per_class_accuracy"][best]
-            self.happened["selected_epoch"] = Metrics(
-                split, best + 1, top1[best], per_class, images
+            curve = [
+                -math.inf if math.isnan(value) else value
+                for value in self.curves.curves[f"val_{next(iter(values))}"]
+            ]
+            best = max(range(len(curve)), key=curve.__getitem__)  # the earliest of equals
+            self.happened["selected_epoch"] = self._metrics(
+                best + 1, {name: self.curves.curves[f"val_{name}"][best] for name in values}
             )
 
-    def _store(self, attached: Attached) -> None:
+    def _metrics(self, epoch: int, values: dict[str, float | None]) -> Metrics:
+        """What is recorded of an evaluation; the first value is the headline."""
+        known = {n: None if v is None or not math.isfinite(v) else v for n, v in values.items()}
+        split = records.Split(self.happened["eval_split"])
+        return Metrics(split, epoch, self.happened["eval_images"], next(iter(known)), known)
+
+    def _store(self, attached: Attached, task: Task) -> None:
         """Delta checkpoint and head, each a file of its own."""
         delta = attached.save(self.directory / "delta.safetensors")
         head_path = self.directory / "head.safetensors"
-        head = attached.backbone.head.state_dict()
+        head = head_state(attached, task.model)
         save_file({name: t.detach().cpu().contiguous() for name, t in head.items()}, head_path)
         self.happened["stored_bytes"] = records.StoredBytes(delta, head_path.stat().st_size)
 
+    def _render(self, model: Model, task: Task) -> None:
+        """Draw what the task predicts beside the truth."""
+        from vpeft_bench.show import FILE, draw
+
+        split = self.happened["eval_split"]
+        path = draw(self.config, self.dataset, split, model, task, self.directory / FILE)
+        self.console.print(f"pictures:    {path}", soft_wrap=True)
+
     # ---- what is known -------------------------------------------------------------------------
 
-    def _note_setup(
-        self, backbone: LoadedBackbone, attached: Attached, preprocessing: Preprocessing
-    ) -> None:
+    def _note_setup(self, model: Model, task: Task) -> None:
+        backbone, attached, preprocessing = model.loaded, model.attached, model.preprocessing
         demo = backbone.source.kind == "package"
         random = backbone.source.kind == "none"
         label = records.WeightsLabel.PRETRAINED
@@ -360,7 +353,7 @@ class _Run:
             label = records.WeightsLabel.DEMO
         if demo:
             self.labels.append("demo backbone")
-        if self.config.data.benchmark == "demo":
+        if self.config.data.benchmark in DEMO_BENCHMARKS:
             self.labels.append("demo data")
         published, here = self.config.data.test_size, len(self.dataset.split("test"))
         if published is not None and published != here:
@@ -374,9 +367,12 @@ class _Run:
             preprocessing.interpolation,
             list(preprocessing.image_size),
         )
-        self.happened["parameters"] = records.Parameters(**asdict(attached.parameter_counts()))
+        head = sum(p.numel() for p in head_parameters(attached, task.model) if p.requires_grad)
+        method = sum(p.numel() for p in attached.trainable_parameters())
+        everything = sum(p.numel() for p in task.model.parameters())
+        self.happened["parameters"] = records.Parameters(method, head, method + head, everything)
         self.console.print(
-            f"input {backbone.image_size[0]}x{backbone.image_size[1]}, "
+            f"input {_size(self.config, backbone)}, "
             f"{preprocessing.interpolation}, mean {_short(preprocessing.mean)}, "
             f"std {_short(preprocessing.std)} ({self.config.data.normalization.value}); "
             f"weights: {backbone.source.name}",
@@ -416,6 +412,13 @@ class _Run:
         )
         records.write(record, self.directory / records.RECORD_NAME)
         return record
+
+
+def _size(config: RunConfig, backbone: LoadedBackbone) -> str:
+    """The input's size in words."""
+    if config.input is not None and backbone.any_size:
+        return f"of any size up to {config.input.longer_side} pixels"
+    return f"{backbone.image_size[0]}x{backbone.image_size[1]}"
 
 
 def _device(accelerator: str) -> torch.device:

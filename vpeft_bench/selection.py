@@ -16,6 +16,7 @@ from vpeft_bench.attachment import Attached
 from vpeft_bench.config import Protocol, RunConfig
 from vpeft_bench.data.dataset import Dataset
 from vpeft_bench.data.loading import Preprocessing, build_loader
+from vpeft_bench.data.splits import LabelledSplit
 
 SELECTION = "selection.safetensors"
 
@@ -71,8 +72,10 @@ class RunData:
 
     @functools.cache  # noqa: B019  # the pictures in memory live as long as this object
     def _loader(self, split: str, augment: bool, batch_size: int) -> Any:
+        pictures = self._dataset.split(split)
+        assert isinstance(pictures, LabelledSplit)
         return build_loader(
-            self._dataset.split(split),
+            pictures,
             self._preprocessing,
             train=augment,
             batch_size=batch_size,

@@ -16,7 +16,8 @@ from rich.table import Table
 
 from vpeft_bench.config import Protocol, typed
 from vpeft_bench.errors import ProblemsError
-from vpeft_bench.record import leaderboard_command
+from vpeft_bench.metric_names import TITLES
+from vpeft_bench.record import Metrics, leaderboard_command
 
 NOTE = "outcome.json"
 JOB = "job.json"
@@ -34,19 +35,20 @@ def run_job(job: Job, config: DictConfig, console: Console) -> float | None:
     """Run one job and note its outcome; whatever goes wrong, the next job gets its turn.
 
     Returns:
-        Top-1 of the last epoch, percent, under ``protocol=select``; else None.
+        The headline metric of the last epoch, percent, under ``protocol=select``; else None.
     """
     from vpeft_bench import validation
     from vpeft_bench.callbacks import write_atomically
     from vpeft_bench.run import Outcome, run
 
-    def note(result: str, reason: str, record: str | None, top1: float | None) -> None:
+    def note(result: str, reason: str, record: str | None, last: Metrics | None) -> None:
         content = {
             "overrides": job.overrides,
             "result": result,
             "reason": reason,
             "record": record,
-            "top1": top1,
+            "metric": last.headline if last else None,
+            "value": last.value if last else None,
         }
         write_atomically(job.directory / NOTE, json.dumps(content, indent=1).encode())
 
@@ -68,10 +70,9 @@ def run_job(job: Job, config: DictConfig, console: Console) -> float | None:
         console.print(f"failed: {error}", markup=False)
         return None
     last = outcome.record.happened.last_epoch if outcome.record else None
-    top1 = last.top1 if last else None
-    note(outcome.result.value, outcome.reason, str(outcome.directory / "record.json"), top1)
-    # What a sweeper may optimise is a validation accuracy, never one of the test split.
-    return top1 if run_config.protocol.name is Protocol.select else None
+    note(outcome.result.value, outcome.reason, str(outcome.directory / "record.json"), last)
+    # What a sweeper may optimise is a validation metric, never one of the test split.
+    return last.value if last and run_config.protocol.name is Protocol.select else None
 
 
 class NoteSweep(Callback):
@@ -118,16 +119,18 @@ def print_summary(notes: list[dict[str, Any]], results_dir: str, console: Consol
     table = Table(title="sweep", title_justify="left")
     table.add_column("run", overflow="fold")
     table.add_column("result")
-    table.add_column("top-1 %", justify="right")
+    table.add_column("metric")
+    table.add_column("%", justify="right")
     table.add_column("why", overflow="fold")
     colours = {"done": "green", "skipped": "cyan", "busy": "yellow"}
     for note in notes:
         colour = colours.get(note["result"], "red")
-        top1 = note.get("top1")
+        metric, value = note.get("metric"), note.get("value")
         table.add_row(
             escape(" ".join(note["overrides"])),
             f"[{colour}]{note['result']}[/{colour}]",
-            "" if top1 is None else f"{top1:.2f}",
+            "" if metric is None else TITLES[metric],
+            "" if value is None else f"{value:.2f}",
             escape(note["reason"]),
         )
     console.print(table)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
-from vpeft_bench.config import RunConfig
+from vpeft_bench.config import HEADS, MASK_HEADS, Inference, RunConfig, Schedule
 from vpeft_bench.errors import (
     ConfigError,
     MethodOptionError,
+    MissingDataError,
     Problem,
     UnsupportedBackboneError,
     unknown_name,
 )
+from vpeft_bench.metric_names import BoxMetric
 
 # Inclusive bounds; None is open.
 RANGES: dict[str, tuple[float | None, float | None]] = {
@@ -32,11 +35,31 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "hardware.eval_batch_size": (1, None),
     "data.num_classes": (2, None),
     "data.cache_gib": (0, None),
+    "data.hold_out": (0, 0.9),
+    "train.layer_decay": (1e-3, 1),
+    "train.head_lr_factor": (1e-12, None),
+    "head.channels": (8, None),
+    "head.hidden": (8, None),
+    "head.anchor_scale": (0.5, None),
+    "head.regions": (1, None),
+    "head.auxiliary_weight": (0, None),
+    "head.dropout": (0, 0.99),
+    "head.score_threshold": (0, 1),
+    "head.nms_iou": (0, 1),
+    "head.max_detections": (1, None),
+    "input.test_shorter_side": (1, None),
+    "input.longer_side": (1, None),
+    "input.size_divisor": (1, None),
+    "input.flip": (0, 1),
+    "input.crop": (1, None),
+    "input.max_class_share": (1e-3, 1),
+    "input.window_stride": (1, None),
+    "input.eval_batch_size": (1, None),
     "seed": (0, 2**31 - 1),
 }
 CHOICES = {
     "hardware.accelerator": ("auto", "cpu", "cuda"),
-    "task.name": ("classification",),
+    "task.name": ("classification", "detection", "segmentation"),
     "data.final_train": ("trainval", "train"),
 }
 
@@ -54,14 +77,16 @@ def check(config: RunConfig) -> None:
 def problems(config: RunConfig) -> Iterator[Problem]:
     """Each problem of ``config``, cheap checks first; torch is imported only for the method's."""
     yield from _values(config)
+    yield from _dense(config)
     yield from _data(config)
     yield from _method_and_backbone(config)
 
 
 def _value(config: RunConfig, key: str) -> object:
+    """The value at a dotted key; None below a group that was not chosen."""
     node: object = config
     for part in key.split("."):
-        node = getattr(node, part)
+        node = getattr(node, part, None)
     return node
 
 
@@ -96,10 +121,89 @@ def _values(config: RunConfig) -> Iterator[Problem]:
             )
 
 
-def _data(config: RunConfig) -> Iterator[Problem]:
-    from vpeft_bench.data.dataset import check as check_data
+def _dense(config: RunConfig) -> Iterator[Problem]:
+    """Task, head, metric and input sizes that do not fit each other."""
+    task, head, sizes = config.task.name, config.head, config.input
+    if task not in HEADS:
+        return
+    if sizes is None or head is None:
+        yield Problem(
+            f"data={config.data.name}",
+            f"its task, {task}, needs a head",
+            f"head={HEADS[task][0]}",
+        )
+        return
+    if head.name not in HEADS[task]:
+        problem = unknown_name("head", head.name, HEADS[task])
+        yield Problem(problem.where, f"is no head for {task}", problem.fix)
+    masks = head.name in MASK_HEADS
+    if task == "detection" and config.data.box_metric is BoxMetric.coco_masks and not masks:
+        yield Problem(
+            f"head={head.name}",
+            f"predicts no masks, and {config.data.name} is ranked by them",
+            f"head={MASK_HEADS[0]}, or data.box_metric=coco",
+        )
+    sides = [*sizes.shorter_sides, sizes.test_shorter_side]
+    if not sizes.shorter_sides or min(sides) < 1 or max(sides) > sizes.longer_side:
+        yield Problem(
+            f"input.shorter_sides={sizes.shorter_sides}",
+            f"must be between 1 and input.longer_side={sizes.longer_side}",
+            f"input.longer_side={max([1, *sides])}",
+        )
+    low_to_high = len(sizes.scale_range) == 2 and 0 < sizes.scale_range[0] <= sizes.scale_range[1]
+    if not low_to_high:
+        what = "must be a smallest and a largest factor, above 0"
+        yield Problem(f"input.scale_range={sizes.scale_range}", what, "input.scale_range=[0.5,2.0]")
+    if config.train.schedule is Schedule.step and any(
+        not 0 < milestone < config.train.epochs for milestone in config.train.milestones
+    ):
+        yield Problem(
+            f"train.milestones={config.train.milestones}",
+            f"must lie between the epochs 0 and train.epochs={config.train.epochs}",
+            f"train.milestones=[{max(1, config.train.epochs * 3 // 4)}]",
+        )
 
-    yield from check_data(config.data)
+
+def _fixed_square(config: RunConfig, side: int) -> Iterator[Problem]:
+    """What a backbone that reads squares of one size cannot do in segmentation."""
+    sizes = config.input
+    if config.task.name != "segmentation" or sizes is None:
+        return
+    if sizes.crop != side:
+        yield Problem(
+            f"input.crop={sizes.crop}",
+            f"the backbone reads squares of {side} pixels",
+            f"input.crop={side}, or backbone.image_size={sizes.crop}",
+        )
+    if sizes.inference is Inference.whole:
+        yield Problem(
+            "input.inference=whole",
+            f"the backbone reads squares of {side} pixels, not whole pictures of any size",
+            "input.inference=slide",
+        )
+
+
+def _data(config: RunConfig) -> Iterator[Problem]:
+    from vpeft_bench.data.dataset import open_dataset
+
+    try:
+        dataset = open_dataset(config.data)
+    except MissingDataError as error:
+        yield from error.problems
+        return
+    if config.task.name in CHOICES["task.name"] and config.task.name != dataset.task:
+        yield Problem(
+            f"task={config.task.name}",
+            f"{config.data.name} is a data set for {dataset.task}",
+            f"task={dataset.task} (by itself where it is not typed)",
+        )
+    if config.head is not None and config.head.name in MASK_HEADS and not dataset.has_masks:
+        boxes = ", ".join(name for name in HEADS["detection"] if name not in MASK_HEADS)
+        yield Problem(
+            f"head={config.head.name}",
+            f"predicts masks, and the objects of {config.data.name} have none",
+            f"one of these: head={boxes}",
+        )
 
 
 def _method_and_backbone(config: RunConfig) -> Iterator[Problem]:
@@ -124,6 +228,15 @@ def _method_and_backbone(config: RunConfig) -> Iterator[Problem]:
         outlined = outline(backbone.model, backbone.image_size, **backbone.model_args)
         if method is not None:
             method.check(outlined)
+            if config.input is not None and (reason := method.dense_refusal):
+                yield Problem(
+                    f"method={name} task={config.task.name}",
+                    f"is not offered: {reason}",
+                    "a method for dense prediction: python -m vpeft_bench methods",
+                )
+        if config.input is not None and outlined.family == "vit":
+            model: Any = outlined.model
+            yield from _fixed_square(config, model.patch_embed.img_size[0])
     except UnsupportedBackboneError as error:
         yield Problem(f"method={name} backbone={backbone.name}", str(error))
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:

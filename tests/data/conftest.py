@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.schema import DataConfig
+from vpeft_bench.errors import MissingDataError, Problem
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -68,3 +70,12 @@ def image_list(tmp_path: Path) -> Callable[..., DataConfig]:
         return DataConfig(name="toy", title="a toy", folders=["toy"], root=str(tmp_path))
 
     return make
+
+
+def check(config: DataConfig) -> list[Problem]:
+    """Everything that keeps the data set from being opened; empty when all is well."""
+    try:
+        open_dataset(config)
+    except MissingDataError as error:
+        return list(error.problems)
+    return []

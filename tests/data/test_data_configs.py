@@ -9,10 +9,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from vpeft_bench.choices import choices_on_disk
+from vpeft_bench.config import register_schema
 from vpeft_bench.data.listing import (
     Listed,
     compose_data_configs,
@@ -20,7 +23,7 @@ from vpeft_bench.data.listing import (
     main,
     print_datasets,
 )
-from vpeft_bench.data.schema import Augmentation, DataConfig, Resize
+from vpeft_bench.data.schema import Augmentation, DataConfig, Reader, Resize
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +33,8 @@ def configs(config_dir: Path) -> dict[str, DataConfig]:
 
 
 def test_all_are_there_and_carry_their_own_name(configs: dict[str, DataConfig]) -> None:
-    assert len(configs) == 19 + 5 + 4 + 2
     counts = Counter(config.benchmark for config in configs.values())
-    assert counts == {"vtab1k": 19, "fgvc": 5, "demo": 4, "custom": 2}
+    assert counts == {"vtab1k": 19, "fgvc": 5, "dense": 4, "demo": 4, "demo_dense": 3, "custom": 6}
     assert [config.name for config in configs.values()] == list(configs)
 
 
@@ -57,10 +59,34 @@ def test_fgvc_facts(configs: dict[str, DataConfig]) -> None:
 
 def test_every_downloadable_set_says_where_to_get_it(configs: dict[str, DataConfig]) -> None:
     for config in configs.values():
-        if config.benchmark in ("vtab1k", "fgvc"):
+        if config.benchmark in ("vtab1k", "fgvc", "dense"):
             assert config.source.startswith("http"), config.name
             assert config.licence, config.name
             assert config.test_size, config.name
+
+
+def test_dense_sets_choose_their_task_and_head(
+    config_dir: Path, configs: dict[str, DataConfig]
+) -> None:
+    """As the primary config composes them for a run; the listing composes less."""
+    heads = {
+        "coco": "cascade_mask_rcnn",
+        "coco_json": "faster_rcnn",
+        "voc0712": "retinanet",
+        "voc_xml": "faster_rcnn",
+        "ade20k": "upernet",
+        "ade20k_folders": "upernet",
+        "voc2012_masks": "upernet",
+        "voc_masks": "upernet",
+    }
+    register_schema()
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        for name, head in heads.items():
+            config = compose("config", overrides=[f"data={name}"])
+            assert config.head.name == head, name
+            detects = config.data.reader in (Reader.coco, Reader.voc_boxes)
+            assert config.task.name == ("detection" if detects else "segmentation"), name
+            assert config.data == OmegaConf.structured(configs[name]), name
 
 
 @pytest.mark.parametrize("line", ["augmentation: cutmix", "augmentations: none", "val_size: x"])
@@ -72,20 +98,29 @@ def test_misspelt_files_are_refused(tmp_path: Path, line: str) -> None:
 
 
 def test_listing(config_dir: Path, shared_data: Path) -> None:
-    roots = {"vtab1k": str(shared_data / "vtab-1k"), "fgvc": str(shared_data / "fgvc")}
+    roots = {
+        "vtab1k": str(shared_data / "vtab-1k"),
+        "fgvc": str(shared_data / "fgvc"),
+        "dense": str(shared_data),
+    }
     listed = {row.config.name: row for row in list_datasets(config_dir, roots)}
-    assert len(listed) == 30
+    assert len(listed) == 41
     there = {name for name, row in listed.items() if row.status == "yes"}
     demo = {name for name in listed if name.startswith("demo/")}
-    assert there == demo | {"vtab1k/dsprites_loc", "vtab1k/dsprites_ori"}
+    assert there == demo | {"vtab1k/dsprites_loc", "vtab1k/dsprites_ori", "coco"}
     # The stand-in at hand has 12 of the 102 classes: it must not pass for the real one.
     assert listed["fgvc/oxford_flowers"].status == "1 problem"
     assert listed["vtab1k/svhn"].status == "no"
+    tasks = Counter(row.task for row in listed.values())
+    assert tasks == {"classification": 19 + 5 + 4 + 2, "detection": 6, "segmentation": 5}
+    assert listed["voc0712"].task == "detection"
+    assert listed["voc2012_masks"].task == "segmentation"
 
     console = Console(file=io.StringIO(), record=True, width=140)
     print_datasets(list(listed.values()), console)
     text = console.export_text()
     assert "2,000 of 73,728" in text
+    assert "27 of 5,000" in text
     assert "12 classes where Oxford Flowers 102 has 102" in text
 
 
@@ -101,8 +136,8 @@ def test_command_line(
         return [Listed(configs["demo/digits"], None), Listed(configs["fgvc/cub"], None)]
 
     monkeypatch.setattr("vpeft_bench.data.listing.list_datasets", list_two)
-    assert main(["--vtab1k", "somewhere"]) == 0
-    assert asked == [{"vtab1k": "somewhere"}]
+    assert main(["--vtab1k", "somewhere", "--dense", "elsewhere"]) == 0
+    assert asked == [{"vtab1k": "somewhere", "dense": "elsewhere"}]
     shown = capsys.readouterr().out
     assert "demo: comes with the package" in shown
     assert "fgvc: looked in data/fgvc" in shown

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.conftest import check
 from vpeft_bench.data import demo, sprites
-from vpeft_bench.data.dataset import check, open_dataset
+from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.listing import compose_data_configs
 from vpeft_bench.data.schema import DataConfig, Reader
 from vpeft_bench.data.splits import Dataset

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vpeft_bench.data.dataset import SPLITS, check, open_dataset
+from tests.data.conftest import check
+from vpeft_bench.data.dataset import SPLITS, open_dataset
 from vpeft_bench.data.listing import compose_data_configs
 from vpeft_bench.data.schema import DataConfig, Reader
 from vpeft_bench.errors import ConfigError, MissingDataError, VpeftBenchError

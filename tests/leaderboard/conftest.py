@@ -59,7 +59,9 @@ def make_run(
         split = Split.TEST if protocol == "final" else Split.VAL
     ok = status is Status.OK
     happened = Happened(
-        last_epoch=Metrics(split, 10, top1, top1 / 2, 797),
+        last_epoch=Metrics(
+            split, 10, 797, "top1", {"top1": top1, "mean_per_class_accuracy": top1 / 2}
+        ),
         parameters=Parameters(method=1000, head=200, total=1200, model=50_000),
         stored_bytes=StoredBytes(delta=4000, head=800),
         seconds=Seconds(data=1.0, setup=2.0, train=30.0 + seed, eval=0.5),

@@ -24,11 +24,11 @@ def only(collection: Collection) -> Cell:
 def test_seeds_of_one_configuration_form_a_cell(run: Run) -> None:
     cell = only(gather(run(60.0, seed=10), run(50.0, seed=2), run(70.0, seed=1)))
     assert cell.seeds == [1, 2, 10]
-    assert cell.top1 == Spread(n=3, mean=60.0, low=50.0, high=70.0, std=10.0)
+    assert cell.score == Spread(n=3, mean=60.0, low=50.0, high=70.0, std=10.0)
 
 
 def test_a_single_seed_has_no_deviation(run: Run) -> None:
-    assert only(gather(run(60.0))).top1 == Spread(n=1, mean=60.0, low=60.0, high=60.0, std=None)
+    assert only(gather(run(60.0))).score == Spread(n=1, mean=60.0, low=60.0, high=60.0, std=None)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_cells_come_in_one_order(run: Run) -> None:
 def test_identical_copies_count_once(run: Run) -> None:
     collection = gather(run(60.0), run(60.0), run(60.0))
     assert (collection.copies, collection.left_out) == (2, [])
-    assert only(collection).top1.n == 1
+    assert only(collection).score.n == 1
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -90,7 +90,7 @@ def test_of_two_records_of_a_run_the_newest_counts(run: Run, backwards: bool) ->
     older = run(99.0, finished="2026-01-02T03:04:05Z")
     newer = run(60.0, finished="2026-01-02T03:04:05.5+00:00")
     collection = gather(*([newer, older] if backwards else [older, newer]))
-    assert only(collection).top1.mean == 60.0
+    assert only(collection).score.mean == 60.0
     (problem,) = collection.left_out
     assert problem.where == ("1/record.json" if backwards else "0/record.json")
     assert "is a newer record of run final/demo/digits" in problem.what
@@ -98,7 +98,7 @@ def test_of_two_records_of_a_run_the_newest_counts(run: Run, backwards: bool) ->
 
 def test_of_two_records_of_one_moment_the_files_names_do_not_choose(run: Run) -> None:
     pair = [run(50.0), run(60.0)]
-    assert only(gather(*pair)).top1 == only(gather(*reversed(pair))).top1
+    assert only(gather(*pair)).score == only(gather(*reversed(pair))).score
 
 
 def test_an_unplaceable_record_is_left_out_with_its_reason(run: Run) -> None:

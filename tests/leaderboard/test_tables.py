@@ -8,6 +8,8 @@ from statistics import fmean
 
 import pytest
 
+from vpeft_bench.choices import choices_on_disk, config_dir
+from vpeft_bench.data.listing import compose_data_configs
 from vpeft_bench.leaderboard.benchmarks import BENCHMARKS, DEMO, FGVC, VTAB1K
 from vpeft_bench.leaderboard.cells import Cell, collect
 from vpeft_bench.leaderboard.tables import (
@@ -74,11 +76,11 @@ def test_benchmarks_have_the_published_data_sets() -> None:
 
 
 def test_every_data_set_of_the_configs_is_a_member() -> None:
-    configs = Path(__file__).parents[2] / "configs" / "data"
+    names = choices_on_disk()["data"]
+    configs = compose_data_configs(config_dir(), names)
     for name, benchmark in BENCHMARKS.items():
-        files = [path.stem for path in (configs / name).glob("[!_]*.yaml")]
-        members = {benchmark.member(f"{name}/{stem}") for stem in files}
-        assert members == set(benchmark.datasets)
+        files = [config.name for config in configs if config.benchmark == name]
+        assert {benchmark.member(file) for file in files} == set(benchmark.datasets)
         assert len(files) == len(benchmark.datasets)
 
 
@@ -218,8 +220,8 @@ def test_labels_are_marked_in_the_row(run: Run) -> None:
 
 def test_what_is_not_measured_is_empty_and_never_zero(run: Run) -> None:
     (line,) = dataset_csv_rows(cells(run(status=Status.FAILED)))
-    measured = [name for name in line if name.startswith(("top1", "par", "sto", "tra", "peak"))]
-    assert len(measured) == 11
+    measured = [name for name in line if name.startswith(("metric", "par", "sto", "tra", "peak"))]
+    assert len(measured) == 12
     assert {line[name] for name in measured} == {""}
 
 
@@ -230,11 +232,13 @@ def test_a_data_set_row_in_full(run: Run) -> None:
         "options": "rank=8",
         "n": "3",
         "seeds": "0 1 2",
+        "metric": "top1",
+        "metric_mean": "60.0000",
+        "metric_std": "10.0000",
+        "metric_min": "50.0000",
+        "metric_max": "70.0000",
         "top1_mean": "60.0000",
-        "top1_std": "10.0000",
-        "top1_min": "50.0000",
-        "top1_max": "70.0000",
-        "mean_per_class_mean": "30.0000",
+        "mean_per_class_accuracy_mean": "30.0000",
         "parameters_method": "1000",
         "parameters_head": "200",
         "parameters_total": "1200",
@@ -269,5 +273,5 @@ def test_the_mean_does_not_depend_on_the_order_of_the_seeds(run: Run) -> None:
     tops = [0.1, 0.2, 0.3, 99.7, 33.3]
     forwards = [run(top1, seed=seed) for seed, top1 in enumerate(tops)]
     backwards = [run(top1, seed=seed) for seed, top1 in enumerate(reversed(tops))]
-    assert cells(*forwards)[0].top1 == cells(*backwards)[0].top1
-    assert cells(*forwards)[0].top1.mean == fmean(tops)
+    assert cells(*forwards)[0].score == cells(*backwards)[0].score
+    assert cells(*forwards)[0].score.mean == fmean(tops)

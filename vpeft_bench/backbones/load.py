@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from vpeft_bench.backbones import demo_vit as _demo_vit  # noqa: F401  registers the demo with timm
@@ -24,12 +25,19 @@ class LoadedBackbone:
         source: where its weights came from.
         pretrained_cfg: the weights' own facts: mean, std, interpolation, input size.
         image_size: height and width it is fed with, pixels.
+        any_size: whether it takes pictures of any other size as well.
     """
 
     model: nn.Module
     source: WeightsSource
     pretrained_cfg: dict[str, Any]
     image_size: tuple[int, int]
+    any_size: bool = False
+
+
+# What lets a Swin take pictures of any size: attention masks are made for the size at hand, and
+# windows keep their size on maps that are smaller.
+SWIN_ANY_SIZE = {"strict_img_size": False, "always_partition": True}
 
 
 def create(model: str, num_classes: int, image_size: int | None, **model_args: Any) -> nn.Module:
@@ -47,19 +55,32 @@ def create(model: str, num_classes: int, image_size: int | None, **model_args: A
 
 
 def load_backbone(
-    model: str, weights: str, num_classes: int, image_size: int | None = None, **model_args: Any
+    model: str,
+    weights: str,
+    num_classes: int,
+    image_size: int | None = None,
+    any_size: bool = False,
+    **model_args: Any,
 ) -> LoadedBackbone:
     """A timm model filled from ``weights`` ("hub", "none" or a file).
+
+    Args:
+        any_size: prepare it for pictures of any size, as dense heads need; a ViT stays with the
+            square of ``image_size``.
 
     Raises:
         WeightsMismatchError, MissingWeightsError: see :mod:`vpeft_bench.backbones.weights`.
     """
+    swin = isinstance(outline(model, image_size).model, SwinTransformer)
+    if any_size and swin:
+        model_args = SWIN_ANY_SIZE | model_args
     built = create(model, num_classes, image_size, **model_args)
     source = weights_source(weights, model)
     load_weights(built, source)
     config: dict[str, Any] = dict(built.pretrained_cfg)  # type: ignore[arg-type]  # timm's own dict
     size = (image_size, image_size) if image_size else tuple(config["input_size"][1:])
-    return LoadedBackbone(built, source, config, (int(size[0]), int(size[1])))
+    any_size = any_size and swin
+    return LoadedBackbone(built, source, config, (int(size[0]), int(size[1])), any_size)
 
 
 def check_model(model: str) -> list[Problem]:

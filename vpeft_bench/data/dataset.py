@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vpeft_bench.data.demo import read_digits, read_sprites
+from vpeft_bench.data.ade20k import read_ade20k
+from vpeft_bench.data.coco import read_coco
+from vpeft_bench.data.demo import read_digits, read_scenes, read_sprites
 from vpeft_bench.data.image_list import read_image_list
 from vpeft_bench.data.json_splits import read_json_splits
 from vpeft_bench.data.schema import DataConfig, Reader
 from vpeft_bench.data.splits import SPLITS, Dataset, Split
-from vpeft_bench.errors import MissingDataError, Problem
+from vpeft_bench.data.voc import read_voc_boxes, read_voc_masks
 
-__all__ = ["SPLITS", "Dataset", "Split", "check", "open_dataset"]
+__all__ = ["SPLITS", "Dataset", "Split", "open_dataset"]
 
 _READERS: dict[Reader, Callable[[DataConfig], Dataset]] = {
     Reader.image_list: read_image_list,
     Reader.json_splits: read_json_splits,
     Reader.digits: read_digits,
     Reader.sprites: read_sprites,
+    Reader.scenes: read_scenes,
+    Reader.coco: read_coco,
+    Reader.voc_boxes: read_voc_boxes,
+    Reader.voc_masks: read_voc_masks,
+    Reader.ade20k: read_ade20k,
 }
 
 
@@ -28,12 +35,3 @@ def open_dataset(config: DataConfig) -> Dataset:
     get it and what to type.
     """
     return _READERS[config.reader](config)
-
-
-def check(config: DataConfig) -> list[Problem]:
-    """Everything that keeps the data set from being opened; empty when all is well."""
-    try:
-        open_dataset(config)
-    except MissingDataError as error:
-        return list(error.problems)
-    return []

@@ -1,4 +1,4 @@
-"""The demo data sets, which need no download: scikit-learn's digits and rendered sprites.
+"""The demo data sets, which need no download: scikit-learn's digits, rendered sprites and scenes.
 
 Their pictures are kept in a cache folder (``$VPEFT_BENCH_CACHE``, else ``vpeft_bench`` below
 ``$XDG_CACHE_HOME`` or ``~/.cache``), under a name that holds the generator's version.
@@ -11,16 +11,24 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vpeft_bench.data import sprites
+from vpeft_bench.data import scenes, sprites
 from vpeft_bench.data.folders import fingerprint
 from vpeft_bench.data.schema import DataConfig
-from vpeft_bench.data.splits import ArraySplit, Dataset
+from vpeft_bench.data.splits import (
+    ArraySplit,
+    Dataset,
+    LabelMapSplit,
+    Objects,
+    ObjectSplit,
+    Split,
+)
 from vpeft_bench.errors import MissingDataError, Problem, unknown_name
 
 DIGITS_VERSION = 1
@@ -32,6 +40,13 @@ _RANGES = {
     "val": slice(800, 1000),
     "trainval": slice(0, 1000),
     "test": slice(1000, None),
+}
+
+_SCENE_RANGES = {
+    "train": range(0, 400),
+    "val": range(400, 500),
+    "trainval": range(0, 500),
+    "test": range(500, scenes.IMAGES),
 }
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -78,6 +93,74 @@ def read_sprites(config: DataConfig) -> Dataset:
             for name, range_ in _RANGES.items()
         },
     )
+
+
+def read_scenes(config: DataConfig) -> Dataset:
+    """The rendered scenes, see ``vpeft_bench.data.scenes``, with the truth ``config.variant``.
+
+    ``detection`` has boxes, ``instances`` has masks as well, ``segmentation`` has label maps, in
+    which the background is a class of its own. The pictures are the same for all of them.
+
+    Raises MissingDataError for a variant that does not exist.
+    """
+    variant = config.variant
+    if variant not in _SCENE_SPLITS:
+        raise MissingDataError([unknown_name("data.variant", variant, _SCENE_SPLITS)])
+    names: tuple[str, ...] = scenes.CLASS_NAMES
+    if variant == "segmentation":
+        names = ("background", *names)
+    return Dataset(
+        name=config.name,
+        num_classes=len(names),
+        fingerprint=fingerprint([f"scenes {variant} {scenes.VERSION}".encode()]),
+        splits={name: _SCENE_SPLITS[variant](range_) for name, range_ in _SCENE_RANGES.items()},
+        class_names=names,
+    )
+
+
+@dataclass(frozen=True)
+class _SceneSplit(Split):
+    """The scenes ``places``, which are not rendered before the first of them is asked for."""
+
+    places: range
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(_scenes("pixels")[self.places[index]])
+
+    def _truth(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """The map of shapes and the classes of scene ``index``."""
+        place = self.places[index]
+        return _scenes("instances")[place], _scenes("classes")[place]
+
+
+@dataclass(frozen=True)
+class _SceneBoxes(_SceneSplit, ObjectSplit):
+    def objects(self, index: int, masks: bool = True) -> Objects:
+        return scenes.objects(*self._truth(index), with_masks=False)
+
+
+@dataclass(frozen=True)
+class _SceneMasks(_SceneSplit, ObjectSplit):
+    has_masks: bool = True
+
+    def objects(self, index: int, masks: bool = True) -> Objects:
+        return scenes.objects(*self._truth(index), with_masks=masks)
+
+
+@dataclass(frozen=True)
+class _SceneLabelMaps(_SceneSplit, LabelMapSplit):
+    def label_map(self, index: int) -> NDArray[np.uint8]:
+        return scenes.label_map(*self._truth(index))
+
+
+_SCENE_SPLITS: dict[str, Callable[[range], Split]] = {
+    "detection": _SceneBoxes,
+    "instances": _SceneMasks,
+    "segmentation": _SceneLabelMaps,
+}
 
 
 def cache_folder() -> Path:
@@ -146,3 +229,17 @@ def _sprites(variant: str) -> Arrays:
 
 def _sprite_pixels(variant: str, split: str) -> NDArray[np.uint8]:
     return _sprites(variant)["pixels"][_RANGES[split]].astype(np.uint8, copy=False)
+
+
+@functools.cache
+def _all_scenes() -> Arrays:
+    return cached(f"scenes-v{scenes.VERSION}", _build_scenes)
+
+
+def _scenes(name: str) -> NDArray[np.uint8]:
+    return _all_scenes()[name].astype(np.uint8, copy=False)
+
+
+def _build_scenes() -> Arrays:
+    pixels, instances, classes = scenes.render()
+    return {"pixels": pixels, "instances": instances, "classes": classes}

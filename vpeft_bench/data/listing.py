@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
@@ -21,7 +22,8 @@ from vpeft_bench.data.folders import candidate_folders
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.errors import MissingDataError, Problem
 
-BENCHMARKS = ("demo", "vtab1k", "fgvc", "custom")
+BENCHMARKS = ("demo", "demo_dense", "vtab1k", "fgvc", "dense", "custom")
+CLASSIFICATION = "classification"
 MINIMUM_COLUMNS = 112  # the widest table: narrower ones would cut names short
 GROUPS = ("natural", "specialized", "structured", "")
 
@@ -35,12 +37,14 @@ class Listed:
         folder: where it lies, or would be looked for first; None where none is needed or given.
         problems: what keeps it from being opened; empty when it is there.
         sizes: number of pictures found, by split; empty when it cannot be opened.
+        task: ``classification``, ``detection`` or ``segmentation``.
     """
 
     config: DataConfig
     folder: Path | None
     problems: tuple[Problem, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
+    task: str = CLASSIFICATION
 
     @property
     def status(self) -> str:
@@ -58,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m vpeft_bench data",
         description="List every data set, and whether it is there.",
     )
-    for benchmark in ("vtab1k", "fgvc"):
+    for benchmark in ("vtab1k", "fgvc", "dense"):
         parser.add_argument(
             f"--{benchmark}", metavar="DIR", help=f"look for {benchmark} here: data.root=DIR"
         )
@@ -72,10 +76,28 @@ def compose_data_configs(directory: Path, names: Sequence[str]) -> list[DataConf
 
     Raises OmegaConf's error for a key or a type that DataConfig does not have.
     """
+    return [config for config, _ in _compose(directory, names)]
+
+
+def _compose(directory: Path, names: Sequence[str]) -> list[tuple[DataConfig, str]]:
+    """For all ``names`` the configuration that ``data=NAME`` chooses, and the task with it.
+
+    A data set may choose its task and head, which the primary config lets it. That one composes a
+    dozen files besides; here every group but ``data`` is left empty, unless the data set fills it.
+    """
+    groups = sorted(path.name for path in directory.iterdir() if path.is_dir())
+    empty = [{group: None} for group in groups if group != "data"]
+    primary = "data_alone"
     schema = OmegaConf.structured(DataConfig)
+    composed = []
     with initialize_config_dir(str(directory.absolute()), version_base="1.3"):
-        composed = [compose(overrides=[f"+data={name}"]).data for name in names]
-    return [cast(DataConfig, OmegaConf.to_object(OmegaConf.merge(schema, c))) for c in composed]
+        for name in names:
+            defaults = [*empty, {"data": name}, "_self_"]
+            ConfigStore.instance().store(primary, {"defaults": defaults})
+            config = compose(primary)
+            data = cast(DataConfig, OmegaConf.to_object(OmegaConf.merge(schema, config.data)))
+            composed.append((data, OmegaConf.select(config, "task.name", default=CLASSIFICATION)))
+    return composed
 
 
 def list_datasets(directory: Path, roots: Mapping[str, str] | None = None) -> list[Listed]:
@@ -85,12 +107,10 @@ def list_datasets(directory: Path, roots: Mapping[str, str] | None = None) -> li
         directory: the folder that holds ``data/``.
         roots: folders to look in instead of the configured ones, by benchmark.
     """
-    configs = compose_data_configs(directory, choices_on_disk(directory)["data"])
-    configs.sort(
-        key=lambda c: (_rank(c.benchmark, BENCHMARKS), c.benchmark, _rank(c.group, GROUPS), c.name)
-    )
+    composed = _compose(directory, choices_on_disk(directory)["data"])
+    composed.sort(key=lambda pair: _place(pair[0]))
     listed = []
-    for config in configs:
+    for config, task in composed:
         config.root = (roots or {}).get(config.benchmark, config.root)
         folders = candidate_folders(config)
         there = [folder for folder in folders if folder.is_dir()]
@@ -98,10 +118,10 @@ def list_datasets(directory: Path, roots: Mapping[str, str] | None = None) -> li
         try:
             splits = open_dataset(config).splits
         except MissingDataError as error:
-            listed.append(Listed(config, folder, error.problems))
+            listed.append(Listed(config, folder, error.problems, task=task))
         else:
             sizes = {name: len(split) for name, split in splits.items()}
-            listed.append(Listed(config, folder, sizes=sizes))
+            listed.append(Listed(config, folder, sizes=sizes, task=task))
     return listed
 
 
@@ -117,6 +137,12 @@ def print_datasets(listed: Sequence[Listed], console: Console | None = None) -> 
                 console.print(f"data={row.config.name}: {problem}", markup=False, soft_wrap=True)
 
 
+def _place(config: DataConfig) -> tuple[int, str, int, str]:
+    """Where a data set stands in the tables: by benchmark, group and name."""
+    benchmark = _rank(config.benchmark, BENCHMARKS)
+    return benchmark, config.benchmark, _rank(config.group, GROUPS), config.name
+
+
 def _rank(name: str, order: Sequence[str]) -> int:
     """The place of ``name`` in ``order``; names not in it come last."""
     return order.index(name) if name in order else len(order)
@@ -125,11 +151,17 @@ def _rank(name: str, order: Sequence[str]) -> int:
 def _table(benchmark: str, rows: Sequence[Listed]) -> Table:
     """The table of one benchmark; its title says where its data sets were looked for."""
     roots = sorted({row.config.root for row in rows if row.config.root})
-    places = {"demo": "comes with the package", "custom": "say where it lies: data.root=DIR"}
+    places = {
+        "demo": "comes with the package",
+        "demo_dense": "comes with the package",
+        "custom": "say where it lies: data.root=DIR",
+    }
     place = places.get(benchmark, f"looked in {', '.join(roots)}")
     table = Table(title=f"{benchmark}: {place}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("data=", no_wrap=True)
-    table.add_column("group")
+    # VTAB-1k has groups, and is classification throughout: there is no room for both.
+    grouped = any(row.config.group for row in rows)
+    table.add_column("group" if grouped else "task", no_wrap=True)
     for heading in ("classes", "train", "val", "test"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("licence")
@@ -138,7 +170,7 @@ def _table(benchmark: str, rows: Sequence[Listed]) -> Table:
         config = row.config
         table.add_row(
             config.name,
-            config.group,
+            config.group if grouped else row.task,
             "" if config.num_classes is None else str(config.num_classes),
             _size(row.sizes.get("train"), config.train_size),
             _size(row.sizes.get("val"), config.val_size),

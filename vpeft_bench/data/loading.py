@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from vpeft_bench.data.schema import Augmentation, DataConfig, Normalization, Resize
-from vpeft_bench.data.splits import Split
+from vpeft_bench.data.splits import LabelledSplit
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -98,7 +98,7 @@ def preprocessing_for(
 
 
 def build_loader(
-    split: Split,
+    split: LabelledSplit,
     preprocessing: Preprocessing,
     *,
     train: bool,
@@ -168,7 +168,12 @@ class _Batches(TorchDataset[Batch]):
     """Whole batches of a split by (epoch, indices), from memory where the split fits into it."""
 
     def __init__(
-        self, split: Split, preprocessing: Preprocessing, train: bool, seed: int, cache_gib: float
+        self,
+        split: LabelledSplit,
+        preprocessing: Preprocessing,
+        train: bool,
+        seed: int,
+        cache_gib: float,
     ) -> None:
         self.split = split
         self.preprocessing = preprocessing

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from vpeft_bench.metric_names import BoxMetric
+
 
 class Reader(Enum):
     """How the data set lies on disk, and so which module reads it."""
@@ -13,6 +15,16 @@ class Reader(Enum):
     json_splits = "json_splits"
     digits = "digits"
     sprites = "sprites"
+    scenes = "scenes"
+    """Rendered scenes with boxes, masks and label maps."""
+    coco = "coco"
+    """COCO's JSON files, boxes and masks."""
+    voc_boxes = "voc_boxes"
+    """Pascal VOC's XML files, boxes."""
+    voc_masks = "voc_masks"
+    """Pascal VOC's folders of palette PNG label maps."""
+    ade20k = "ade20k"
+    """ADE20K's folders of label maps."""
 
 
 class Normalization(Enum):
@@ -67,7 +79,15 @@ class DataConfig:
         cache_gib: a split whose decoded pictures fit this many GiB is kept in memory.
         licence: terms as far as known; the source's own page counts.
         source: where to get it.
-        variant: which of the rendered sprite sets: ``location``, ``count`` or ``orientation``.
+        variant: which of the rendered sprite sets: ``location``, ``count`` or ``orientation``; of
+            the rendered scenes: ``detection``, ``instances`` or ``segmentation``.
+        lists: where the readers of dense data sets find each split: name of the split to the file,
+            the folder or the image set, relative to the data set's folder.
+        hold_out: share of the training pictures that ``protocol=select`` validates on, for data
+            sets without a validation part beside the one that is reported (COCO, ADE20K); 0: the
+            data set has one.
+        box_metric: the headline of a detection data set.
+        zero_is_ignored: label maps count classes from 1, and 0 is no class (ADE20K).
     """
 
     name: str = ""
@@ -90,3 +110,7 @@ class DataConfig:
     licence: str = ""
     source: str = ""
     variant: str = ""
+    lists: dict[str, str] = field(default_factory=dict)
+    hold_out: float = 0.0
+    box_metric: BoxMetric = BoxMetric.coco
+    zero_is_ignored: bool = False

@@ -1,10 +1,11 @@
-"""What a reader hands back: a data set, made of splits that give pictures and labels by index."""
+"""What a reader hands back: a data set, made of splits that give pictures and targets by index."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +16,18 @@ from vpeft_bench.errors import ConfigError, VpeftBenchError, unknown_name
 SPLITS = ("train", "val", "trainval", "test")
 
 
-@dataclass(frozen=True, eq=False)
 class Split(ABC):
-    """Pictures and their classes, in the fixed order of their list.
+    """Pictures in the fixed order of their list.
 
     Attributes:
-        labels: (N,) int64 classes from 0.
+        task: what belongs to each of them decides which task they are for.
     """
 
-    labels: NDArray[np.int64]
+    task: ClassVar[str]
 
+    @abstractmethod
     def __len__(self) -> int:
         """Number of pictures."""
-        return len(self.labels)
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
@@ -35,7 +35,79 @@ class Split(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class FileSplit(Split):
+class LabelledSplit(Split):
+    """Pictures and their classes.
+
+    Attributes:
+        labels: (N,) int64 classes from 0.
+    """
+
+    task = "classification"
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of one picture, N of them (0 is allowed).
+
+    Attributes:
+        boxes: (N, 4) float32 left, top, right, bottom in pixels, from 0 at the picture's corner;
+            the right and bottom edges are exclusive.
+        labels: (N,) int64 classes from 0.
+        ignored: (N,) bool: regions that are neither trained on nor counted as missed (COCO's
+            crowds, Pascal VOC's difficult objects).
+        areas: (N,) float32 pixels, by which COCO's metric tells small from large.
+        masks: (N, H, W) bool, or None where the data set has none.
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    ignored: NDArray[np.bool_]
+    areas: NDArray[np.float32]
+    masks: NDArray[np.bool_] | None = None
+
+
+class ObjectSplit(Split):
+    """Pictures and the objects in them.
+
+    Attributes:
+        has_masks: whether objects have masks.
+    """
+
+    task = "detection"
+    has_masks: bool = False
+
+    @abstractmethod
+    def objects(self, index: int, masks: bool = True) -> Objects:
+        """The objects of picture ``index``; without their masks where they are not wanted."""
+
+
+class LabelMapSplit(Split):
+    """Pictures and a class for every pixel."""
+
+    task = "segmentation"
+
+    @abstractmethod
+    def label_map(self, index: int) -> NDArray[np.uint8]:
+        """(H, W) classes from 0 of picture ``index``; ``IGNORED_LABEL`` where there is none."""
+
+
+def read_picture(path: str) -> Image.Image:
+    """The file as 8-bit RGB; raises VpeftBenchError where it cannot be decoded."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        # A plain message: loader workers re-raise errors from their text alone.
+        raise VpeftBenchError(f"{path} cannot be read as a picture: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class FileSplit(LabelledSplit):
     """Pictures that are files.
 
     Attributes:
@@ -46,17 +118,11 @@ class FileSplit(Split):
 
     def image(self, index: int) -> Image.Image:
         """Picture ``index`` as 8-bit RGB; raises VpeftBenchError where it cannot be decoded."""
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except OSError as error:
-            # A plain message: loader workers re-raise errors from their text alone.
-            raise VpeftBenchError(f"{path} cannot be read as a picture: {error}") from error
+        return read_picture(self.paths[index])
 
 
 @dataclass(frozen=True, eq=False)
-class ArraySplit(Split):
+class ArraySplit(LabelledSplit):
     """Pictures that are rendered, and not before the first of them is asked for.
 
     Attributes:
@@ -89,6 +155,17 @@ class Dataset:
     fingerprint: str
     splits: Mapping[str, Split]
     class_names: tuple[str, ...] | None = None
+
+    @property
+    def task(self) -> str:
+        """The task that it is for."""
+        return self.split("test").task
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether its objects have masks."""
+        splits = self.splits.values()
+        return all(isinstance(split, ObjectSplit) and split.has_masks for split in splits)
 
     def split(self, name: str) -> Split:
         """The split ``name``; raises ConfigError for a name not in ``SPLITS``."""

@@ -31,13 +31,13 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
 
-_SUBPIXELS = 4  # per side: a pixel's coverage is counted on a 4x4 grid
-_UNITS = 64  # positions and radii are drawn in 64ths of a pixel
-_ANGLES = 1440  # orientations are drawn in quarters of a degree
-_TURN = 2 * np.pi * np.arange(_ANGLES) / _ANGLES
+SUBPIXELS = 4  # per side: a pixel's coverage is counted on a 4x4 grid
+UNITS = 64  # positions and radii are drawn in 64ths of a pixel
+ANGLES = 1440  # orientations are drawn in quarters of a degree
+_TURN = 2 * np.pi * np.arange(ANGLES) / ANGLES
 # Sines differ in their last bit between machines; rounded they do not.
-_COS = np.round(np.cos(_TURN), 6).astype(np.float32)
-_SIN = np.round(np.sin(_TURN), 6).astype(np.float32)
+COS = np.round(np.cos(_TURN), 6).astype(np.float32)
+SIN = np.round(np.sin(_TURN), 6).astype(np.float32)
 _CHUNK = 128  # pictures drawn at once: small enough for the processor's cache
 
 _SEEDS = {"location": 1, "count": 2, "orientation": 3}
@@ -97,16 +97,16 @@ def _lone_sprites(rng: Generator, variant: str, labels: Ints, dark_background: B
     # by less than a pixel can show.
     within = rng.integers(-30, 31, size=IMAGES)  # hundredths of a class, from its middle
     if variant == "location":
-        radius = rng.integers(2 * _UNITS + 32, 4 * _UNITS + 32, size=IMAGES)
-        margin = 4 * _UNITS
-        width = SIZE * _UNITS - 2 * margin
+        radius = rng.integers(2 * UNITS + 32, 4 * UNITS + 32, size=IMAGES)
+        margin = 4 * UNITS
+        width = SIZE * UNITS - 2 * margin
         x = margin + width * (100 * labels + 50 + within) // (100 * NUM_CLASSES[variant])
-        y = rng.integers(margin, SIZE * _UNITS - margin, size=IMAGES)
-        angle = rng.integers(0, _ANGLES, size=IMAGES)
+        y = rng.integers(margin, SIZE * UNITS - margin, size=IMAGES)
+        angle = rng.integers(0, ANGLES, size=IMAGES)
     else:
-        radius = rng.integers(7 * _UNITS, 12 * _UNITS, size=IMAGES)
-        x, y = rng.integers(13 * _UNITS, 19 * _UNITS, size=(2, IMAGES))
-        angle = _ANGLES * (100 * labels + within) // (100 * NUM_CLASSES[variant]) % _ANGLES
+        radius = rng.integers(7 * UNITS, 12 * UNITS, size=IMAGES)
+        x, y = rng.integers(13 * UNITS, 19 * UNITS, size=(2, IMAGES))
+        angle = ANGLES * (100 * labels + within) // (100 * NUM_CLASSES[variant]) % ANGLES
     hue = rng.integers(0, 1536, size=IMAGES)
     return _Sprites(
         kind=np.array(_KINDS[variant])[rng.integers(0, len(_KINDS[variant]), size=IMAGES)],
@@ -126,12 +126,12 @@ def _draw_many(canvas: Ints, rng: Generator, counts: Ints, dark_background: Bool
     for layer in range(most):
         # Drawn for all pictures and used for some, so that the order of draws is the same for all.
         cell = np.stack([cells[:, layer] % 4, cells[:, layer] // 4], axis=1)
-        shift = rng.integers(-_UNITS, _UNITS + 1, size=(IMAGES, 2))
+        shift = rng.integers(-UNITS, UNITS + 1, size=(IMAGES, 2))
         layer_sprites = _Sprites(
             kind=np.array(_KINDS["count"])[rng.integers(0, len(_KINDS["count"]), size=IMAGES)],
-            centre=(8 * cell + 4) * _UNITS + shift,
-            radius=rng.integers(2 * _UNITS + 48, 4 * _UNITS + 16, size=IMAGES),
-            angle=rng.integers(0, _ANGLES, size=IMAGES),
+            centre=(8 * cell + 4) * UNITS + shift,
+            radius=rng.integers(2 * UNITS + 48, 4 * UNITS + 16, size=IMAGES),
+            angle=rng.integers(0, ANGLES, size=IMAGES),
             colour=_sprite_colours(rng, first_hue + 1536 // most * hues[:, layer], dark_background),
         )
         _draw(canvas, np.flatnonzero(counts > layer), layer_sprites)
@@ -145,23 +145,23 @@ def _draw(canvas: Ints, pictures: Ints, sprites: _Sprites) -> None:
             chunk = chosen[start : start + _CHUNK]
             covered = _coverage(str(kind), sprites, chunk)[..., None]
             colour = sprites.colour[chunk][:, None, None, :]
-            full = _SUBPIXELS**2
+            full = SUBPIXELS**2
             blend = canvas[chunk] * (full - covered) + colour * covered
             canvas[chunk] = (blend + full // 2) // full
 
 
 def _coverage(kind: str, sprites: _Sprites, chunk: Ints) -> Ints:
     """How many of the 16 points in each pixel lie in the sprite: (len(chunk), 32, 32)."""
-    steps = (np.arange(SIZE * _SUBPIXELS, dtype=np.float32) + np.float32(0.5)) / _SUBPIXELS
-    radius = (sprites.radius[chunk].astype(np.float32) / _UNITS)[:, None]
-    centre = sprites.centre[chunk].astype(np.float32) / _UNITS
+    steps = (np.arange(SIZE * SUBPIXELS, dtype=np.float32) + np.float32(0.5)) / SUBPIXELS
+    radius = (sprites.radius[chunk].astype(np.float32) / UNITS)[:, None]
+    centre = sprites.centre[chunk].astype(np.float32) / UNITS
     x = ((steps - centre[:, :1]) / radius)[:, None, :]
     y = ((steps - centre[:, 1:]) / radius)[:, :, None]
-    cos, sin = (table[sprites.angle[chunk]][:, None, None] for table in (_COS, _SIN))
-    inside = _SHAPES[kind](cos * x + sin * y, cos * y - sin * x)
+    cos, sin = (table[sprites.angle[chunk]][:, None, None] for table in (COS, SIN))
+    inside = SHAPES[kind](cos * x + sin * y, cos * y - sin * x)
     # Rows before columns: a sum over both at once is several times slower.
-    rows = inside.reshape(len(chunk), SIZE, _SUBPIXELS, -1).sum(axis=2, dtype=np.uint8)
-    covered: Ints = rows.reshape(len(chunk), SIZE, SIZE, _SUBPIXELS).sum(axis=3, dtype=np.int64)
+    rows = inside.reshape(len(chunk), SIZE, SUBPIXELS, -1).sum(axis=2, dtype=np.uint8)
+    covered: Ints = rows.reshape(len(chunk), SIZE, SIZE, SUBPIXELS).sum(axis=3, dtype=np.int64)
     return covered
 
 
@@ -207,7 +207,7 @@ def _drop(u: Floats, v: Floats) -> Bools:
     return ball | tip
 
 
-_SHAPES = {
+SHAPES = {
     "disc": _disc,
     "square": _square,
     "ellipse": _ellipse,
@@ -223,7 +223,7 @@ def _backgrounds(rng: Generator, dark: Bools) -> Ints:
     """(3000, 32, 32, 3) backgrounds of little colour: plain, cloudy or striped, with some grain."""
     value = np.where(dark, rng.integers(20, 90, size=IMAGES), rng.integers(180, 236, size=IMAGES))
     saturation = rng.integers(0, 80, size=IMAGES)
-    colour = _rgb(rng.integers(0, 1536, size=IMAGES), saturation, value)
+    colour = rgb(rng.integers(0, 1536, size=IMAGES), saturation, value)
 
     # Clouds: values at the corners of cells of 8 pixels, blended linearly between them.
     corners = rng.integers(-24, 25, size=(IMAGES, 5, 5))
@@ -249,12 +249,12 @@ def _sprite_colours(rng: Generator, hue: Ints, dark_background: Bools) -> Ints:
     """(3000, 3) strong colours of the given hues: bright on dark pictures, dark on bright ones."""
     bright = rng.integers(210, 256, size=IMAGES)
     dark = rng.integers(70, 150, size=IMAGES)
-    return _rgb(
+    return rgb(
         hue % 1536, rng.integers(150, 256, size=IMAGES), np.where(dark_background, bright, dark)
     )
 
 
-def _rgb(hue: Ints, saturation: Ints, value: Ints) -> Ints:
+def rgb(hue: Ints, saturation: Ints, value: Ints) -> Ints:
     """RGB from 0 to 255 of colours given by hue (0 to 1535), saturation and value (0 to 255)."""
     # A channel's share falls from 255 to 0 with the hue's distance from the channel's own.
     distance = np.abs((hue[:, None] - np.array([0, 512, 1024]) + 768) % 1536 - 768)

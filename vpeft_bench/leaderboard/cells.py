@@ -38,6 +38,7 @@ class Entry:
         weights_fingerprint: hash of the weights; empty for random ones, which differ by seed.
         normalization: name of the normalisation asked for.
         precision: arithmetic of the training.
+        head: name of the dense head; empty for classification.
     """
 
     protocol: str
@@ -48,6 +49,7 @@ class Entry:
     weights_fingerprint: str
     normalization: str
     precision: str
+    head: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,26 @@ class Cell:
 
     @property
     def metrics(self) -> list[Metrics]:
-        """Last-epoch accuracies of the runs that ended well, by seed."""
+        """What the last epochs of the runs that ended well reached, by seed."""
         return self.each(lambda run: run.happened.last_epoch)
 
     @property
-    def top1(self) -> Spread:
-        """Top-1 accuracy at the last epoch over the runs that ended well, percent."""
-        return Spread.of([metrics.top1 for metrics in self.metrics])
+    def headline(self) -> str | None:
+        """The metric that the data set is ranked by; None where no run ended well."""
+        return self.metrics[0].headline if self.metrics else None
+
+    @property
+    def score(self) -> Spread:
+        """The headline metric at the last epoch over the runs that ended well, percent."""
+        values = [metrics.value for metrics in self.metrics]
+        known = [value for value in values if value is not None]
+        return Spread.of(known if len(known) == len(values) else [])
+
+    def value(self, metric: str) -> float | None:
+        """Mean of a metric at the last epoch, percent; None unless every finished run has it."""
+        values = [metrics.values.get(metric) for metrics in self.metrics]
+        known = [value for value in values if value is not None]
+        return fmean(known) if known and len(known) == len(values) else None
 
     @property
     def data_versions(self) -> list[str]:
@@ -264,6 +279,7 @@ def _entry(record: RunRecord, weights: dict[str, set[tuple[str, str]]]) -> Entry
         weights_fingerprint=fingerprint,
         normalization=_text(record, "data", "normalization"),
         precision=_text(record, "hardware", "precision"),
+        head=_text(record, "head", "name") if record.asked.get("head") else "",
     )
 
 

@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         print_datasets(console, scored)
         written += _write(
             options.out / f"datasets_{protocol}",
-            f"Every data set; {what_is_shown(protocol)}",
+            f"Every data set; {what_is_shown(protocol, scored)}",
             dataset_csv_rows(scored),
             dataset_rows(scored),
         )
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         print_summary(console, table)
         written += _write(
             options.out / f"{table.benchmark.name}_{table.protocol}_summary",
-            f"{table.benchmark.name}; {what_is_shown(table.protocol)}",
+            f"{table.benchmark.name}; {table.what_is_shown}",
             summary_csv_rows(table),
             summary_rows(table),
         )
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"where the tables are written (default: {DEFAULT_OUT})",
     )
     parser.add_argument(
-        "--benchmark", metavar="NAME", help="only this benchmark, such as vtab1k, fgvc or demo"
+        "--benchmark", metavar="NAME", help="only this benchmark, such as vtab1k or demo"
     )
     parser.add_argument("--protocol", choices=sorted(PROTOCOL_SPLIT), help="only this protocol")
     return parser

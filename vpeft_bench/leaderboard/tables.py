@@ -25,6 +25,7 @@ from vpeft_bench.leaderboard.formats import (
     short_options,
     span,
 )
+from vpeft_bench.metric_names import BESIDE, TITLES
 from vpeft_bench.record import Split, Status
 
 Row = dict[str, str]
@@ -70,9 +71,9 @@ class SummaryRow:
         return [count for cell in self.cells for count in _parameters(cell)]
 
     def value(self, dataset: str) -> float | None:
-        """Accuracy on a data set, percent; None where not exactly one configuration has one."""
+        """The headline metric, percent; None where not exactly one configuration has one."""
         cells = self.configurations.get(dataset, ())
-        return cells[0].top1.mean if len(cells) == 1 else None
+        return cells[0].score.mean if len(cells) == 1 else None
 
     def lines(self, dataset: str) -> tuple[str, ...]:
         """What the table says of a data set, in the pieces it may be broken into."""
@@ -86,16 +87,18 @@ class SummaryRow:
         word = str(Status.INTERRUPTED if interrupted else Status.FAILED)
         if not cell.finished:
             return (word,)
-        deviation = "" if cell.top1.std is None else f"± {percent(cell.top1.std)} "
+        deviation = "" if cell.score.std is None else f"± {percent(cell.score.std)} "
         lost = (f"{len(cell.unfinished)} {word}",) if cell.unfinished else ()
-        return (percent(cell.top1.mean), f"{deviation}({cell.top1.n})", *lost)
+        return (percent(cell.score.mean), f"{deviation}({cell.score.n})", *lost)
 
     def mean(self, datasets: Sequence[str]) -> float | None:
         """Plain mean over data sets, percent; None unless every one of them has a value."""
         return _mean([self.value(dataset) for dataset in datasets])
 
     def means(self) -> dict[str, float | None]:
-        """The benchmark's means by name; the first one orders the table."""
+        """The benchmark's means by name, if it has any; the first one orders the table."""
+        if not self.benchmark.averaged:
+            return {}
         datasets = self.benchmark.datasets
         means = {f"mean over {len(datasets)} datasets": self.mean(datasets)}
         if groups := self.group_means():
@@ -105,7 +108,7 @@ class SummaryRow:
     def group_means(self) -> dict[str, float | None]:
         """Mean over the data sets of each group, for a benchmark of several groups."""
         groups = self.benchmark.groups
-        if len(groups) == 1:
+        if len(groups) == 1 or not self.benchmark.averaged:
             return {}
         return {f"mean of {name}": self.mean(members) for name, members in groups.items()}
 
@@ -117,6 +120,11 @@ class Summary:
     benchmark: Benchmark
     protocol: str
     rows: tuple[SummaryRow, ...]
+
+    @property
+    def what_is_shown(self) -> str:
+        """What its numbers are, in a few words."""
+        return what_is_shown(self.protocol, [cell for row in self.rows for cell in row.cells])
 
 
 def summaries(cells: Iterable[Cell]) -> list[Summary]:
@@ -144,7 +152,7 @@ def strangers(cells: Iterable[Cell]) -> list[str]:
 
 
 def best_first(cells: Iterable[Cell]) -> list[Cell]:
-    """Cells with those of one data set together, best accuracy first."""
+    """Cells with those of one data set together, best headline metric first."""
 
     def place(cell: Cell) -> int:
         member = _member(cell)
@@ -156,17 +164,19 @@ def best_first(cells: Iterable[Cell]) -> list[Cell]:
             cell.benchmark,
             place(cell),
             cell.data,
-            _descending(cell.top1.mean),
+            _descending(cell.score.mean),
             cell.entry,
             cell.config_hash,
         ),
     )
 
 
-def what_is_shown(protocol: str) -> str:
-    """What the accuracies of a table under ``protocol`` are, in a few words."""
+def what_is_shown(protocol: str, cells: Iterable[Cell]) -> str:
+    """What the numbers of a table of ``cells`` under ``protocol`` are, in a few words."""
     split = _SPLIT_WORD[PROTOCOL_SPLIT[protocol]]
-    return f"protocol {protocol}: top-1 {split} accuracy, %, last epoch, mean ± std (n seeds)"
+    headlines = {cell.headline for cell in cells if cell.headline}
+    what = "headline metric" if len(headlines) > 1 else "".join(TITLES[name] for name in headlines)
+    return f"protocol {protocol}: {what} on {split} images, %, last epoch, mean ± std (n seeds)"
 
 
 def summary_csv_rows(summary: Summary) -> list[Row]:
@@ -178,6 +188,7 @@ def summary_csv_rows(summary: Summary) -> list[Row]:
             "method": row.entry.method,
             "options": row.entry.options,
             "backbone": row.entry.backbone,
+            "head": row.entry.head,
             "weights": row.entry.weights,
             "weights_fingerprint": row.entry.weights_fingerprint,
             "normalization": row.entry.normalization,
@@ -210,8 +221,9 @@ def summary_rows(summary: Summary) -> list[Row]:
     ]
 
 
-def dataset_csv_rows(cells: Iterable[Cell]) -> list[Row]:
-    """Every cell with all that is known of it, for a file; accuracies are percentages."""
+def dataset_csv_rows(cells: Sequence[Cell]) -> list[Row]:
+    """Every cell with all that is known of it, for a file; metrics are percentages."""
+    metrics = _metrics(cells)
     return [
         {
             "benchmark": cell.benchmark,
@@ -221,6 +233,7 @@ def dataset_csv_rows(cells: Iterable[Cell]) -> list[Row]:
             "method": cell.entry.method,
             "options": cell.entry.options,
             "backbone": cell.entry.backbone,
+            "head": cell.entry.head,
             "weights": cell.entry.weights,
             "weights_fingerprint": cell.entry.weights_fingerprint,
             "normalization": cell.entry.normalization,
@@ -228,11 +241,12 @@ def dataset_csv_rows(cells: Iterable[Cell]) -> list[Row]:
             "config_hash": cell.config_hash,
             "n": str(len(cell.finished)),
             "seeds": " ".join(map(str, cell.seeds)),
-            "top1_mean": exact(cell.top1.mean),
-            "top1_std": exact(cell.top1.std),
-            "top1_min": exact(cell.top1.low),
-            "top1_max": exact(cell.top1.high),
-            "mean_per_class_mean": exact(_mean_per_class(cell)),
+            "metric": cell.headline or "",
+            "metric_mean": exact(cell.score.mean),
+            "metric_std": exact(cell.score.std),
+            "metric_min": exact(cell.score.low),
+            "metric_max": exact(cell.score.high),
+            **{f"{name}_mean": exact(cell.value(name)) for name in metrics},
             "parameters_method": span(_parameters(cell)),
             "parameters_head": span(_head_parameters(cell)),
             "parameters_total": span(_all_parameters(cell)),
@@ -252,6 +266,10 @@ def dataset_csv_rows(cells: Iterable[Cell]) -> list[Row]:
 
 def dataset_rows(cells: Sequence[Cell]) -> list[Row]:
     """Every cell for a reader: rounded, short names, units in the column names."""
+    headlines = {cell.headline for cell in cells if cell.headline}
+    score = f"{TITLES[next(iter(headlines))]} %" if len(headlines) == 1 else "metric %"
+    beside = {name for headline in headlines for name in BESIDE.get(headline, ())}
+    shown_beside = [name for name in _metrics(cells) if name in beside]
     configurations = Counter((cell.benchmark, cell.data, cell.entry) for cell in cells)
     versions: dict[tuple[str, str], set[str]] = defaultdict(set)
     for cell in cells:
@@ -266,10 +284,11 @@ def dataset_rows(cells: Sequence[Cell]) -> list[Row]:
             "config": cell.config_hash[:_SHORT_HASH]
             if configurations[cell.benchmark, cell.data, cell.entry] > 1
             else "",
-            "top-1 %": percent(cell.top1.mean),
-            "± std": percent(cell.top1.std),
+            "metric": TITLES[cell.headline] if cell.headline and len(headlines) > 1 else "",
+            score: percent(cell.score.mean),
+            "± std": percent(cell.score.std),
             "n": str(len(cell.finished)),
-            "per class %": percent(_mean_per_class(cell)),
+            **{f"{TITLES[name]} %": percent(cell.value(name)) for name in shown_beside},
             "params": quantity(_largest(_parameters(cell))),
             "head params": quantity(_largest(_head_parameters(cell))),
             "delta KiB": quantity(_largest(_delta_bytes(cell)), KIB),
@@ -328,6 +347,7 @@ def _entry_columns(entry: Entry) -> Row:
         "method": entry.method,
         "options": short_options(entry.options),
         "backbone": entry.backbone,
+        "head": entry.head,
         "weights": f"{entry.weights} {_short(entry.weights_fingerprint)}".strip(),
         "normalization": entry.normalization,
         "precision": entry.precision,
@@ -351,8 +371,10 @@ def _reasons(cell: Cell) -> list[str]:
     return [f"{counts[reason]} x {reason}" for reason in sorted(counts)]
 
 
-def _mean_per_class(cell: Cell) -> float | None:
-    return _mean([metrics.mean_per_class_accuracy for metrics in cell.metrics])
+def _metrics(cells: Iterable[Cell]) -> list[str]:
+    """Every metric that some run has, in the order of their list."""
+    found = {name for cell in cells for metrics in cell.metrics for name in metrics.values}
+    return [name for name in TITLES if name in found]
 
 
 def _parameters(cell: Cell) -> list[int]:

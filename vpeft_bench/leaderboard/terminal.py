@@ -25,8 +25,8 @@ from vpeft_bench.leaderboard.tables import (
     what_is_shown,
 )
 
-_FILES_ONLY = {"per class %", "head params", "delta KiB"}
-_SAID_ONCE = {"data", "backbone", "weights", "normalization", "precision"}
+_FILES_ONLY = {"mean per class %", "head params", "delta KiB"}
+_SAID_ONCE = {"data", "backbone", "head", "weights", "normalization", "precision"}
 _UNLIMITED = 10_000
 _MEASURED = {"params", "train s", "images/s", "peak MiB"}
 _LEFT_ALIGNED = {"method", "options", "config", "data version", "notes", *_SAID_ONCE}
@@ -39,10 +39,10 @@ def print_summary(console: Console, summary: Summary) -> None:
         {"#": str(number), **{name: row[name] for name in row if name not in benchmark.datasets}}
         for number, row in enumerate(summary_rows(summary), start=1)
     ]
-    _print(console, f"{benchmark.name}; {what_is_shown(summary.protocol)}", overview)
+    _print(console, f"{benchmark.name}; {summary.what_is_shown}", overview)
     for group, datasets in benchmark.groups.items():
         rows = [
-            {"#": line["#"], "method": line["method"], **_accuracies(row, datasets)}
+            {"#": line["#"], "method": line["method"], **_values(row, datasets)}
             for line, row in zip(overview, summary.rows, strict=True)
         ]
         _print(console, f"{benchmark.name}, {group}", rows)
@@ -54,14 +54,15 @@ def print_summary(console: Console, summary: Summary) -> None:
 def print_datasets(console: Console, cells: Sequence[Cell]) -> None:
     """Print one table for each protocol and data set; the cells of each come together."""
     for (protocol, data), group in groupby(cells, lambda cell: (cell.entry.protocol, cell.data)):
+        together = list(group)
         rows = [
             {name: row[name] for name in row if name not in _FILES_ONLY}
-            for row in dataset_rows(list(group))
+            for row in dataset_rows(together)
         ]
-        _print(console, f"{data}; {what_is_shown(protocol)}", rows)
+        _print(console, f"{data}; {what_is_shown(protocol, together)}", rows)
 
 
-def _accuracies(row: SummaryRow, datasets: Sequence[str]) -> Row:
+def _values(row: SummaryRow, datasets: Sequence[str]) -> Row:
     """One row's data sets, names and values broken into short lines."""
     return {
         name.replace("_", " "): "\n".join(row.lines(name))

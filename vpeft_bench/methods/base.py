@@ -100,6 +100,7 @@ class Method:
         unsupported: for families it is not defined on, the reason shown to the user.
         not_mergeable: why it cannot be merged with its default options, or None where it can; where
             other options decide otherwise, :attr:`merge_refusal` does.
+        not_dense: why it cannot serve dense heads (detection, segmentation), or None where it can.
     """
 
     name: ClassVar[str]
@@ -112,6 +113,7 @@ class Method:
     families: ClassVar[tuple[str, ...]] = ("vit", "swin")
     unsupported: ClassVar[dict[str, str]] = {}
     not_mergeable: ClassVar[str | None] = None
+    not_dense: ClassVar[str | None] = None
 
     def place(self, backbone: Backbone) -> None:
         """Place modules on the backbone; every original parameter is frozen when this is called."""
@@ -136,6 +138,16 @@ class Method:
     def merge_refusal(self) -> str | None:
         """Why it cannot be merged with these options, or None; ``not_mergeable`` by default."""
         return self.not_mergeable
+
+    @property
+    def dense_refusal(self) -> str | None:
+        """Why it cannot serve a dense head, or None where it can.
+
+        A dense head reads the residual streams, and has no classes for a picture.
+        """
+        if self.selects:
+            return "it chooses what it trains by a classifier's gradients or classes"
+        return self.not_dense
 
     def obstacles(self, backbone: Backbone) -> Iterator[str]:
         """What stands against merging on this very backbone."""

@@ -47,6 +47,7 @@ class HST(Method):
     )
     families = ("vit",)
     unsupported = {"swin": "its meta tokens and bridges expect one width and one grid of patches"}
+    not_dense = "its pyramid gives one vector per picture, for a classifier"
     not_mergeable = "the side network replaces what the head reads"
 
     prompt_length: int = option(1, "n, meta tokens per block (authors: 1)", minimum=1)

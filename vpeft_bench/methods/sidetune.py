@@ -64,6 +64,7 @@ class SideTuning(Method):
         "frozen model",
         "no published row of the benchmark's tables lists it",
     )
+    not_dense = "its side network gives one vector per picture, for a classifier"
     not_mergeable = "the side network reads the image, not the backbone's activations"
 
     alpha: float = option(0.0, "a at the start: the gate is sigmoid(a) (modelscope: 0)")

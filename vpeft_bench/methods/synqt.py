@@ -46,6 +46,7 @@ class SynQT(Method):
     )
     families = ("vit",)
     unsupported = {"swin": "its queries read all tokens of a block, which attends within windows"}
+    not_dense = "its queries give one vector per picture, for a classifier"
     not_mergeable = "the head reads the queries, not the backbone's tokens"
 
     prompt_length: int = option(4, "T, queries per block (authors: 1, 4 or 16)", minimum=1)

@@ -1,46 +1,85 @@
-"""The optimizer and learning-rate schedule shared by the tasks."""
+"""The optimizer and the learning-rate schedules shared by the tasks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from vpeft_bench.config import TrainConfig
+from vpeft_bench.config import Schedule, TrainConfig
 
 
-def adamw(parameters: Iterable[nn.Parameter], train: TrainConfig) -> torch.optim.AdamW:
+class Trained(NamedTuple):
+    """A trained parameter.
+
+    Attributes:
+        parameter: the tensor.
+        lr_factor: its learning rate over ``train.lr``.
+    """
+
+    parameter: nn.Parameter
+    lr_factor: float = 1.0
+
+
+def adamw(trained: Iterable[Trained], train: TrainConfig) -> torch.optim.AdamW:
     """AdamW; tensors of fewer than two dimensions are not decayed unless ``train.decay_all``."""
-    trained = [p for p in parameters if p.requires_grad]
-    decayed = [p for p in trained if p.ndim >= 2 or train.decay_all]
-    kept = [p for p in trained if p.ndim < 2 and not train.decay_all]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": train.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=train.lr)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter, lr_factor in trained:
+        if parameter.requires_grad:
+            decayed = parameter.ndim >= 2 or train.decay_all
+            groups.setdefault((lr_factor, decayed), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": train.lr * lr_factor,
+                "weight_decay": train.weight_decay if decayed else 0.0,
+            }
+            for (lr_factor, decayed), parameters in groups.items()
+        ],
+        lr=train.lr,
+    )
 
 
-def warmup_cosine(
+def schedule(
     optimizer: torch.optim.Optimizer, train: TrainConfig, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear from ``warmup_lr`` to ``lr``, then half a cosine down to ``min_lr``, per step.
+    """Linear from ``warmup_lr`` to ``lr``, then ``train.schedule``, per step.
 
     A warm-up longer than the training is cut to half of it.
     """
     total = train.epochs * steps_per_epoch
     warmup = min(round(train.warmup_epochs * steps_per_epoch), total // 2)
+    after = _AFTER_WARMUP[train.schedule]
 
     def factor(step: int) -> float:
         if step < warmup:
-            lr = train.warmup_lr + (train.lr - train.warmup_lr) * step / warmup
-        else:
-            progress = min((step - warmup) / max(1, total - warmup - 1), 1.0)
-            cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
-            lr = train.min_lr + (train.lr - train.min_lr) * cosine
-        return lr / train.lr
+            return (train.warmup_lr + (train.lr - train.warmup_lr) * step / warmup) / train.lr
+        progress = min((step - warmup) / max(1, total - warmup - 1), 1.0)
+        return after(train, progress, step / steps_per_epoch) / train.lr
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _cosine(train: TrainConfig, progress: float, epoch: float) -> float:
+    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return train.min_lr + (train.lr - train.min_lr) * cosine
+
+
+def _poly(train: TrainConfig, progress: float, epoch: float) -> float:
+    return train.min_lr + (train.lr - train.min_lr) * (1.0 - progress)
+
+
+def _step(train: TrainConfig, progress: float, epoch: float) -> float:
+    passed = sum(epoch >= milestone for milestone in train.milestones)
+    return float(train.lr * 0.1**passed)
+
+
+_AFTER_WARMUP: dict[Schedule, Callable[[TrainConfig, float, float], float]] = {
+    Schedule.cosine: _cosine,
+    Schedule.poly: _poly,
+    Schedule.step: _step,
+}

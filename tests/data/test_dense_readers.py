@@ -1,0 +1,707 @@
+"""Readers of boxes, masks and label maps: on the real files, and on small made-up ones."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as reference_mask
+from pycocotools.coco import COCO
+
+from vpeft_bench.config import IGNORED_LABEL
+from vpeft_bench.data.ade20k import read_ade20k
+from vpeft_bench.data.coco import CocoSplit, read_coco
+from vpeft_bench.data.dense_files import FileMaps, FileObjects
+from vpeft_bench.data.listing import compose_data_configs
+from vpeft_bench.data.schema import BoxMetric, DataConfig, Reader
+from vpeft_bench.data.splits import SPLITS, Dataset
+from vpeft_bench.data.voc import read_voc_boxes, read_voc_masks
+from vpeft_bench.errors import MissingDataError, VpeftBenchError
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning:pycocotools")
+
+Read = Callable[[DataConfig], Dataset]
+
+
+def composed(config_dir: Path, name: str, root: Path, **lists: str) -> DataConfig:
+    [config] = compose_data_configs(config_dir, [name])
+    config.root = str(root)
+    config.lists.update(lists)
+    return config
+
+
+def sizes_of(dataset: Dataset) -> dict[str, int]:
+    return {name: len(dataset.split(name)) for name in SPLITS}
+
+
+def problems_of(read: Read, config: DataConfig) -> str:
+    with pytest.raises(MissingDataError) as raised:
+        read(config)
+    assert "data.root=DIR" in raised.value.problems[-1].fix
+    return str(raised.value)
+
+
+def object_split(dataset: Dataset, name: str) -> FileObjects:
+    split = dataset.split(name)
+    assert isinstance(split, FileObjects)
+    return split
+
+
+def map_split(dataset: Dataset, name: str) -> FileMaps:
+    split = dataset.split(name)
+    assert isinstance(split, FileMaps)
+    return split
+
+
+def compare_with_pycocotools(split: CocoSplit, file: Path) -> int:
+    """Every object against what COCO's own code reads from the same file; how many there were."""
+    reference = COCO(str(file))
+    numbers = {id_: number for number, id_ in enumerate(sorted(reference.getCatIds()))}
+    by_name = {record["file_name"]: record for record in reference.imgs.values()}
+    count = 0
+    for index, picture in enumerate(split.pictures):
+        expected = reference.imgToAnns[by_name[picture.name]["id"]]
+        objects = split.objects(index)
+        boxes = np.array([record["bbox"] for record in expected]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        np.testing.assert_allclose(objects.boxes, boxes, rtol=1e-6)
+        assert objects.labels.tolist() == [numbers[record["category_id"]] for record in expected]
+        assert objects.ignored.tolist() == [bool(record["iscrowd"]) for record in expected]
+        np.testing.assert_allclose(objects.areas, [record["area"] for record in expected])
+        assert objects.masks is not None
+        assert objects.masks.shape == (len(expected), picture.size[1], picture.size[0])
+        for drawn, record in zip(objects.masks, expected, strict=True):
+            assert np.array_equal(drawn, reference.annToMask(record).astype(bool))
+        count += len(expected)
+    return count
+
+
+def test_real_coco(config_dir: Path, shared_data: Path) -> None:
+    dataset = read_coco(composed(config_dir, "coco", shared_data))
+    assert sizes_of(dataset) == {"train": 25, "val": 1, "trainval": 26, "test": 27}
+    assert dataset.num_classes == 80
+    assert dataset.class_names is not None
+    assert (dataset.class_names[0], dataset.class_names[79]) == ("person", "toothbrush")
+
+    annotations = shared_data / "coco" / "annotations"
+    counted = {}
+    for name, file in (("trainval", "train2017"), ("test", "val2017")):
+        split = dataset.split(name)
+        assert isinstance(split, CocoSplit)
+        assert split.has_masks
+        counted[name] = compare_with_pycocotools(split, annotations / f"instances_{file}.json")
+    assert counted == {"trainval": 181, "test": 174}
+    crowds = [split.objects(i).ignored.sum() for i in range(27)]
+    assert sum(crowds) == 2
+    assert split.image(0).size == split.pictures[0].size
+
+    # The picture without objects is kept.
+    trainval = object_split(dataset, "trainval")
+    [empty] = [i for i in range(26) if len(trainval.objects(i).labels) == 0]
+    objects = trainval.objects(empty)
+    assert (objects.boxes.shape, objects.boxes.dtype) == ((0, 4), np.float32)
+    assert objects.masks is not None
+    assert objects.masks.shape[0] == 0
+
+
+def test_real_nuclei(config_dir: Path, shared_data: Path) -> None:
+    dataset = read_coco(composed(config_dir, "coco_json", shared_data / "nuclei"))
+    assert sizes_of(dataset) == {"train": 108, "val": 12, "trainval": 120, "test": 40}
+    assert (dataset.num_classes, dataset.class_names) == (1, ("nucleus",))
+    split = dataset.split("test")
+    assert isinstance(split, CocoSplit)
+    file = shared_data / "nuclei" / "annotations" / "instances_val.json"
+    assert compare_with_pycocotools(split, file) == 1161
+
+
+def test_real_bccd_reads_alike_from_xml_and_json(config_dir: Path, shared_data: Path) -> None:
+    root = shared_data / "voc" / "BCCD"
+    from_xml = read_voc_boxes(composed(config_dir, "voc_xml", root))
+    files = {name: f"annotations_coco/{name}.json" for name in ("train", "val", "test")}
+    folders = {"train_images": "", "test_images": ""}
+    config = composed(config_dir, "coco_json", root, **files, **folders)
+    config.image_folder = "JPEGImages"
+    from_json = read_coco(config)
+
+    assert from_xml.class_names == from_json.class_names == ("Platelets", "RBC", "WBC")
+    sizes = {"train": 205, "val": 87, "trainval": 292, "test": 72}
+    assert sizes_of(from_xml) == sizes_of(from_json) == sizes
+    count = 0
+    for name in ("trainval", "test"):
+        left, right = object_split(from_xml, name), object_split(from_json, name)
+        assert not left.has_masks
+        assert not right.has_masks
+        in_json = {Path(picture.path).stem: i for i, picture in enumerate(right.pictures)}
+        for index, picture in enumerate(left.pictures):
+            mine, other = left.objects(index), right.objects(in_json[picture.name])
+            assert mine.masks is other.masks is None
+            for field in ("boxes", "labels", "ignored", "areas"):
+                assert np.array_equal(getattr(mine, field), getattr(other, field)), picture.name
+            count += len(mine.labels)
+    assert count == 4888
+    assert left.image(0).size == (640, 480)
+
+
+def test_real_camvid_in_ade20k_layout(config_dir: Path, shared_data: Path) -> None:
+    root = shared_data / "camvid" / "ade_style"
+    dataset = read_ade20k(composed(config_dir, "ade20k_folders", root))
+    assert sizes_of(dataset) == {"train": 90, "val": 10, "trainval": 100, "test": 50}
+    assert dataset.class_names is not None
+    assert (dataset.num_classes, dataset.class_names[0]) == (11, "Sky")
+    split = map_split(dataset, "test")
+    seen = set()
+    for index in range(0, 50, 5):
+        labels = split.label_map(index)
+        assert (labels.dtype, labels.shape) == (np.uint8, (360, 480))
+        raw = np.asarray(Image.open(split.pictures[index].map_path)).astype(int)
+        assert np.array_equal(labels, np.where(raw == 0, IGNORED_LABEL, raw - 1))
+        seen |= set(np.unique(labels).tolist())
+    assert seen == {*range(11), IGNORED_LABEL}
+    assert split.image(0).size == (480, 360)
+
+
+def test_real_camvid_in_voc_layout(config_dir: Path, shared_data: Path) -> None:
+    root = shared_data / "camvid" / "voc_style"
+    dataset = read_voc_masks(composed(config_dir, "voc_masks", root))
+    assert sizes_of(dataset) == {"train": 36, "val": 4, "trainval": 40, "test": 20}
+    assert dataset.class_names is not None
+    assert (dataset.num_classes, dataset.class_names[10]) == (11, "Bicyclist")
+    split = map_split(dataset, "test")
+    seen = set()
+    for index in range(0, 20, 2):
+        seen |= set(np.unique(split.label_map(index)).tolist())
+    assert seen == {*range(11), IGNORED_LABEL}  # indices of the palette, and 0 is a class
+
+
+def test_real_ade20k_sample(config_dir: Path, shared_data: Path) -> None:
+    config = composed(config_dir, "ade20k", shared_data / "ade20k_sample")
+    assert "ade20k_sample/ADEChallengeData2016" in problems_of(read_ade20k, config)
+    config.folders = []
+    text = problems_of(read_ade20k, config)
+    assert "1 problem;" in text
+    assert "no images/training, annotations/training in it" in text
+
+    config.lists["train"] = "validation"
+    dataset = read_ade20k(config)
+    assert sizes_of(dataset) == {"train": 2, "val": 1, "trainval": 3, "test": 3}
+    assert dataset.num_classes == 150
+    assert dataset.class_names is not None
+    assert dataset.class_names[:3] == ("wall", "building", "sky")
+    split = map_split(dataset, "test")
+    for index in range(3):
+        raw = np.asarray(Image.open(split.pictures[index].map_path)).astype(int)
+        labels = split.label_map(index)
+        assert np.array_equal(labels, np.where(raw == 0, IGNORED_LABEL, raw - 1))
+        assert labels.shape[::-1] == split.image(index).size
+
+
+def test_splits_can_be_sent_to_workers(config_dir: Path, shared_data: Path) -> None:
+    coco = object_split(read_coco(composed(config_dir, "coco", shared_data)), "test")
+    copy = pickle.loads(pickle.dumps(coco))
+    for field in ("boxes", "masks"):
+        assert np.array_equal(getattr(copy.objects(3), field), getattr(coco.objects(3), field))
+    root = shared_data / "camvid" / "ade_style"
+    maps = map_split(read_ade20k(composed(config_dir, "ade20k_folders", root)), "test")
+    copied = pickle.loads(pickle.dumps(maps))
+    assert np.array_equal(copied.label_map(1), maps.label_map(1))
+
+
+# COCO's layout
+
+
+class MakeCoco:
+    """Writes JSON files, and pictures of 40x30 pixels for their image records."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def content(self, count: int = 10, **tables: Any) -> dict[str, Any]:
+        images = [
+            {"id": 7 * i, "file_name": f"{i:03d}.png", "width": 40, "height": 30}
+            for i in range(count)
+        ]
+        categories = [{"id": 9, "name": "dog"}, {"id": 4, "name": "cat"}]
+        return {"images": images, "categories": categories, "annotations": [], **tables}
+
+    def __call__(self, train: Any, test: Any = None) -> DataConfig:
+        (self.folder / "pictures").mkdir(exist_ok=True)
+        for i in range(10):
+            Image.new("RGB", (40, 30)).save(self.folder / "pictures" / f"{i:03d}.png")
+        for name, content in {"train": train, "test": test or self.content()}.items():
+            text = content if isinstance(content, str) else json.dumps(content)
+            (self.folder / f"{name}.json").write_text(text)
+        return DataConfig(
+            name="coco_json",
+            reader=Reader.coco,
+            title="toys",
+            root=str(self.folder),
+            image_folder="pictures",
+            hold_out=0.2,
+            lists={"train": "train.json", "test": "test.json"},
+        )
+
+
+@pytest.fixture
+def make_coco(tmp_path: Path) -> MakeCoco:
+    return MakeCoco(tmp_path)
+
+
+def annotation(image: int, category: int = 4, **fields: Any) -> dict[str, Any]:
+    bbox = {"bbox": [1, 2, 10, 20]}
+    return {"id": 1, "image_id": 7 * image, "category_id": category, **bbox, **fields}
+
+
+SQUARE = [[2, 3, 12, 3, 12, 13, 2, 13]]
+
+
+def test_coco_boxes_classes_and_ignored_regions(make_coco: MakeCoco) -> None:
+    annotations = [
+        annotation(0, 9, bbox=[0.5, 1.25, 10, 20], area=77.5, segmentation=SQUARE),
+        annotation(0, 4, iscrowd=1),
+        annotation(0, 4, ignore=1, iscrowd=0, segmentation=SQUARE),
+        annotation(0, 4, difficult=True),
+        annotation(0, 4, bbox=[3, 3, 0, 5]),
+        annotation(0, 4, bbox=[600.5, 3, 1e-6, 5]),
+        annotation(0, 4, bbox=[3, 3, 0.5, 0.25], segmentation=SQUARE),
+    ]
+    dataset = read_coco(make_coco(make_coco.content(annotations=annotations)))
+    assert dataset.class_names == ("cat", "dog")  # ids 4 and 9
+    split = object_split(dataset, "trainval")
+    objects = split.objects(0)
+    assert objects.labels.tolist() == [1, 0, 0, 0, 0]  # without those that have no area
+    assert objects.ignored.tolist() == [False, True, True, True, False]
+    np.testing.assert_array_equal(objects.boxes[0], [0.5, 1.25, 10.5, 21.25])
+    np.testing.assert_array_equal(objects.areas, [77.5, 200, 200, 200, 0.125])
+    # The crowd without a mask does not keep the others from having theirs; it fills its box.
+    assert split.has_masks
+    assert objects.masks is not None
+    assert objects.masks.sum(axis=(1, 2)).tolist() == [100, 200, 100, 200, 100]
+    assert objects.masks[1, 2:22, 1:11].all()
+    assert len(split.objects(1).labels) == 0
+
+
+def test_coco_without_all_masks_has_none(make_coco: MakeCoco) -> None:
+    annotations = [annotation(0, segmentation=SQUARE), annotation(1, segmentation=[])]
+    dataset = read_coco(make_coco(make_coco.content(annotations=annotations)))
+    assert not any(object_split(dataset, name).has_masks for name in SPLITS)
+    assert object_split(dataset, "trainval").objects(0).masks is None
+
+
+def test_coco_run_lengths(make_coco: MakeCoco) -> None:
+    rng = np.random.default_rng(0)
+    drawn = [rng.random((30, 40)) < share for share in (0.0, 0.02, 0.5, 1.0)]
+    drawn[1][:, 30:] = True  # runs of more than a thousand pixels
+    segmentations: list[Any] = []
+    for mask in drawn:
+        encoded = reference_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        segmentations.append({"size": [30, 40], "counts": encoded["counts"].decode()})
+    flat = drawn[2].T.ravel()
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff([0, *changes, flat.size]).tolist()
+    segmentations.append({"size": [30, 40], "counts": [0, *counts] if flat[0] else counts})
+    annotations = [annotation(2, segmentation=item) for item in segmentations]
+    dataset = read_coco(make_coco(make_coco.content(annotations=annotations)))
+    masks = object_split(dataset, "trainval").objects(2).masks
+    assert masks is not None
+    for mask, expected in zip(masks, [*drawn, drawn[2]], strict=True):
+        assert np.array_equal(mask, expected)
+
+
+def test_all_problems_of_coco_files_at_once(make_coco: MakeCoco) -> None:
+    annotations = [
+        annotation(99),
+        annotation(0, 5),
+        annotation(0, bbox=[1, 2, 3]),
+        annotation(0, bbox=[1, 2, 3, float("nan")]),
+        annotation(0, area="big"),
+        annotation(0, segmentation=[[1, 2, 3, 4]]),
+        annotation(0, segmentation={"size": [40, 30], "counts": [1200]}),
+        annotation(0, segmentation={"size": [30, 40], "counts": [1201]}),
+        annotation(0, segmentation={"size": [30, 40], "counts": "a"}),
+        annotation(0, segmentation={"size": [30, 40], "counts": [1210, -10]}),
+    ]
+    annotations = [{**record, "id": number} for number, record in enumerate(annotations)]
+    test = make_coco.content(12, categories=[{"id": 4, "name": "cat"}, {"id": 9, "name": "cow"}])
+    test["images"][3] |= {"id": 0}
+    test["images"][4] |= {"height": None}
+    config = make_coco(make_coco.content(annotations=annotations), test)
+    config.num_classes = 3
+    text = problems_of(read_coco, config)
+    for part in (
+        "6 problems",
+        "holds 2 classes where toys has 3",
+        "1 annotations of images that are not in it:",
+        "annotation 0: image_id 693",
+        "9 malformed annotations:",
+        "annotation 1: category_id 5 is not in categories",
+        "annotation 2: bbox [1, 2, 3] is not [left, top, width, height]",
+        "annotation 3: bbox [1, 2, 3, nan]",
+        "annotation 4: area 'big' is not a number",
+        "annotation 5: its segmentation is neither",
+        "... and 4 more",
+        "1 categories are not those of the training pictures:",
+        "9: cow",
+        "2 malformed images:",
+        "image 0: another one has this id",
+        "image 28: width 40, height None",
+        "2 of the pictures it lists are not there:",
+        "pictures/010.png",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ({"size": [40, 30], "counts": [1200]}, r"size \[40, 30\] of its run lengths is not"),
+        ({"size": [30, 40], "counts": [1201]}, "do not make up 30x40 pixels"),
+        ({"size": [30, 40], "counts": "a"}, "do not make up"),
+        ({"size": [30, 40], "counts": "Q"}, "do not make up"),
+        ({"size": [30, 40], "counts": [1210, -10]}, "do not make up"),
+        ({"size": [30, 40], "counts": None}, "neither integers nor a text"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "three corners or more"),
+        ([1, 2, 3, 4, 5, 6], "three corners or more"),
+        ([["x"] * 6], "three corners or more"),
+    ],
+)
+def test_malformed_masks_are_named(make_coco: MakeCoco, segmentation: Any, reason: str) -> None:
+    content = make_coco.content(annotations=[annotation(0, segmentation=segmentation)])
+    with pytest.raises(MissingDataError, match=f"annotation 1: .*{reason}"):
+        read_coco(make_coco(content))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "no list of records images, annotations, categories"),
+        ({"images": [], "categories": []}, "no list of records annotations"),
+        ({"images": [], "categories": [], "annotations": []}, "lists no pictures"),
+        ({"images": [{"id": 1}], "categories": [], "annotations": []}, "has no categories"),
+    ],
+)
+def test_other_files_than_coco_files(make_coco: MakeCoco, content: Any, message: str) -> None:
+    assert message in problems_of(read_coco, make_coco(content))
+
+
+def test_picture_of_another_size_than_its_record(make_coco: MakeCoco) -> None:
+    config = make_coco(make_coco.content())
+    Image.new("RGB", (30, 40)).save(make_coco.folder / "pictures" / "002.png")
+    with pytest.raises(VpeftBenchError, match=r"002\.png is 30x40, but its record says 40x30"):
+        read_coco(config).split("test").image(2)
+
+
+def test_coco_is_identified_by_content(make_coco: MakeCoco) -> None:
+    first = read_coco(make_coco(make_coco.content(annotations=[annotation(0)])))
+    same = read_coco(make_coco(make_coco.content(annotations=[annotation(0)])))
+    moved = read_coco(make_coco(make_coco.content(annotations=[annotation(1)])))
+    assert first.fingerprint == same.fingerprint
+    assert first.fingerprint != moved.fingerprint
+
+
+# Which pictures are held out
+
+
+def names_in(dataset: Dataset, split: str) -> list[str]:
+    return [picture.name for picture in object_split(dataset, split).pictures]
+
+
+def test_held_out_pictures_depend_on_names_alone(make_coco: MakeCoco) -> None:
+    content = make_coco.content()
+    dataset = read_coco(make_coco(content))
+    parts = {name: names_in(dataset, name) for name in SPLITS}
+    assert (len(parts["train"]), len(parts["val"])) == (8, 2)
+    assert sorted(parts["train"] + parts["val"]) == parts["trainval"]
+    assert parts["val"] == ["003.png", "004.png"]  # the same on every machine, for good
+
+    content["images"].reverse()
+    reordered = read_coco(make_coco(content))
+    assert names_in(reordered, "val") == ["004.png", "003.png"]
+    assert names_in(reordered, "trainval") == parts["trainval"][::-1]
+
+
+def test_list_of_validation_pictures_comes_before_holding_out(make_coco: MakeCoco) -> None:
+    config = make_coco(make_coco.content(6), make_coco.content(4))
+    config.lists |= {"val": "test.json", "trainval": ""}
+    assert sizes_of(read_coco(config)) == {"train": 6, "val": 4, "trainval": 10, "test": 4}
+    config.lists["trainval"] = "train.json"
+    assert sizes_of(read_coco(config))["trainval"] == 6
+
+
+def test_problems_of_lists(make_coco: MakeCoco) -> None:
+    config = make_coco(make_coco.content(1))
+    assert "too few training pictures to hold some out: 1" in problems_of(read_coco, config)
+    config.hold_out = 0.0
+    text = problems_of(read_coco, config)
+    assert "there are no validation pictures" in text
+    assert "data.hold_out=0.1, or type data.lists.val=..." in text
+    config.hold_out = 1.5
+    assert "data.hold_out=1.5: is not a share" in problems_of(read_coco, config)
+    config.lists = {"trian": "train.json", "test": "gone.json"}
+    text = problems_of(read_coco, config)
+    assert "did you mean data.lists.train=..." in text
+    assert "data.lists.train: is not given" in text
+    assert "no gone.json in it" in text
+
+
+# Pascal VOC's layout
+
+
+def xml(*objects: str, size: tuple[int, int] = (40, 30)) -> str:
+    return f"""<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>
+    {"".join(objects)}</annotation>"""
+
+
+def xml_object(name: str, *corners: float, difficult: int | None = 0) -> str:
+    keys = ("xmin", "ymin", "xmax", "ymax")
+    box = "".join(f"<{key}>{corner}</{key}>" for key, corner in zip(keys, corners, strict=True))
+    flag = "" if difficult is None else f"<difficult>{difficult}</difficult>"
+    # Parts of an object have boxes and names of their own, as people have in VOC2012.
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+    return f"<object><name>{name}</name>{flag}{part}<bndbox>{box}</bndbox></object>"
+
+
+def write_year(folder: Path, lists: dict[str, list[str]], kind: str = "Main") -> None:
+    for place in ("Annotations", "JPEGImages", "SegmentationClass", f"ImageSets/{kind}"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    for name, pictures in lists.items():
+        (folder / "ImageSets" / kind / f"{name}.txt").write_text("\n".join(pictures) + "\n")
+        for picture in pictures:
+            Image.new("RGB", (40, 30)).save(folder / "JPEGImages" / f"{picture}.jpg")
+            text = xml(xml_object("cat", 1, 1, 40, 30), xml_object("dog", 3, 4, 3, 4))
+            (folder / "Annotations" / f"{picture}.xml").write_text(text)
+
+
+@pytest.fixture
+def devkit(config_dir: Path, tmp_path: Path) -> DataConfig:
+    """Two years; the lists of trainval are in another order than those of train and val."""
+    lists = {"train": ["c", "a"], "val": ["b"], "trainval": ["a", "b", "c"]}
+    write_year(tmp_path / "VOCdevkit" / "VOC2007", {**lists, "test": ["t"]})
+    write_year(tmp_path / "VOCdevkit" / "VOC2012", {**lists, "train": ["c", "x"]})
+    return composed(config_dir, "voc0712", tmp_path)
+
+
+def test_voc_years_are_joined(devkit: DataConfig) -> None:
+    dataset = read_voc_boxes(devkit)
+    assert sizes_of(dataset) == {"train": 4, "val": 2, "trainval": 6, "test": 1}
+    assert names_in(dataset, "train") == ["c", "a", "c", "x"]
+    assert names_in(dataset, "trainval") == ["a", "b", "c"] * 2
+    years = [Path(p.path).parts[-3] for p in object_split(dataset, "trainval").pictures]
+    assert years == ["VOC2007"] * 3 + ["VOC2012"] * 3
+    assert dataset.num_classes == 20
+    assert dataset.class_names is not None
+    assert (dataset.class_names[7], dataset.class_names[11]) == ("cat", "dog")
+    assert devkit.box_metric is BoxMetric.voc07
+
+    objects = object_split(dataset, "test").objects(0)
+    assert objects.labels.tolist() == [7, 11]
+    # From 1 and inclusive in the file: the whole picture, and a single pixel.
+    np.testing.assert_array_equal(objects.boxes, [[0, 0, 40, 30], [2, 3, 3, 4]])
+    assert objects.areas.tolist() == [1200, 1]
+
+
+def test_voc_objects(devkit: DataConfig) -> None:
+    file = Path(devkit.root) / "VOCdevkit" / "VOC2007" / "Annotations" / "t.xml"
+    before = read_voc_boxes(devkit).fingerprint
+    file.write_text(
+        xml(
+            xml_object("dog", 45.7, 2, 60.2, 9, difficult=1),
+            xml_object("cat", 5, 5, 4, 9),
+            xml_object("cat", 5, 5, 6, 9, difficult=None),
+        )
+    )
+    dataset = read_voc_boxes(devkit)
+    assert dataset.fingerprint != before
+    objects = object_split(dataset, "test").objects(0)
+    assert objects.labels.tolist() == [11, 7]  # without the box that has no area
+    assert objects.ignored.tolist() == [True, False]
+    np.testing.assert_allclose(objects.boxes[0], [44.7, 1, 60.2, 9], rtol=1e-6)
+    file.write_text(xml())
+    assert object_split(read_voc_boxes(devkit), "test").objects(0).boxes.shape == (0, 4)
+
+
+def test_all_problems_of_voc_folders_at_once(devkit: DataConfig) -> None:
+    year = Path(devkit.root) / "VOCdevkit" / "VOC2007"
+    (year / "Annotations" / "a.xml").write_text(xml(xml_object("kat", 1, 1, 2, 2)))
+    (year / "Annotations" / "b.xml").write_text("<annotation>")
+    (year / "Annotations" / "c.xml").write_text(xml("<object><name>cat</name></object>"))
+    (year / "Annotations" / "t.xml").unlink()
+    (year / "ImageSets" / "Main" / "val.txt").write_text("\n")
+    (year / "ImageSets" / "Main" / "train.txt").write_text("a\ngone\n")
+    (year.parent / "VOC2012" / "ImageSets" / "Main" / "val.txt").unlink()
+    text = problems_of(read_voc_boxes, devkit)
+    for part in (
+        "6 problems",
+        "no VOC2012/ImageSets/Main/val.txt in it",
+        "1 of the pictures it lists are not there:",
+        "VOC2007/JPEGImages/gone.jpg",
+        "val.txt: lists no pictures",
+        f"1 of its pictures have no file in {year / 'Annotations'}:\n      t.xml",
+        "2 of its annotations cannot be read:",
+        "b.xml: not XML: no element found",
+        "c.xml: xmin of a cat is None",
+        "1 classes of its annotations are unknown:",
+        f"kat, in {year / 'Annotations' / 'a.xml'}",
+        "known: aeroplane, bicycle",
+        "get it from http://host.robots.ox.ac.uk/pascal/VOC",
+    ):
+        assert part in text
+
+
+def test_classes_of_a_users_own_voc_folder(config_dir: Path, tmp_path: Path) -> None:
+    write_year(tmp_path, {"train": ["a"], "val": ["b"], "test": ["c"]})
+    config = composed(config_dir, "voc_xml", tmp_path)
+    dataset = read_voc_boxes(config)
+    assert dataset.class_names == ("cat", "dog")
+    (tmp_path / "classes.txt").write_text("dog\ncow\ncat\n")
+    other = read_voc_boxes(config)
+    assert other.class_names == ("dog", "cow", "cat")
+    assert object_split(other, "test").objects(0).labels.tolist() == [2, 0]
+    assert other.fingerprint != dataset.fingerprint
+    config.lists["classes"] = "dog, cow"
+    text = problems_of(read_voc_boxes, config)
+    assert "cat, in" in text
+    assert "known: dog, cow" in text
+    config.lists["classes"], config.num_classes = "", 2
+    assert "holds 3 classes where" in problems_of(read_voc_boxes, config)
+
+
+# Label maps
+
+
+def palette_map(path: Path, values: Any) -> None:
+    image = Image.fromarray(np.asarray(values, dtype=np.uint8))
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    assert image.mode == "P"
+    image.save(path)
+
+
+@pytest.fixture
+def masks(config_dir: Path, tmp_path: Path) -> DataConfig:
+    """Maps of one value each; that of picture ``v2`` is 2."""
+    train = [f"v{value}" for value in range(3)]
+    write_year(tmp_path, {"train": train, "val": ["v255"]}, "Segmentation")
+    for name in (*train, "v255"):
+        values = np.full((30, 40), int(name[1:]))
+        palette_map(tmp_path / "SegmentationClass" / f"{name}.png", values)
+    config = composed(config_dir, "voc_masks", tmp_path)
+    config.num_classes = 3
+    return config
+
+
+def test_label_maps_hold_indices(masks: DataConfig) -> None:
+    dataset = read_voc_masks(masks)
+    split = map_split(dataset, "trainval")
+    assert [np.unique(split.label_map(i)).tolist() for i in range(3)] == [[0], [1], [2]]
+    assert np.unique(map_split(dataset, "test").label_map(0)).tolist() == [IGNORED_LABEL]
+    assert dataset.class_names is None
+
+    masks.zero_is_ignored = True
+    masks.num_classes = 2
+    dataset = read_voc_masks(masks)
+    split = map_split(dataset, "trainval")
+    values = [np.unique(split.label_map(i)).tolist() for i in range(3)]
+    assert values == [[IGNORED_LABEL], [0], [1]]
+    assert np.unique(map_split(dataset, "test").label_map(0)).tolist() == [IGNORED_LABEL]
+
+
+def test_bad_label_maps_are_named_when_read(masks: DataConfig) -> None:
+    folder = Path(masks.root) / "SegmentationClass"
+    masks.num_classes = 2
+    split = map_split(read_voc_masks(masks), "trainval")
+    message = r"v2\.png holds 2, which is no class: 2 classes are 0 to 1, and 255 is none"
+    with pytest.raises(VpeftBenchError, match=message):
+        split.label_map(2)
+    Image.new("RGB", (40, 30)).save(folder / "v0.png")
+    with pytest.raises(VpeftBenchError, match=r"v0\.png is not a label map.* mode is RGB"):
+        split.label_map(0)
+    palette_map(folder / "v0.png", np.zeros((30, 41)))
+    with pytest.raises(VpeftBenchError, match=r"v0\.png .* 41x30 for a picture of 40x30"):
+        split.label_map(0)
+    (folder / "v0.png").write_bytes(b"not a picture")
+    with pytest.raises(VpeftBenchError, match=r"v0\.png cannot be read as a label map"):
+        split.label_map(0)
+    masks.zero_is_ignored = True
+    masks.num_classes = 1
+    split = map_split(read_voc_masks(masks), "trainval")
+    with pytest.raises(VpeftBenchError, match=r"v2\.png holds 2, .* 1 classes are 1 to 1"):
+        split.label_map(2)
+
+
+def test_problems_of_label_map_lists(masks: DataConfig) -> None:
+    masks.num_classes = None
+    root = Path(masks.root)
+    (root / "SegmentationClass" / "v1.png").unlink()
+    text = problems_of(read_voc_masks, masks)
+    assert "2 problems" in text
+    assert "v1.png" in text
+    assert "type data.num_classes=N, or write classes.txt" in text
+    masks.num_classes = 256
+    assert "label maps hold 1 to 255 classes" in problems_of(read_voc_masks, masks)
+    masks.lists["maps"] = "Elsewhere"
+    assert "3 of its pictures have no file in" in problems_of(read_voc_masks, masks)
+
+
+def test_label_maps_are_identified_by_name_and_size(masks: DataConfig) -> None:
+    before = read_voc_masks(masks).fingerprint
+    assert read_voc_masks(masks).fingerprint == before
+    values = np.random.default_rng(0).integers(0, 3, (30, 40))
+    palette_map(Path(masks.root) / "SegmentationClass" / "v1.png", values)
+    assert read_voc_masks(masks).fingerprint != before
+
+
+def test_all_problems_of_ade20k_folders_at_once(config_dir: Path, tmp_path: Path) -> None:
+    for part in ("training", "validation"):
+        for kind in ("images", "annotations"):
+            (tmp_path / kind / part).mkdir(parents=True)
+    for name in ("one", "two"):
+        Image.new("RGB", (8, 6)).save(tmp_path / "images" / "training" / f"{name}.JPG")
+    for name in ("two", "three"):
+        Image.new("L", (8, 6)).save(tmp_path / "annotations" / "training" / f"{name}.png")
+    (tmp_path / "images" / "validation" / "notes.txt").write_text("not a picture")
+    config = composed(config_dir, "ade20k_folders", tmp_path)
+    text = problems_of(read_ade20k, config)
+    assert "4 problems" in text
+    assert "1 of its pictures have no counterpart in" in text
+    assert "\n      one\n" in text
+    assert "1 of its label maps have no counterpart in" in text
+    assert "\n      three\n" in text
+    assert f"{tmp_path / 'images' / 'validation'}: holds no pictures" in text
+    assert "the number of classes is not known" in text
+
+
+# The published data sets
+
+
+def test_sizes_of_held_out_parts(config_dir: Path) -> None:
+    published = {"coco": 118_287, "ade20k": 20_210, "voc2012_masks": 1_464}
+    for config in compose_data_configs(config_dir, list(published)):
+        held_out = round(config.hold_out * published[config.name])
+        sizes = (published[config.name] - held_out, held_out)
+        assert (config.train_size, config.val_size) == sizes, config.name
+
+
+def test_voc2012_masks_config(config_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "VOCdevkit" / "VOC2012"
+    write_year(folder, {"train": ["a", "b"], "val": ["c"], "trainaug": ["d", "e"]}, "Segmentation")
+    (folder / "SegmentationClassAug").mkdir()
+    for name in "abc":
+        palette_map(folder / "SegmentationClass" / f"{name}.png", np.full((30, 40), 20))
+    for name in "cde":
+        Image.new("L", (40, 30), 20).save(folder / "SegmentationClassAug" / f"{name}.png")
+    dataset = read_voc_masks(composed(config_dir, "voc2012_masks", tmp_path))
+    assert dataset.class_names is not None
+    assert (len(dataset.class_names), dataset.class_names[20]) == (21, "tvmonitor")
+    assert np.unique(map_split(dataset, "test").label_map(0)).tolist() == [20]
+
+    lists = {"train": "trainaug", "maps": "SegmentationClassAug"}
+    for root in (folder, folder.parent, tmp_path):
+        more = read_voc_masks(composed(config_dir, "voc2012_masks", root, **lists))
+        assert [p.name for p in map_split(more, "trainval").pictures] == ["d", "e"]
+        assert np.unique(map_split(more, "trainval").label_map(0)).tolist() == [20]

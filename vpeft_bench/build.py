@@ -1,0 +1,209 @@
+"""From a configuration to the parts of a run: backbone with method and head, batches, task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vpeft_bench.attachment import Attached, attach_method
+from vpeft_bench.backbones.block_map import Backbone
+from vpeft_bench.backbones.features import StageFeatures
+from vpeft_bench.backbones.load import LoadedBackbone, load_backbone
+from vpeft_bench.config import MASK_HEADS, RunConfig, TrainConfig
+from vpeft_bench.data.dataset import Dataset
+from vpeft_bench.data.dense_loading import build_dense_loader
+from vpeft_bench.data.loading import Preprocessing, build_loader, preprocessing_for
+from vpeft_bench.errors import VpeftBenchError
+from vpeft_bench.heads.detectors import build_detector
+from vpeft_bench.heads.segmenters import build_segmenter
+from vpeft_bench.methods.registry import build_method
+from vpeft_bench.tasks.base import Task, Training
+from vpeft_bench.tasks.classification import Classification
+from vpeft_bench.tasks.detection import Detection
+from vpeft_bench.tasks.optim import Trained
+from vpeft_bench.tasks.segmentation import Segmentation
+
+
+@dataclass(frozen=True)
+class Model:
+    """A backbone with its method, and what it is fed with.
+
+    Attributes:
+        loaded: the backbone, its weights and their facts.
+        attached: the method on it; it may not be placed yet.
+        preprocessing: how pictures become its input.
+    """
+
+    loaded: LoadedBackbone
+    attached: Attached
+    preprocessing: Preprocessing
+
+
+def build_model(config: RunConfig, dataset: Dataset) -> Model:
+    """Load the backbone and attach the method.
+
+    Raises:
+        WeightsMismatchError, MissingWeightsError, UnsupportedBackboneError.
+    """
+    dense = config.input is not None
+    loaded = load_backbone(
+        config.backbone.model,
+        config.backbone.weights,
+        0 if dense else dataset.num_classes,
+        config.backbone.image_size,
+        any_size=dense,
+        drop_path_rate=config.backbone.drop_path,
+        **config.backbone.model_args,
+    )
+    if config.hardware.gradient_checkpointing:
+        loaded.model.set_grad_checkpointing(True)  # type: ignore[operator]  # timm's
+    options = dict(config.method)
+    attached = attach_method(loaded.model, build_method(options.pop("name"), options))
+    preprocessing = preprocessing_for(config.data, loaded.pretrained_cfg, loaded.image_size)
+    return Model(loaded, attached, preprocessing)
+
+
+def build_batches(
+    config: RunConfig, dataset: Dataset, preprocessing: Preprocessing, split: str, *, train: bool
+) -> DataLoader[Any]:
+    """Batches of a split, for training or for evaluation."""
+    evaluation = config.input or config.hardware
+    batch_size = config.train.batch_size if train else evaluation.eval_batch_size
+    shared: dict[str, Any] = {
+        "train": train,
+        "batch_size": batch_size,
+        "seed": config.seed,
+        "workers": config.hardware.workers,
+        "cache_gib": config.data.cache_gib,
+    }
+    pictures: Any = dataset.split(split)
+    if config.input is None:
+        return build_loader(pictures, preprocessing, **shared)
+    return build_dense_loader(
+        pictures,
+        config.input,
+        interpolation=preprocessing.interpolation,
+        masks=config.head is not None and config.head.name in MASK_HEADS,
+        **shared,
+    )
+
+
+def build_task(
+    config: RunConfig, dataset: Dataset, model: Model, steps_per_epoch: int | None = None
+) -> Task:
+    """The task on top of a model whose method is placed.
+
+    Args:
+        steps_per_epoch: batches per epoch; None where nothing is to be trained.
+    """
+    network = _network(config, dataset, model)
+    training = None
+    if steps_per_epoch is not None:
+        trained = trained_parameters(model.attached, network, config.train)
+        penalty = model.attached.penalty
+        training = Training(config.train, trained, steps_per_epoch, penalty)
+    classes, normalize = dataset.num_classes, model.preprocessing.normalize
+    if config.task.name == "detection":
+        return Detection(network, classes, config.data.box_metric, training)
+    if config.task.name == "segmentation":
+        return Segmentation(network, classes, normalize, training)
+    return Classification(network, classes, normalize, training)
+
+
+def _network(config: RunConfig, dataset: Dataset, model: Model) -> Any:
+    """The timm model itself, or a dense head around it."""
+    if config.head is None or config.input is None:
+        return model.attached.model
+    features = StageFeatures(model.attached.backbone)
+    square = None if model.loaded.any_size else model.loaded.image_size[0]
+    if config.task.name == "segmentation":
+        return build_segmenter(
+            config.head, config.input, features, dataset.num_classes, square=square
+        )
+    return build_detector(
+        config.head,
+        config.input,
+        features,
+        dataset.num_classes,
+        mean=model.preprocessing.mean,
+        std=model.preprocessing.std,
+        square=square,
+    )
+
+
+def head_state(attached: Attached, network: nn.Module) -> dict[str, Tensor]:
+    """Tensors of the head: a dense one is all that is not the backbone."""
+    if network is attached.model:
+        return attached.backbone.head.state_dict(keep_vars=True)
+    own = set(attached.model.state_dict(keep_vars=True).values())
+    state = network.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if tensor not in own}
+
+
+def head_parameters(attached: Attached, network: nn.Module) -> list[nn.Parameter]:
+    """Parameters of the head."""
+    state = head_state(attached, network)
+    return [tensor for tensor in state.values() if isinstance(tensor, nn.Parameter)]
+
+
+def load_head(attached: Attached, network: nn.Module, path: Path) -> None:
+    """Fill the head from a run's ``head.safetensors``.
+
+    Raises:
+        VpeftBenchError: the file belongs to another head.
+    """
+    stored, own = load_file(path), head_state(attached, network)
+    if differing := sorted(
+        name
+        for name in stored.keys() | own.keys()
+        if name not in stored or name not in own or stored[name].shape != own[name].shape
+    ):
+        names = ", ".join(differing[:5])
+        raise VpeftBenchError(f"{path} belongs to another head: {names} differ")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(stored[name])
+
+
+def compile_in_place(attached: Attached, network: nn.Module) -> None:
+    """Compile the backbone; names in checkpoints stay the same.
+
+    A dense head does not call the whole backbone but asks it for its feature maps, at any size:
+    there each block is compiled.
+    """
+    if network is attached.model:
+        attached.model.compile()
+        return
+    for block in attached.backbone.blocks:
+        block.module.compile(dynamic=True)
+
+
+def trained_parameters(attached: Attached, network: nn.Module, train: TrainConfig) -> list[Trained]:
+    """What the optimizer trains: the method's parameters, then the head's, with their rates."""
+    factors = layer_factors(attached.backbone, train.layer_decay)
+    method = [Trained(p, factors[p]) for p in attached.trainable_parameters()]
+    head = [Trained(p, train.head_lr_factor) for p in head_parameters(attached, network)]
+    return [*method, *head]
+
+
+def layer_factors(backbone: Backbone, decay: float) -> dict[nn.Parameter, float]:
+    """Learning-rate factor of every parameter: ``decay`` to the number of layers above its own.
+
+    The last block lies one layer below what is behind the blocks, whose factor is 1; what stands in
+    front of a block and behind the one before (patch merging) belongs to it, and the embedding is a
+    layer of its own.
+    """
+    layers = {p: block.index for block in backbone.blocks for p in block.module.parameters()}
+    depth, layer = len(backbone.blocks), -1
+    factors = {}
+    for parameter in backbone.model.parameters():
+        layer = layers.get(parameter, layer)
+        above = layer if parameter in layers or layer < 0 else layer + 1
+        factors[parameter] = decay ** (depth - above)
+    return factors

@@ -1,0 +1,298 @@
+"""What the readers of boxes, masks and label maps on disk share: splits of files, and their lists.
+
+``DataConfig.lists`` says where ``train``, ``val``, ``trainval`` and ``test`` are listed. Only
+``train`` and ``test`` must be: without a list of its own, ``trainval`` is ``train`` then ``val``,
+and ``val`` is a share of ``train`` that depends on the names of the pictures alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vpeft_bench.config import IGNORED_LABEL
+from vpeft_bench.data.schema import DataConfig
+from vpeft_bench.data.splits import (
+    SPLITS,
+    LabelMapSplit,
+    Objects,
+    ObjectSplit,
+    read_picture,
+)
+from vpeft_bench.errors import Problem, VpeftBenchError, nearest
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+MOST_CLASSES = IGNORED_LABEL
+"""A label map is 8-bit, and its last value is kept for pixels without a class."""
+
+_NUMBERED_LINE = re.compile(r"(\d+)\s+(\S.*)")
+
+
+class Named(Protocol):
+    """A picture known by the name that its list gives it."""
+
+    @property
+    def name(self) -> str:
+        """Decides, where there is no list of validation pictures, whether it is one."""
+
+
+Item = TypeVar("Item", bound=Named)
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectFile:
+    """A picture that is a file, and the boxes in it.
+
+    Attributes:
+        name: as in its list.
+        path: the file.
+        boxes: (N, 4) float32 left, top, right, bottom; see :class:`Objects`.
+        labels: (N,) int64 classes from 0.
+        ignored: (N,) bool.
+        areas: (N,) float32 pixels.
+    """
+
+    name: str
+    path: str
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    ignored: NDArray[np.bool_]
+    areas: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class FileObjects(ObjectSplit):
+    """Pictures that are files, and the boxes in them.
+
+    Attributes:
+        pictures: in the order of their list.
+        has_masks: whether ``objects`` gives masks.
+    """
+
+    pictures: Sequence[ObjectFile]
+    has_masks: bool = False
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.pictures)
+
+    def image(self, index: int) -> Image.Image:
+        """Picture ``index`` as 8-bit RGB; raises VpeftBenchError where it cannot be decoded."""
+        return read_picture(self.pictures[index].path)
+
+    def objects(self, index: int, masks: bool = True) -> Objects:
+        """The objects of picture ``index``, which have no masks."""
+        picture = self.pictures[index]
+        return Objects(picture.boxes, picture.labels, picture.ignored, picture.areas)
+
+
+@dataclass(frozen=True, eq=False)
+class MapFile:
+    """A picture and its label map, both files.
+
+    Attributes:
+        name: as in its list.
+        path: the picture.
+        map_path: its label map.
+    """
+
+    name: str
+    path: str
+    map_path: str
+
+
+@dataclass(frozen=True, eq=False)
+class FileMaps(LabelMapSplit):
+    """Pictures and their label maps that are files.
+
+    Attributes:
+        pictures: in the order of their list.
+        num_classes: any other value of a map than these and ``IGNORED_LABEL`` is an error.
+        zero_is_ignored: in the files 0 is no class, and classes count from 1.
+    """
+
+    pictures: Sequence[MapFile]
+    num_classes: int
+    zero_is_ignored: bool = False
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.pictures)
+
+    def image(self, index: int) -> Image.Image:
+        """Picture ``index`` as 8-bit RGB; raises VpeftBenchError where it cannot be decoded."""
+        return read_picture(self.pictures[index].path)
+
+    def label_map(self, index: int) -> NDArray[np.uint8]:
+        """(H, W) classes from 0 of picture ``index``; ``IGNORED_LABEL`` where there is none.
+
+        Raises VpeftBenchError where the map cannot be decoded, has another size than its picture,
+        or holds a value that is no class.
+        """
+        picture = self.pictures[index]
+        values = _read_values(picture)
+        first = int(self.zero_is_ignored)
+        wrong = (values >= self.num_classes + first) & (values != IGNORED_LABEL)
+        if wrong.any():
+            last = self.num_classes - 1 + first
+            raise VpeftBenchError(
+                f"{picture.map_path} holds {int(values[wrong].min())}, which is no class: "
+                f"{self.num_classes} classes are {first} to {last}, and {IGNORED_LABEL} is none"
+            )
+        if not self.zero_is_ignored:
+            return values
+        # In 8 bits 0 - 1 is 255: without a class, as it should be.
+        return np.where(values == IGNORED_LABEL, values, values - np.uint8(1))
+
+
+def _read_values(picture: MapFile) -> NDArray[np.uint8]:
+    """(H, W) the values as they are in the file: of a palette the indices, not the colours."""
+    try:
+        with Image.open(picture.map_path) as image, Image.open(picture.path) as shown:
+            if image.mode not in ("L", "P"):
+                raise VpeftBenchError(
+                    f"{picture.map_path} is not a label map: 8-bit class indices were expected, "
+                    f"grey or with a palette, but its mode is {image.mode}"
+                )
+            if image.size != shown.size:
+                sizes = "{}x{} for a picture of {}x{}".format(*image.size, *shown.size)
+                raise VpeftBenchError(f"{picture.map_path} is a label map of {sizes}")
+            return np.array(image)
+    except OSError as error:
+        raise VpeftBenchError(
+            f"{picture.map_path} cannot be read as a label map: {error}"
+        ) from error
+
+
+def listed_splits(config: DataConfig) -> dict[str, str]:
+    """Of ``config.lists`` the splits that have a list, in the order of ``SPLITS``."""
+    return {split: config.lists[split] for split in SPLITS if config.lists.get(split)}
+
+
+def list_problems(config: DataConfig, further_keys: Iterable[str] = ()) -> list[Problem]:
+    """What is wrong with ``lists`` and ``hold_out`` themselves, whatever lies on disk.
+
+    Args:
+        config: of the data set.
+        further_keys: what ``lists`` may hold besides splits.
+    """
+    keys = (*SPLITS, *further_keys)
+    problems = [_unknown_list(key, keys) for key in config.lists if key not in keys]
+    listed = listed_splits(config)
+    problems += [
+        Problem(f"data.lists.{split}", "is not given", f"type data.lists.{split}=...")
+        for split in ("train", "test")
+        if split not in listed
+    ]
+    if not 0 <= config.hold_out < 1:
+        problems.append(Problem(f"data.hold_out={config.hold_out}", "is not a share, 0 to below 1"))
+    elif "val" not in listed and config.hold_out == 0:
+        what = "there are no validation pictures"
+        fix = "hold training pictures out: data.hold_out=0.1, or type data.lists.val=..."
+        problems.append(Problem(f"data={config.name}", what, fix))
+    return problems
+
+
+def _unknown_list(key: str, keys: Sequence[str]) -> Problem:
+    close = nearest(key, keys)
+    fix = [f"did you mean data.lists.{close}=..."] if close else []
+    fix.append(f"valid: {', '.join(keys)}")
+    return Problem(f"data.lists.{key}", "no such list", "\n".join(fix))
+
+
+def complete(
+    config: DataConfig, listed: Mapping[str, Sequence[Item]], problems: list[Problem]
+) -> dict[str, tuple[Item, ...]]:
+    """All of ``SPLITS``, made of those that are listed; see the top of this module.
+
+    Args:
+        config: of the data set; ``hold_out`` counts where ``val`` is not listed.
+        listed: ``train``, ``test`` and perhaps others.
+        problems: gets one more where there are too few pictures.
+    """
+    train, test = tuple(listed["train"]), tuple(listed["test"])
+    if "val" in listed:
+        val = tuple(listed["val"])
+        both = train + val
+    else:
+        count = max(1, round(config.hold_out * len(train)))
+        by_hash = sorted(train, key=lambda item: (_hash(item.name), item.name))
+        held_out = {id(item) for item in by_hash[:count]}
+        both = train
+        val = tuple(item for item in both if id(item) in held_out)
+        train = tuple(item for item in both if id(item) not in held_out)
+        if both and not train:
+            what = f"too few training pictures to hold some out: {len(both)}"
+            problems.append(Problem(f"data.hold_out={config.hold_out}", what))
+    return {
+        "train": train,
+        "val": val,
+        "trainval": tuple(listed.get("trainval", both)),
+        "test": test,
+    }
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, os.DirEntry[str]]:
+    """The files of ``folder`` that end in one of ``suffixes``, by what stands in front of it.
+
+    Where a name occurs with several suffixes, the first of them counts. A folder that does not
+    exist is empty.
+    """
+    if not folder.is_dir():
+        return {}
+    found: dict[str, os.DirEntry[str]] = {}
+    ranks: dict[str, int] = {}
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        stem, suffix = os.path.splitext(entry.name)
+        if suffix.lower() not in suffixes:
+            continue
+        rank = suffixes.index(suffix.lower())
+        if rank < ranks.get(stem, len(suffixes)):
+            found[stem], ranks[stem] = entry, rank
+    return found
+
+
+def class_names(config: DataConfig, folder: Path) -> tuple[str, ...]:
+    """The names in ``lists.classes``, else those in the folder's ``classes.txt``, else none.
+
+    ``lists.classes`` separates them by commas; ``classes.txt`` has one per line, which may begin
+    with the class's number.
+    """
+    if given := config.lists.get("classes"):
+        return tuple(name.strip() for name in given.split(","))
+    file = folder / "classes.txt"
+    if not file.is_file():
+        return ()
+    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    stripped = [line.strip() for line in lines if line.strip()]
+    numbered = [_NUMBERED_LINE.fullmatch(line) for line in stripped]
+    pairs = sorted((int(match[1]), match[2]) for match in numbered if match)
+    return tuple(name for _, name in pairs) if len(pairs) == len(stripped) else tuple(stripped)
+
+
+def number_of_classes(
+    config: DataConfig, folder: Path, names: Sequence[str], problems: list[Problem]
+) -> int:
+    """``num_classes``, else as many as there are names; a problem where neither is given."""
+    count = len(names) if config.num_classes is None else config.num_classes
+    if not names and config.num_classes is None:
+        what = "the number of classes is not known: it has no classes.txt"
+        fix = "type data.num_classes=N, or write classes.txt with one class per line"
+        problems.append(Problem(str(folder), what, fix))
+    elif not 1 <= count <= MOST_CLASSES:
+        what = f"label maps hold 1 to {MOST_CLASSES} classes"
+        problems.append(Problem(f"data.num_classes={count}", what))
+    return count

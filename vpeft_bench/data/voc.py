@@ -1,0 +1,338 @@
+"""Pascal VOC's layout: lists of names in ``ImageSets``, boxes as XML, masks as palette PNGs.
+
+``lists`` gives each split an image set: ``train`` is ``ImageSets/Main/train.txt`` for boxes and
+``ImageSets/Segmentation/train.txt`` for masks, ``VOC2007/train`` the same below ``VOC2007``, and
+``VOC2007/train + VOC2012/train`` joins two of them.
+Source: the development kits of VOC2007 and VOC2012 (host.robots.ox.ac.uk/pascal/VOC).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from vpeft_bench.data.dense_files import (
+    PICTURE_SUFFIXES,
+    FileMaps,
+    FileObjects,
+    MapFile,
+    ObjectFile,
+    class_names,
+    complete,
+    files_by_stem,
+    list_problems,
+    listed_splits,
+    number_of_classes,
+)
+from vpeft_bench.data.folders import (
+    find_folder,
+    fingerprint,
+    missing_data,
+    missing_images,
+    missing_lists,
+    shortened,
+)
+from vpeft_bench.data.schema import DataConfig
+from vpeft_bench.data.splits import Dataset
+from vpeft_bench.errors import Problem
+
+IMAGES = "JPEGImages"
+BOXES, BOX_LISTS = "Annotations", "ImageSets/Main"
+MASKS, MASK_LISTS = "SegmentationClass", "ImageSets/Segmentation"
+
+
+@dataclass(frozen=True)
+class _ImageSet:
+    """One list of names.
+
+    Attributes:
+        place: the folder, below the data set's, of the year; ``.`` where there is one only.
+        file: the list, below the data set's folder.
+    """
+
+    place: Path
+    file: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A picture that a list names.
+
+    Attributes:
+        name: as in the list.
+        path: the picture.
+        annotation: its XML file or label map.
+    """
+
+    name: str
+    path: str
+    annotation: str
+
+
+@dataclass
+class _Lists:
+    """What the lists of a data set say.
+
+    Attributes:
+        entries: pictures of each split that has a list.
+        contents: of the list files, for the fingerprint.
+    """
+
+    entries: dict[str, list[_Entry]] = field(default_factory=dict)
+    contents: list[bytes] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Box:
+    """An object of an XML file; the corners count from 0, right and bottom are exclusive."""
+
+    label: str
+    difficult: bool
+    corners: tuple[float, float, float, float]
+
+
+def read_voc_boxes(config: DataConfig) -> Dataset:
+    """Read the lists and XML files of a data set in VOC's layout.
+
+    Classes are those of ``lists.classes``, else of ``classes.txt``, else the names found in the XML
+    files in alphabetical order. Difficult objects are ``ignored``. Boxes without area are dropped.
+
+    Raises MissingDataError with everything that is wrong with the folder, its lists, the files that
+    they name and the classes.
+    """
+    folder = find_folder(config)
+    problems = list_problems(config, ["classes"])
+    lists = _read_lists(config, folder, BOX_LISTS, BOXES, ".xml", problems)
+    contents, boxes = _read_boxes(folder, lists, problems)
+    found = {box.label for listed in boxes.values() for box in listed}
+    names = class_names(config, folder) or tuple(sorted(found))
+    problems += _class_problems(config, folder, names, boxes)
+    pictures = {} if problems else complete(config, lists.entries, problems)
+    if problems:
+        raise missing_data(config, problems)
+    numbers = {name: number for number, name in enumerate(names)}
+    objects = {
+        entry: _objects(entry, boxes[entry.annotation], numbers)
+        for entries in pictures.values()
+        for entry in entries
+    }
+    return Dataset(
+        name=config.name,
+        num_classes=len(names),
+        fingerprint=fingerprint([*lists.contents, *contents, "\n".join(names).encode()]),
+        splits={
+            name: FileObjects(tuple(objects[entry] for entry in entries))
+            for name, entries in pictures.items()
+        },
+        class_names=names,
+    )
+
+
+def read_voc_masks(config: DataConfig) -> Dataset:
+    """Read the lists of a data set in VOC's layout whose label maps are palette PNGs.
+
+    The maps lie in ``SegmentationClass``, or the folder that ``lists.maps`` names.
+
+    Raises MissingDataError with everything that is wrong with the folder, its lists and the files
+    that they name, or where nothing says how many classes there are.
+    """
+    folder = find_folder(config)
+    problems = list_problems(config, ["classes", "maps"])
+    maps = config.lists.get("maps") or MASKS
+    lists = _read_lists(config, folder, MASK_LISTS, maps, ".png", problems)
+    names = class_names(config, folder)
+    num_classes = number_of_classes(config, folder, names, problems)
+    pictures = {} if problems else complete(config, lists.entries, problems)
+    if problems:
+        raise missing_data(config, problems)
+    # The size stands for the content of a map: reading all of them takes minutes on slow disks.
+    sizes = (
+        f"{entry.name} {os.stat(entry.annotation).st_size}".encode()
+        for entries in lists.entries.values()
+        for entry in entries
+    )
+    return Dataset(
+        name=config.name,
+        num_classes=num_classes,
+        fingerprint=fingerprint([*lists.contents, *sizes, "\n".join(names).encode()]),
+        splits={
+            name: FileMaps(
+                tuple(MapFile(entry.name, entry.path, entry.annotation) for entry in entries),
+                num_classes,
+                config.zero_is_ignored,
+            )
+            for name, entries in pictures.items()
+        },
+        class_names=names if len(names) == num_classes else None,
+    )
+
+
+def _image_sets(value: str, below: str) -> list[_ImageSet]:
+    """What ``lists`` says of one split, e.g. ``VOC2007/train + VOC2012/train``."""
+    sets = [Path(part.strip()) for part in value.split("+")]
+    return [_ImageSet(p.parent, str(p.parent / below / f"{p.name}.txt")) for p in sets]
+
+
+def _read_lists(
+    config: DataConfig,
+    folder: Path,
+    below: str,
+    annotations: str,
+    suffix: str,
+    problems: list[Problem],
+) -> _Lists:
+    """The lists of all splits; missing lists, pictures and annotations are added to ``problems``.
+
+    Args:
+        config: of the data set.
+        folder: where it lies.
+        below: the folder of the lists.
+        annotations: the folder of the XML files or label maps.
+        suffix: of these.
+        problems: found so far.
+    """
+    sets = {name: _image_sets(value, below) for name, value in listed_splits(config).items()}
+    files = dict.fromkeys(part.file for parts in sets.values() for part in parts)
+    problems += missing_lists(folder, files)
+    listings = _Listings(config.image_folder or IMAGES, annotations, suffix)
+    lists = _Lists()
+    for name, parts in sets.items():
+        lists.entries[name] = []
+        for part in parts:
+            file = folder / part.file
+            if not file.is_file():
+                continue
+            content = file.read_bytes()
+            lists.contents.append(content)
+            lines = content.decode("utf-8-sig", errors="replace").splitlines()
+            names = [line.strip() for line in lines if line.strip()]
+            if not names:
+                problems.append(Problem(str(file), "lists no pictures"))
+            lists.entries[name] += listings.entries(file, folder / part.place, names, problems)
+    return lists
+
+
+class _Listings:
+    """Finds pictures and annotations by name; every folder is listed once."""
+
+    def __init__(self, images: str, annotations: str, suffix: str) -> None:
+        self.images, self.annotations, self.suffix = images, annotations, suffix
+        self._found: dict[Path, dict[str, os.DirEntry[str]]] = {}
+
+    def entries(
+        self, file: Path, place: Path, names: Sequence[str], problems: list[Problem]
+    ) -> list[_Entry]:
+        """The pictures ``names`` of the list ``file``, below ``place``; those without problems."""
+        pictures = self._listing(place / self.images, PICTURE_SUFFIXES)
+        annotations = self._listing(place / self.annotations, (self.suffix,))
+        absent = [name for name in names if name not in pictures]
+        problems += missing_images(
+            file, (str(place / self.images / f"{name}{PICTURE_SUFFIXES[0]}") for name in absent)
+        )
+        bare = [name for name in names if name in pictures and name not in annotations]
+        if bare:
+            what = f"{len(bare)} of its pictures have no file in {place / self.annotations}:"
+            lines = shortened([f"{name}{self.suffix}" for name in bare])
+            problems.append(Problem(str(file), what, "\n".join(lines)))
+        return [
+            _Entry(name, pictures[name].path, annotations[name].path)
+            for name in names
+            if name in pictures and name in annotations
+        ]
+
+    def _listing(self, folder: Path, suffixes: Sequence[str]) -> dict[str, os.DirEntry[str]]:
+        if folder not in self._found:
+            self._found[folder] = files_by_stem(folder, suffixes)
+        return self._found[folder]
+
+
+def _read_boxes(
+    folder: Path, lists: _Lists, problems: list[Problem]
+) -> tuple[list[bytes], dict[str, list[_Box]]]:
+    """The contents of all XML files, and the boxes in each by its path."""
+    contents, boxes = [], {}
+    bad: list[str] = []
+    entries = (entry for listed in lists.entries.values() for entry in listed)
+    for path in dict.fromkeys(entry.annotation for entry in entries):
+        content = Path(path).read_bytes()
+        contents.append(content)
+        try:
+            boxes[path] = [_box(element) for element in _object_elements(content)]
+        except ValueError as error:
+            bad.append(f"{path}: {error}")
+    if bad:
+        what = f"{len(bad)} of its annotations cannot be read:"
+        problems.append(Problem(str(folder), what, "\n".join(shortened(bad))))
+    return contents, boxes
+
+
+def _object_elements(content: bytes) -> list[ElementTree.Element]:
+    try:
+        return ElementTree.fromstring(content).findall("object")
+    except ElementTree.ParseError as error:
+        raise ValueError(f"not XML: {error}") from error
+
+
+def _box(element: ElementTree.Element) -> _Box:
+    """The object of an XML element; raises ValueError, with what is wrong, for a malformed one."""
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        raise ValueError("an object without a name")
+    corners = []
+    for key in ("xmin", "ymin", "xmax", "ymax"):
+        text = element.findtext(f"bndbox/{key}")
+        try:
+            corners.append(float(text or ""))
+        except ValueError:
+            raise ValueError(f"{key} of a {name} is {text!r}") from None
+    if not np.isfinite(corners).all():
+        raise ValueError(f"the box of a {name} is not finite")
+    left, top, right, bottom = corners
+    difficult = (element.findtext("difficult") or "0").strip() not in ("", "0")
+    # Pixels count from 1 in the files, and the last one belongs to the box.
+    return _Box(name, difficult, (left - 1, top - 1, right, bottom))
+
+
+def _class_problems(
+    config: DataConfig, folder: Path, names: Sequence[str], boxes: dict[str, list[_Box]]
+) -> list[Problem]:
+    """Classes in the XML files that are not among ``names``, and another number of them."""
+    problems = []
+    unknown: dict[str, str] = {}
+    for path, listed in boxes.items():
+        for box in listed:
+            if box.label not in names:
+                unknown.setdefault(box.label, path)
+    if unknown:
+        what = f"{len(unknown)} classes of its annotations are unknown:"
+        lines = [f"{name}, in {path}" for name, path in sorted(unknown.items())]
+        shown = [*shortened(lines), f"known: {', '.join(names)}"]
+        problems.append(Problem(str(folder), what, "\n".join(shown)))
+    if boxes and not names:
+        problems.append(Problem(str(folder), "there is no object in any of its annotations"))
+    if config.num_classes is not None and names and len(names) != config.num_classes:
+        what = f"holds {len(names)} classes where {config.title} has {config.num_classes}"
+        fix = "for a data set of your own in this layout: data=voc_xml data.root=DIR"
+        problems.append(Problem(str(folder), what, fix))
+    return problems
+
+
+def _objects(entry: _Entry, boxes: Sequence[_Box], numbers: dict[str, int]) -> ObjectFile:
+    corners = np.array([box.corners for box in boxes], dtype=np.float32).reshape(-1, 4)
+    sides = corners[:, 2:] - corners[:, :2]
+    kept = (sides > 0).all(axis=1)
+    labels = np.array([numbers[box.label] for box in boxes], dtype=np.int64)
+    ignored = np.array([box.difficult for box in boxes], dtype=np.bool_)
+    return ObjectFile(
+        name=entry.name,
+        path=entry.path,
+        boxes=corners[kept],
+        labels=labels[kept],
+        ignored=ignored[kept],
+        areas=sides.prod(axis=1)[kept],
+    )

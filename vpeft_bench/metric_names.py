@@ -1,0 +1,51 @@
+"""What is measured on a split, under which name, and what it is called in print.
+
+All of it is in percent. A task's first metric is its headline: what runs are ranked by.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class BoxMetric(Enum):
+    """The average precision that a detection data set is known by."""
+
+    coco = "coco"
+    """Of boxes, mean over IoU 0.50 to 0.95; of masks, where predicted, as well."""
+    coco_masks = "coco_masks"
+    """The same, with the average precision of masks as the headline."""
+    voc07 = "voc07"
+    """At IoU 0.50, at eleven levels of recall."""
+    voc12 = "voc12"
+    """At IoU 0.50, area below the curve."""
+
+
+TITLES = {
+    "top1": "top-1",
+    "mean_per_class_accuracy": "mean per class",
+    "box_ap": "box AP",
+    "box_ap50": "box AP50",
+    "box_ap75": "box AP75",
+    "box_ap_small": "box AP small",
+    "box_ap_medium": "box AP medium",
+    "box_ap_large": "box AP large",
+    "mask_ap": "mask AP",
+    "mask_ap50": "mask AP50",
+    "mask_ap75": "mask AP75",
+    "voc07_ap50": "AP50 (VOC 2007)",
+    "voc12_ap50": "AP50 (VOC 2012)",
+    "miou": "mIoU",
+    "mean_accuracy": "mAcc",
+    "pixel_accuracy": "aAcc",
+}
+
+# Shown beside a headline; the files have all of them.
+BESIDE = {
+    "top1": ("mean_per_class_accuracy",),
+    "box_ap": ("box_ap50", "mask_ap"),
+    "mask_ap": ("mask_ap50", "box_ap"),
+    "voc07_ap50": ("box_ap",),
+    "voc12_ap50": ("box_ap",),
+    "miou": ("mean_accuracy", "pixel_accuracy"),
+}

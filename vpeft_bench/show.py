@@ -1,0 +1,291 @@
+"""``python -m vpeft_bench show RUN``: what a finished run predicts, beside the truth, as a picture.
+
+Detections and label maps of the first pictures of the split that the run was scored on; of a
+classifier, its most confident mistakes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import colorsys
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from vpeft_bench.build import Model, build_batches, build_model, build_task, load_head
+from vpeft_bench.config import IGNORED_LABEL, RunConfig, from_plain
+from vpeft_bench.data.dataset import Dataset, open_dataset
+from vpeft_bench.errors import VpeftBenchError
+from vpeft_bench.record import RECORD_NAME, RunRecord, Status, read
+from vpeft_bench.tasks.base import Task
+from vpeft_bench.tasks.classification import Classification
+from vpeft_bench.tasks.detection import Detection
+from vpeft_bench.tasks.segmentation import Segmentation
+
+FILE = "predictions.png"
+PICTURES = 12
+CELL = 240  # longer side of a drawn picture, pixels
+GAP, LINE = 8, 16
+COLUMNS = 3
+MIN_SCORE = 0.3  # weaker detections would hide the picture
+
+
+@dataclass
+class Panel:
+    """One picture with its versions side by side.
+
+    Attributes:
+        versions: RGB pictures of the same size: the truth, the prediction.
+        caption: one line below them.
+        classes: classes that occur in it.
+    """
+
+    versions: list[Image.Image]
+    caption: str
+    classes: set[int] = field(default_factory=set)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Draw what a run predicts; the process's exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vpeft_bench show",
+        description="Draw what a finished run predicts, beside the truth.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory, or its record.json")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help=f"default: {PICTURES}")
+    parser.add_argument("--out", type=Path, help=f"default: {FILE} in the run directory")
+    parser.add_argument("--root", help="where the data set lies now: data.root of the run")
+    options = parser.parse_args(arguments)
+    try:
+        print(show(options.run, max(1, options.pictures), options.out, options.root))
+    except VpeftBenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def show(
+    run: Path, pictures: int = PICTURES, out: Path | None = None, root: str | None = None
+) -> Path:
+    """Build the model of a finished run again, and draw what it predicts.
+
+    Raises:
+        VpeftBenchError: there is no finished run, its data are others now, or its files belong to
+            other weights.
+    """
+    directory = run.parent if run.name == RECORD_NAME else run
+    record = _finished(directory)
+    config = from_plain(record.asked)
+    if root is not None:
+        config.data.root = root
+    dataset = open_dataset(config.data)
+    if dataset.fingerprint != record.where.data_fingerprint:
+        raise VpeftBenchError(
+            f"data={config.data.name} are not what {directory} was run on; --root DIR names others"
+        )
+    model = build_model(config, dataset)
+    model.attached.load(directory / "delta.safetensors")
+    task = build_task(config, dataset, model)
+    load_head(model.attached, task.model, directory / "head.safetensors")
+    assert record.happened.last_epoch is not None
+    split = record.happened.last_epoch.split.value
+    return draw(config, dataset, split, model, task, out or directory / FILE, pictures)
+
+
+def _finished(directory: Path) -> RunRecord:
+    path = directory / RECORD_NAME
+    if not path.is_file():
+        raise VpeftBenchError(
+            f"{directory} holds no {RECORD_NAME}: RUN is the directory that a run names at its end"
+        )
+    record = read(path)
+    if record.status is not Status.OK:
+        raise VpeftBenchError(f"{directory}: the run is {record.status}: {record.error}")
+    return record
+
+
+def draw(
+    config: RunConfig,
+    dataset: Dataset,
+    split: str,
+    model: Model,
+    task: Task,
+    path: Path,
+    pictures: int = PICTURES,
+) -> Path:
+    """Write a contact sheet of what ``task`` predicts on ``split``; its path."""
+    batches = build_batches(config, dataset, model.preprocessing, split, train=False)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    task.to(device).eval()
+    with torch.no_grad():
+        if isinstance(task, Classification):
+            panels, heading = _mistakes(task, dataset, split, batches, pictures)
+        elif isinstance(task, Detection):
+            panels, heading = _detections(task, dataset, split, batches, pictures)
+        else:
+            assert isinstance(task, Segmentation)
+            panels, heading = _label_maps(task, dataset, split, batches, pictures)
+    title = f"{config.method['name']} on {config.data.name}, {config.backbone.name}: {heading}"
+    _sheet(panels, title, dataset).save(path)
+    return path
+
+
+# ---- what each task shows -----------------------------------------------------------------------
+
+
+def _mistakes(
+    task: Classification, dataset: Dataset, split: str, batches: Any, pictures: int
+) -> tuple[list[Panel], str]:
+    probabilities, labels = [], []
+    for images, truth in batches:
+        probabilities.append(task(images.to(task.device)).softmax(1).cpu())
+        labels.append(truth)
+    confidence, predicted = torch.cat(probabilities).max(1)
+    truth = torch.cat(labels)
+    wrong = torch.nonzero(predicted != truth).flatten()
+    order = wrong[confidence[wrong].argsort(descending=True, stable=True)]
+    panels = []
+    for index in order[:pictures].tolist():
+        told = _class(dataset, int(predicted[index]))
+        caption = (
+            f"{_class(dataset, int(truth[index]))}, taken for {told} ({confidence[index]:.0%})"
+        )
+        panels.append(Panel([_enlarged(dataset.split(split).image(index))], caption))
+    return panels, f"the most confident of {len(wrong)} mistakes in {len(truth)} {split} images"
+
+
+def _detections(
+    task: Detection, dataset: Dataset, split: str, batches: Any, pictures: int
+) -> tuple[list[Panel], str]:
+    panels = []
+    for index, (image, target) in enumerate(_one_by_one(batches, pictures)):
+        (found,) = task.model.detect([image.to(task.device)])
+        found = {name: value.cpu() for name, value in found.items()}
+        strong = {name: value[found["scores"] >= MIN_SCORE] for name, value in found.items()}
+        truth = {
+            name: value for name, value in target.items() if name in ("boxes", "labels", "masks")
+        }
+        picture = dataset.split(split).image(index)
+        classes = {*truth["labels"].tolist(), *strong["labels"].tolist()}
+        versions = [_with_objects(picture, truth), _with_objects(picture, strong)]
+        caption = f"{split} {index}: {len(truth['labels'])} there, {len(strong['labels'])} found"
+        panels.append(Panel(versions, caption, classes))
+    return panels, f"truth, then detections of score {MIN_SCORE} and more"
+
+
+def _label_maps(
+    task: Segmentation, dataset: Dataset, split: str, batches: Any, pictures: int
+) -> tuple[list[Panel], str]:
+    panels = []
+    for index, (image, truth) in enumerate(_one_by_one(batches, pictures)):
+        predicted = task.segment([image.to(task.device)], [truth])[0].cpu()
+        picture = dataset.split(split).image(index)
+        scored = truth != IGNORED_LABEL
+        right = (predicted == truth)[scored].float().mean().item() if scored.any() else float("nan")
+        classes = {*truth[scored].unique().tolist(), *predicted.unique().tolist()}
+        versions = [_enlarged(picture), _coloured(truth), _coloured(predicted)]
+        panels.append(Panel(versions, f"{split} {index}: {right:.0%} of the pixels right", classes))
+    return panels, "picture, truth, prediction; black is not scored"
+
+
+def _one_by_one(batches: Any, pictures: int) -> Iterator[tuple[Tensor, Any]]:
+    shown = 0
+    for images, targets in batches:
+        for pair in zip(images, targets, strict=True):
+            if shown == pictures:
+                return
+            shown += 1
+            yield pair
+
+
+# ---- drawing -------------------------------------------------------------------------------------
+
+
+def _with_objects(picture: Image.Image, objects: dict[str, Tensor]) -> Image.Image:
+    """The enlarged picture with masks and boxes of its objects in the colours of their classes."""
+    large = _enlarged(picture)
+    canvas = torch.from_numpy(np.array(large)).permute(2, 0, 1)
+    colours = [_colour(label) for label in objects["labels"].tolist()]
+    if not colours:
+        return large
+    if "masks" in objects:
+        masks = torch.nn.functional.interpolate(
+            objects["masks"][:, None].float(), (large.height, large.width)
+        )
+        canvas = draw_segmentation_masks(canvas, masks[:, 0] > 0.5, alpha=0.5, colors=colours)
+    scale = torch.tensor([large.width / picture.width, large.height / picture.height]).repeat(2)
+    boxes = objects["boxes"] * scale
+    # A box of no extent cannot be drawn.
+    boxes = torch.cat([boxes[:, :2], torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)], dim=1)
+    canvas = draw_bounding_boxes(canvas, boxes, colors=colours, width=2)
+    return Image.fromarray(canvas.permute(1, 2, 0).numpy())
+
+
+def _coloured(label_map: Tensor) -> Image.Image:
+    """A label map ``(H, W)`` in the colours of its classes."""
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for label in range(IGNORED_LABEL):
+        palette[label] = _colour(label)
+    picture = Image.fromarray(palette[label_map.numpy()])
+    return picture.resize(_enlarged_size(picture), Image.Resampling.NEAREST)
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    return picture.resize(_enlarged_size(picture), Image.Resampling.BICUBIC)
+
+
+def _enlarged_size(picture: Image.Image) -> tuple[int, int]:
+    scale = CELL / max(picture.size)
+    return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+
+
+def _colour(label: int) -> tuple[int, int, int]:
+    """A colour of its own for each class; neighbours differ by the golden angle."""
+    value = 1.0 if label % 2 == 0 else 0.75
+    red, green, blue = colorsys.hsv_to_rgb((0.02 + 0.61803 * label) % 1, 0.85, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _class(dataset: Dataset, label: int) -> str:
+    return dataset.class_names[label] if dataset.class_names else f"class {label}"
+
+
+def _sheet(panels: Sequence[Panel], title: str, dataset: Dataset) -> Image.Image:
+    """All panels in a grid, the title above, the legend below."""
+    font = ImageFont.load_default(12)
+    versions = max((len(panel.versions) for panel in panels), default=1)
+    columns = max(1, min(len(panels), COLUMNS if versions > 1 else 2 * COLUMNS))
+    width = versions * CELL + (versions - 1) * 2
+    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    heights = [max(p.versions[0].height for p in row) + LINE + GAP for row in rows]
+    legend = sorted({label for panel in panels for label in panel.classes})
+    per_line = max(1, (columns * (width + GAP)) // 130)
+    legend_height = LINE * -(-len(legend) // per_line) + GAP if legend else 0
+    total_width = columns * (width + GAP) + GAP
+    total = (total_width, GAP + LINE + GAP + sum(heights) + legend_height + GAP)
+    sheet = Image.new("RGB", total, "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((GAP, GAP), title, fill="black", font=font)
+    top = GAP + LINE + GAP
+    for row, height in zip(rows, heights, strict=True):
+        for column, panel in enumerate(row):
+            left = GAP + column * (width + GAP)
+            for place, version in enumerate(panel.versions):
+                sheet.paste(version, (left + place * (CELL + 2), top))
+            below = top + panel.versions[0].height + 1
+            pen.text((left, below), panel.caption, fill="black", font=font)
+        top += height
+    for place, label in enumerate(legend):
+        left = GAP + place % per_line * 130
+        line = top + place // per_line * LINE
+        pen.rectangle((left, line + 2, left + 10, line + 12), fill=_colour(label))
+        pen.text((left + 15, line), _class(dataset, label)[:16], fill="black", font=font)
+    return sheet
