@@ -21,7 +21,7 @@ BOX = torch.tensor([[10.0, 20.0, 30.0, 40.0]])
 def heads() -> CascadeHeads:
     """Heads that say nothing: every output is its bias, zero."""
     torch.manual_seed(0)
-    built = CascadeHeads(8, 16, CLASSES + 1, (4, 8, 16, 32, 64), 0.0, 0.5, 100)
+    built = CascadeHeads(8, 16, CLASSES + 1, (4, 8, 16, 32, 64), 512, 0.0, 0.5, 100)
     for stage in built._stages():
         outputs = (stage.classifier, stage.regressor, stage.mask_predictor[0].mask_fcn_logits)
         for layer in outputs:

@@ -124,6 +124,9 @@ def _facts(found: type[Method], facts: Facts, vectors: Sequence[str]) -> list[st
         f"Backbones: {', '.join(facts.families)}.",
     ]
     lines += [f"Not on {family}: {_text(why)}." for family, why in found.unsupported.items()]
+    if not facts.dense:
+        refusal = found().dense_refusal or "some of what it trains gets no gradient there"
+        lines.append(f"Not under dense heads: {_text(refusal)}.")
     if facts.selects:
         lines.append(f"Looks at training data first: {_said(found, 'select')}")
     if steps := [_said(found, hook) for hook in ("before_step", "after_step")]:
@@ -211,6 +214,8 @@ def capabilities_page(facts: Mapping[str, Facts], vectors: Vectors) -> str:
         "**backbones**: families that the method attaches to.",
         "**identity**: with the method attached, the logits are the same bit for bit.",
         "**merges**: the merged model is a plain timm model with the same logits.",
+        "**dense heads**: detection and segmentation are offered, and under their heads every "
+        "trained tensor gets a gradient.",
         "**cacheable up to**: the frozen features that training reads; they stay the same, bit for "
         "bit, while the method's tensors change. `images`: nothing can be cached. `tokens.i`: the "
         "stream that enters block i. `features`: what the head reads.",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vpeft_bench.attachment import Attached, attach
 from vpeft_bench.backbones import block_map
+from vpeft_bench.backbones.features import StageFeatures
 from vpeft_bench.errors import NotMergeableError, NotSelectedError, UnsupportedBackboneError
 from vpeft_bench.methods.base import MergeableModule, Method
 from vpeft_bench.methods.data_pass import BatchData
@@ -82,6 +83,7 @@ class Facts:
         identity_at_start: the logits stay the same, bit for bit.
         mergeable: the merged model is a plain one with the same logits.
         selects: nothing is placed before a data pass.
+        dense: under a dense head all that it trains learns.
         sizes: by family.
         contradictions: claims of the method that do not hold.
     """
@@ -91,6 +93,7 @@ class Facts:
     identity_at_start: bool
     mergeable: bool
     selects: bool
+    dense: bool
     sizes: dict[str, Size]
     contradictions: tuple[str, ...]
 
@@ -123,6 +126,7 @@ def probe(name: str) -> Facts:
         identity_at_start=all(o.identity_at_start for o in observed),
         mergeable=all(o.mergeable for o in observed),
         selects=any(o.selects for o in observed),
+        dense=method.dense_refusal is None and all(o.feeds_maps for o in observed),
         sizes=sizes,
         contradictions=tuple(contradictions),
     )
@@ -136,6 +140,7 @@ class _Observation:
     mergeable: bool
     foldable: bool
     selects: bool
+    feeds_maps: bool
     parameters: int
     expected_parameters: int | None
     frozen: set[str]
@@ -153,6 +158,8 @@ class _Observation:
             yield "said not to be mergeable, though all that it places can be folded"
         if self.selects != method.selects:
             yield f"selects is {self.selects}"
+        if self.feeds_maps != (method.not_dense is None):
+            yield f"under a dense head it {'learns' if self.feeds_maps else 'does not learn'}"
         if self.expected_parameters not in (None, self.parameters):
             yield f"trains {self.parameters:,} parameters, not {self.expected_parameters:,}"
         if moving := [name for name in self.reads if name not in self.frozen]:
@@ -182,6 +189,7 @@ def _observe(name: str, family: str) -> _Observation:
             selects=selects,
             parameters=attached.parameter_counts().method,
             expected_parameters=method.parameter_count(backbone),
+            feeds_maps=_feeds_maps(attached, pictures),
             frozen=frozen,
             deepest_frozen=_deepest(frozen, len(backbone.blocks)),
             reads=method.reads(backbone),
@@ -292,6 +300,17 @@ def _deepest(frozen: set[str], depth: int) -> str:
             break
         deepest = name
     return deepest
+
+
+def _feeds_maps(attached: Attached, pictures: Tensor) -> bool:
+    """Whether every trained tensor gets a gradient from the feature maps of a dense head."""
+    maps = StageFeatures(attached.backbone)(pictures)
+    loss = sum((x * torch.randn_like(x)).sum() for x in maps)
+    trained = attached.trainable_parameters()
+    if not trained or not loss.requires_grad:
+        return not trained
+    gradients = torch.autograd.grad(loss, trained, allow_unused=True)  # type: ignore[arg-type]
+    return all(gradient is not None for gradient in gradients)
 
 
 def _saves_what_it_says(attached: Attached) -> bool:

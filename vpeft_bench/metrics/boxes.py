@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -14,6 +13,8 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from vpeft_bench.metric_names import BoxMetric
 from vpeft_bench.metrics.voc import Found, There, voc_ap50
+
+logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it logs a table of its own
 
 # As pycocotools has them: torchmetrics' own are rounded to float32 on the way.
 IOU_LEVELS = np.linspace(0.5, 0.95, 10).tolist()
@@ -112,8 +113,7 @@ class BoxMetrics:
                 self.num_classes,
                 eleven_points=self.metric is BoxMetric.voc07,
             )
-        with contextlib.redirect_stdout(io.StringIO()):  # the evaluator prints its own table
-            found = self._coco.compute() if self._coco.update_called else {}
+        found = self._coco.compute() if self._coco.update_called else {}
         boxes = _percent(found, BOX_KEYS, "bbox_" if self.masks else "")
         masks = _percent(found, MASK_KEYS, "segm_") if self.masks else {}
         if self.metric is BoxMetric.coco_masks:
