@@ -80,7 +80,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for group in ("method=", "data=", "backbone=", "protocol=", "hardware=", "logger="):
+    for group in ("method=", "data=", "backbone=", "head=", "protocol=", "hardware=", "logger="):
         assert group in done.stdout
 
 
@@ -111,6 +111,17 @@ def test_imports_point_one_way() -> None:
             "record",
         ),
         "catalogue": ("data", "tasks", "leaderboard", "run", "config", "record"),
+        "heads": (
+            "methods",
+            "catalogue",
+            "data",
+            "tasks",
+            "leaderboard",
+            "run",
+            "build",
+            "record",
+        ),
+        "metrics": ("methods", "catalogue", "data", "tasks", "heads", "backbones", "record"),
         "tasks": ("methods", "catalogue", "data", "leaderboard", "run", "record", "backbones"),
         "data": ("methods", "catalogue", "tasks", "backbones", "leaderboard", "run", "record"),
         "leaderboard": ("methods", "catalogue", "tasks", "backbones", "data", "run", "config"),

@@ -33,9 +33,11 @@ PAGES = [
 # At least so many snippets per page: a page whose blocks are no longer found fails. Pages that are
 # not named here need none.
 EXPECTED = {
-    README: {"python": 1, "checked": 14, "run": 0, "file": 0},
+    README: {"python": 1, "checked": 18, "run": 0, "file": 0},
     "docs/add-a-dataset.md": {"python": 1, "checked": 1, "run": 2, "file": 1},
     "docs/add-a-method.md": {"python": 0, "checked": 0, "run": 3, "file": 2},
+    "docs/dense-data.md": {"python": 1, "checked": 12, "run": 1, "file": 1},
+    "docs/dense-prediction.md": {"python": 0, "checked": 15, "run": 0, "file": 0},
     "docs/hf.md": {"python": 4, "checked": 4, "run": 0, "file": 0},
     "docs/leaderboard.md": {"python": 0, "checked": 3, "run": 0, "file": 0},
     "docs/python.md": {"python": 8, "checked": 0, "run": 1, "file": 0},
@@ -64,7 +66,7 @@ PROMISED = (
     "python -m vpeft_bench data",
 )
 
-SUB_COMMANDS = ("leaderboard", "methods", "data")
+SUB_COMMANDS = ("leaderboard", "methods", "data", "show")
 HYDRA_FLAGS = {"-m": 0, "--multirun": 0, "--help": 0, "--cfg": 1, "--config-dir": 1}
 """Flags of a run that the pages may use, and how many values follow each."""
 
@@ -130,7 +132,8 @@ def problems_of(arguments: list[str]) -> list[str]:
             del rest[: HYDRA_FLAGS[flag]]
     if "--config-dir" in arguments:
         return [*problems, "--config-dir needs the files of its page: mark the block <!-- run -->"]
-    if any("," in o.partition("=")[2] for o in overrides) and "-m" not in arguments:
+    values = [override.partition("=")[2] for override in overrides]
+    if any("," in v and not v.startswith("[") for v in values) and "-m" not in arguments:
         problems.append("several values without -m")
     return [*problems, *map(str, check_overrides(overrides).problems)]
 
@@ -140,11 +143,13 @@ def _sub_command_problems(arguments: list[str]) -> list[str]:
     from vpeft_bench.catalogue.listing import main as methods
     from vpeft_bench.data.listing import main as data
     from vpeft_bench.leaderboard.cli import main as leaderboard
+    from vpeft_bench.show import main as show
 
     name, *rest = arguments
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        {"leaderboard": leaderboard, "methods": methods, "data": data}[name](["--help"])
+        commands = {"leaderboard": leaderboard, "methods": methods, "data": data, "show": show}
+        commands[name](["--help"])
     flags = set(re.findall(r"--[a-z][\w-]*", shown.getvalue()))
     problems = [
         f"{name} has no {argument}"
