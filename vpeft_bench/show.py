@@ -35,7 +35,7 @@ PICTURES = 12
 CELL = 240  # longer side of a drawn picture, pixels
 GAP, LINE = 8, 16
 COLUMNS = 3
-MIN_SCORE = 0.3  # weaker detections would hide the picture
+MIN_SCORE = 0.5  # weaker detections would hide the picture
 
 
 @dataclass
