@@ -97,8 +97,8 @@ def test_published_dense_recipes(name: str, head: str, backbone: str) -> None:
     assert config.head is not None
     assert config.input is not None
     assert (config.data.name, config.head.name, config.backbone.name) == (name, head, backbone)
-    assert config.input.size_divisor == 224
     segmentation = config.task.name == "segmentation"
+    assert config.input.size_divisor == (32 if segmentation else 224)
     assert config.train.lr == (3e-4 if segmentation else 1e-4)
     assert config.train.schedule is (Schedule.poly if segmentation else Schedule.step)
     assert list(validation._values(config)) == []
@@ -250,6 +250,13 @@ def test_launch_problems(
     monkeypatch.setattr("shutil.which", lambda name: None)
     checked = check_overrides(overrides, multirun=False)
     assert expected in "\n".join(map(str, checked.problems))
+
+
+def test_keys_of_an_experiments_own_data_can_be_overridden() -> None:
+    typed_keys = ["experiment=demo_dense", "input.flip=0", "head.channels=32"]
+    assert check_overrides(typed_keys, multirun=False).problems == []
+    (problem,) = check_overrides(["experiment=demo_dense", "input.flips=0"]).problems
+    assert "input.flip" in problem.fix
 
 
 def test_experiments_and_globs_are_sweeps_of_their_own() -> None:

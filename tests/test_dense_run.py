@@ -175,6 +175,16 @@ def test_dense_and_classification_records_share_a_leaderboard(
         (("data=demo/scenes_segmentation", "input.crop=32"), ("squares of 64", "input.crop=64")),
         (("data=demo/scenes_segmentation", "input.inference=whole"), ("input.inference=slide",)),
         (("data=demo/digits", "task=detection", "head=retinanet"), ("for classification",)),
+        (("data=demo/digits", "head=linear"), ("leave head= out",)),
+        (("data=demo/digits", "train.schedule=step"), ("train.milestones=[7]",)),
+        (
+            ("data=demo/scenes_segmentation", "input.window_stride=65"),
+            ("input.window_stride=64",),
+        ),
+        (
+            ("data=demo/scenes_segmentation", "head.norm=batch", "train.batch_size=499"),
+            ("train.batch_size=500",),
+        ),
         (("data=demo/scenes_detection", "input.shorter_sides=[900]"), ("input.longer_side=900",)),
     ],
 )

@@ -231,6 +231,18 @@ def test_older_versions_are_read(record: RunRecord, tmp_path: Path, version: int
     assert read(path) == record
 
 
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("happened", [None, [], 7, {"last_epoch": 3, "seconds": []}])
+def test_damage_of_older_versions_is_reported(
+    record: RunRecord, tmp_path: Path, version: int, happened: object
+) -> None:
+    path = tmp_path / "record.json"
+    write(record, path)
+    damage(path, "happened", value=happened)
+    damage(path, "schema_version", value=version)
+    assert len(find([tmp_path]).problems) == 1
+
+
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b"7", b"{}", b"\xff\xfe", b"{}{}"])
 def test_other_files_are_no_records(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "record.json"

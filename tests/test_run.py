@@ -72,7 +72,11 @@ def test_default_run_end_to_end(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "dropout"),
-    [("lora", "dropout"), ("vpt_deep", "dropout"), ("hf/adalora", "lora_dropout")],
+    [
+        ("lora", "dropout"),
+        pytest.param("vpt_deep", "dropout", marks=pytest.mark.slow),
+        pytest.param("hf/adalora", "lora_dropout", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_run_resumes_to_the_same_result(
     cli: Cli, tmp_path: Path, quick: tuple[str, ...], method: str, dropout: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from vpeft_bench.data.dense_loading import build_dense_loader
 from vpeft_bench.data.loading import Preprocessing, build_loader, preprocessing_for
 from vpeft_bench.errors import VpeftBenchError
 from vpeft_bench.heads.detectors import build_detector
+from vpeft_bench.heads.resizing import FILTER as DETECTOR_FILTER
 from vpeft_bench.heads.segmenters import build_segmenter
 from vpeft_bench.methods.registry import build_method
 from vpeft_bench.tasks.base import Task, Training
@@ -66,7 +67,18 @@ def build_model(config: RunConfig, dataset: Dataset) -> Model:
     options = dict(config.method)
     attached = attach_method(loaded.model, build_method(options.pop("name"), options))
     preprocessing = preprocessing_for(config.data, loaded.pretrained_cfg, loaded.image_size)
+    if config.input is not None and loaded.any_size:
+        sizes = (config.input.test_shorter_side, config.input.longer_side)
+        preprocessing = replace(preprocessing, image_size=sizes)
+    if config.task.name == "detection":  # resized on the device, by the detector
+        preprocessing = replace(preprocessing, interpolation=DETECTOR_FILTER)
     return Model(loaded, attached, preprocessing)
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Where Lightning will train."""
+    cuda = accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 
 def build_batches(
@@ -185,11 +197,21 @@ def compile_in_place(attached: Attached, network: nn.Module) -> None:
 
 
 def trained_parameters(attached: Attached, network: nn.Module, train: TrainConfig) -> list[Trained]:
-    """What the optimizer trains: the method's parameters, then the head's, with their rates."""
+    """What the optimizer trains: the method's parameters, then the head's, with their rates.
+
+    Under a dense head a Swin's position tables are not decayed, as in the published recipes.
+    """
     factors = layer_factors(attached.backbone, train.layer_decay)
-    method = [Trained(p, factors[p]) for p in attached.trainable_parameters()]
+    tables = set() if network is attached.model else position_tables(attached.backbone)
+    method = [Trained(p, factors[p], p not in tables) for p in attached.trainable_parameters()]
     head = [Trained(p, train.head_lr_factor) for p in head_parameters(attached, network)]
     return [*method, *head]
+
+
+def position_tables(backbone: Backbone) -> set[nn.Parameter]:
+    """The relative position biases of a Swin's attention; none in a ViT."""
+    tables = (getattr(b.attention, "relative_position_bias_table", None) for b in backbone.blocks)
+    return {table for table in tables if isinstance(table, nn.Parameter)}
 
 
 def layer_factors(backbone: Backbone, decay: float) -> dict[nn.Parameter, float]:

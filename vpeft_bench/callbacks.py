@@ -118,7 +118,8 @@ class Curves(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Note the rate of this step; the schedule moves on before its end."""
-        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
+        group = trainer.optimizers[0].param_groups[0]
+        self._lr = group["lr"] / group["lr_factor"]
 
     def on_train_batch_end(
         self,

@@ -67,6 +67,9 @@ def check_overrides(
                 composed.append(f"{group}={_as_text(values[0])}")
         try:
             config = compose("config", overrides=composed, return_hydra_config=True)
+            if first := _first_of_experiment(config, parsed, groups):
+                composed += first
+                config = compose("config", overrides=composed, return_hydra_config=True)
             swept = _swept_configs(parsed, groups, composed)
         except (HydraException, YAMLError) as error:
             fix = INSTALL_LAUNCHERS if LAUNCHER in str(error) else ""
@@ -113,6 +116,19 @@ def _launch_problems(
     if slurm and shutil.which("sbatch") is None:
         fix = "run it on a cluster's login node, or in parallel here: hydra/launcher=joblib"
         yield Problem("hardware=slurm", "this machine has no sbatch", fix)
+
+
+def _first_of_experiment(
+    config: DictConfig, parsed: Sequence[Override], groups: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """The first choice of every group that an experiment sweeps by itself, such as its data."""
+    swept = config.hydra.sweeper.get("params") or {}
+    typed = {override.key_or_group for override in parsed}
+    return [
+        f"{group}={str(values).split(',')[0].strip()}"
+        for group, values in swept.items()
+        if group in groups and group not in typed
+    ]
 
 
 def _swept_configs(

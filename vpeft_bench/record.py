@@ -518,20 +518,21 @@ def _parse(text: str, path: Path) -> RunRecord:
 
 def _from_version_1(raw: dict[str, Any]) -> dict[str, Any]:
     """Version 1 knew no selection time: it was not measured, and is null."""
-    seconds = raw.get("happened", {}).get("seconds")
-    if isinstance(seconds, dict):
-        seconds.setdefault("selection", None)
+    happened = raw.get("happened")
+    if isinstance(happened, dict) and isinstance(happened.get("seconds"), dict):
+        happened["seconds"].setdefault("selection", None)
     return raw | {"schema_version": 2}
 
 
 def _from_version_2(raw: dict[str, Any]) -> dict[str, Any]:
     """Version 2 knew classification only, and had its two accuracies as fields."""
-    happened = raw.get("happened", {})
-    for name in ("last_epoch", "selected_epoch"):
-        old = happened.get(name)
-        if isinstance(old, dict):
-            values = {key: old.pop(key) for key in _ACCURACIES if key in old}
-            happened[name] = old | {"headline": "top1", "values": values}
+    happened = raw.get("happened")
+    if isinstance(happened, dict):
+        for name in ("last_epoch", "selected_epoch"):
+            old = happened.get(name)
+            if isinstance(old, dict):
+                values = {key: old.pop(key) for key in _ACCURACIES if key in old}
+                happened[name] = old | {"headline": "top1", "values": values}
     return raw | {"schema_version": 3}
 
 

@@ -32,6 +32,7 @@ from vpeft_bench.build import (
     build_model,
     build_task,
     compile_in_place,
+    device_of,
     head_parameters,
     head_state,
 )
@@ -167,7 +168,7 @@ class _Run:
     def execute(self) -> Outcome:
         """Run to the end, and record how it ended."""
         try:
-            self._execute()
+            model, task = self._execute()
             status, error = Status.OK, None
         except torch.cuda.OutOfMemoryError as caught:
             status, error = Status.OOM, _one_line(caught)
@@ -180,10 +181,12 @@ class _Run:
         record = self._record(status, error)
         if status is Status.OK:
             (self.directory / CHECKPOINT).unlink(missing_ok=True)
+            if self.config.render:
+                self._render(model, task)
             return Outcome(Result.DONE, self.directory, record)
         return Outcome(Result.FAILED, self.directory, record, error or "")
 
-    def _execute(self) -> None:
+    def _execute(self) -> tuple[Model, Task]:
         _quiet_lightning()
         if self.config.hardware.threads is not None:
             torch.set_num_threads(self.config.hardware.threads)
@@ -203,8 +206,7 @@ class _Run:
         trainer = self._train(task, model.attached, train_loader, eval_loader)
         self._evaluate(trainer, task, eval_loader)
         self._store(model.attached, task)
-        if self.config.render:
-            self._render(model, task)
+        return model, task
 
     def _select(self, model: Model) -> None:
         """Let the method look at training data before it is placed."""
@@ -212,7 +214,7 @@ class _Run:
         attached = model.attached
         name = attached.method.name
         self.console.print(f"{name}: looking at training data before training", highlight=False)
-        device = _device(self.config.hardware.accelerator)
+        device = device_of(self.config.hardware.accelerator)
         attached.model.to(device)
         data = RunData(
             self.config, self.dataset, model.preprocessing, device, self.directory / SELECTION_STATE
@@ -332,12 +334,15 @@ class _Run:
         self.happened["stored_bytes"] = records.StoredBytes(delta, head_path.stat().st_size)
 
     def _render(self, model: Model, task: Task) -> None:
-        """Draw what the task predicts beside the truth."""
+        """Draw what the task predicts beside the truth; the run counts without it."""
         from vpeft_bench.show import FILE, draw
 
-        split = self.happened["eval_split"]
-        path = draw(self.config, self.dataset, split, model, task, self.directory / FILE)
-        self.console.print(f"pictures:    {path}", soft_wrap=True)
+        split, path = self.happened["eval_split"], self.directory / FILE
+        try:
+            draw(self.config, self.dataset, split, model, task, path)
+            self.console.print(f"pictures:    {path}", soft_wrap=True)
+        except Exception as error:  # the record is written: no picture may cost it
+            self.console.print(f"no pictures: {_one_line(error)}", soft_wrap=True, markup=False)
 
     # ---- what is known -------------------------------------------------------------------------
 
@@ -419,12 +424,6 @@ def _size(config: RunConfig, backbone: LoadedBackbone) -> str:
     if config.input is not None and backbone.any_size:
         return f"of any size up to {config.input.longer_side} pixels"
     return f"{backbone.image_size[0]}x{backbone.image_size[1]}"
-
-
-def _device(accelerator: str) -> torch.device:
-    """Where Lightning will train."""
-    cuda = accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 
 def _quiet_lightning() -> None:

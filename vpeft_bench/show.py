@@ -10,17 +10,25 @@ import argparse
 import colorsys
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from vpeft_bench.build import Model, build_batches, build_model, build_task, load_head
+from vpeft_bench.build import (
+    Model,
+    build_batches,
+    build_model,
+    build_task,
+    device_of,
+    load_head,
+)
 from vpeft_bench.config import IGNORED_LABEL, RunConfig, from_plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.errors import VpeftBenchError
@@ -91,6 +99,7 @@ def show(
         raise VpeftBenchError(
             f"data={config.data.name} are not what {directory} was run on; --root DIR names others"
         )
+    pl.seed_everything(config.seed, verbose=False)  # random weights are those of the run again
     model = build_model(config, dataset)
     model.attached.load(directory / "delta.safetensors")
     task = build_task(config, dataset, model)
@@ -122,9 +131,14 @@ def draw(
     pictures: int = PICTURES,
 ) -> Path:
     """Write a contact sheet of what ``task`` predicts on ``split``; its path."""
+    if config.input is not None:  # only the first pictures are looked at
+        config = replace(
+            config,
+            data=replace(config.data, cache_gib=0.0),
+            hardware=replace(config.hardware, workers=0),
+        )
     batches = build_batches(config, dataset, model.preprocessing, split, train=False)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task.to(device).eval()
+    task.to(device_of(config.hardware.accelerator)).eval()
     with torch.no_grad():
         if isinstance(task, Classification):
             panels, heading = _mistakes(task, dataset, split, batches, pictures)

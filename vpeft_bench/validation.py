@@ -6,7 +6,15 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from vpeft_bench.config import HEADS, MASK_HEADS, Inference, RunConfig, Schedule
+from vpeft_bench.config import (
+    HEADS,
+    MASK_HEADS,
+    HeadNorm,
+    Inference,
+    Protocol,
+    RunConfig,
+    Schedule,
+)
 from vpeft_bench.errors import (
     ConfigError,
     MethodOptionError,
@@ -33,7 +41,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "hardware.threads": (1, None),
     "hardware.workers": (0, None),
     "hardware.eval_batch_size": (1, None),
-    "data.num_classes": (2, None),
+    "data.num_classes": (1, None),
     "data.cache_gib": (0, None),
     "data.hold_out": (0, 0.9),
     "train.layer_decay": (1e-3, 1),
@@ -104,6 +112,15 @@ def _values(config: RunConfig) -> Iterator[Problem]:
         value = _value(config, key)
         if value not in valid:
             yield unknown_name(key, str(value), valid)
+    milestones, epochs = config.train.milestones, config.train.epochs
+    if config.train.schedule is Schedule.step and not (
+        milestones and all(0 < milestone < epochs for milestone in milestones)
+    ):
+        yield Problem(
+            f"train.milestones={milestones}",
+            f"train.schedule=step needs epochs between 0 and train.epochs={epochs}",
+            f"train.milestones=[{max(1, epochs * 3 // 4)}]",
+        )
     if config.train.min_lr > config.train.lr:
         yield Problem(
             f"train.min_lr={config.train.min_lr:g}",
@@ -124,6 +141,12 @@ def _values(config: RunConfig) -> Iterator[Problem]:
 def _dense(config: RunConfig) -> Iterator[Problem]:
     """Task, head, metric and input sizes that do not fit each other."""
     task, head, sizes = config.task.name, config.head, config.input
+    if task == "classification":
+        if head is not None:
+            what = "classification has the backbone's own classifier and takes no other head"
+            yield Problem(f"head={head.name}", what, "leave head= out, or choose dense data")
+        if config.data.num_classes == 1:
+            yield Problem("data.num_classes=1", "out of range", "it must be at least 2")
     if task not in HEADS:
         return
     if sizes is None or head is None:
@@ -154,14 +177,10 @@ def _dense(config: RunConfig) -> Iterator[Problem]:
     if not low_to_high:
         what = "must be a smallest and a largest factor, above 0"
         yield Problem(f"input.scale_range={sizes.scale_range}", what, "input.scale_range=[0.5,2.0]")
-    if config.train.schedule is Schedule.step and any(
-        not 0 < milestone < config.train.epochs for milestone in config.train.milestones
-    ):
-        yield Problem(
-            f"train.milestones={config.train.milestones}",
-            f"must lie between the epochs 0 and train.epochs={config.train.epochs}",
-            f"train.milestones=[{max(1, config.train.epochs * 3 // 4)}]",
-        )
+    window, stride = sizes.crop, sizes.window_stride
+    if sizes.inference is Inference.slide and stride is not None and stride > window:
+        what = f"leaves gaps between windows of input.crop={window}"
+        yield Problem(f"input.window_stride={stride}", what, f"input.window_stride={window}")
 
 
 def _fixed_square(config: RunConfig, side: int) -> Iterator[Problem]:
@@ -197,6 +216,16 @@ def _data(config: RunConfig) -> Iterator[Problem]:
             f"{config.data.name} is a data set for {dataset.task}",
             f"task={dataset.task} (by itself where it is not typed)",
         )
+    if config.task.name == "segmentation" and config.head and config.head.norm is HeadNorm.batch:
+        final = config.protocol.name is Protocol.final
+        pictures = len(dataset.split(config.data.final_train if final else "train"))
+        if 1 in (config.train.batch_size, pictures % config.train.batch_size):
+            yield Problem(
+                "head.norm=batch",
+                f"of {pictures} pictures in batches of {config.train.batch_size} one is alone, and "
+                "has no deviation",
+                f"train.batch_size={config.train.batch_size + 1}, or head.norm=group",
+            )
     if config.head is not None and config.head.name in MASK_HEADS and not dataset.has_masks:
         boxes = ", ".join(name for name in HEADS["detection"] if name not in MASK_HEADS)
         yield Problem(

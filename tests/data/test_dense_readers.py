@@ -179,7 +179,7 @@ def test_real_camvid_in_voc_layout(config_dir: Path, shared_data: Path) -> None:
     assert seen == {*range(11), IGNORED_LABEL}  # indices of the palette, and 0 is a class
 
 
-def test_real_ade20k_sample(config_dir: Path, shared_data: Path) -> None:
+def test_real_ade20k_sample(config_dir: Path, shared_data: Path, tmp_path: Path) -> None:
     config = composed(config_dir, "ade20k", shared_data / "ade20k_sample")
     assert "ade20k_sample/ADEChallengeData2016" in problems_of(read_ade20k, config)
     config.folders = []
@@ -188,17 +188,26 @@ def test_real_ade20k_sample(config_dir: Path, shared_data: Path) -> None:
     assert "no images/training, annotations/training in it" in text
 
     config.lists["train"] = "validation"
+    assert "3 of the 3 test pictures are in train or val" in problems_of(read_ade20k, config)
+
+    for kind in ("images", "annotations"):  # two of its three pictures to train on
+        for place, file in enumerate(sorted((shared_data / "ade20k_sample" / kind).rglob("*.*g"))):
+            part = tmp_path / kind / ("validation" if place == 2 else "training")
+            part.mkdir(parents=True, exist_ok=True)
+            (part / file.name).symlink_to(file)
+    (tmp_path / "objectInfo150.txt").symlink_to(shared_data / "ade20k_sample/objectInfo150.txt")
+    config.root, config.lists["train"] = str(tmp_path), "training"
     dataset = read_ade20k(config)
-    assert sizes_of(dataset) == {"train": 2, "val": 1, "trainval": 3, "test": 3}
+    assert sizes_of(dataset) == {"train": 1, "val": 1, "trainval": 2, "test": 1}
     assert dataset.num_classes == 150
     assert dataset.class_names is not None
     assert dataset.class_names[:3] == ("wall", "building", "sky")
-    split = map_split(dataset, "test")
-    for index in range(3):
-        raw = np.asarray(Image.open(split.pictures[index].map_path)).astype(int)
-        labels = split.label_map(index)
-        assert np.array_equal(labels, np.where(raw == 0, IGNORED_LABEL, raw - 1))
-        assert labels.shape[::-1] == split.image(index).size
+    for split in (map_split(dataset, "trainval"), map_split(dataset, "test")):
+        for index in range(len(split)):
+            raw = np.asarray(Image.open(split.pictures[index].map_path)).astype(int)
+            labels = split.label_map(index)
+            assert np.array_equal(labels, np.where(raw == 0, IGNORED_LABEL, raw - 1))
+            assert labels.shape[::-1] == split.image(index).size
 
 
 def test_splits_can_be_sent_to_workers(config_dir: Path, shared_data: Path) -> None:
@@ -221,9 +230,9 @@ class MakeCoco:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def content(self, count: int = 10, **tables: Any) -> dict[str, Any]:
+    def content(self, count: int = 10, part: str = "", **tables: Any) -> dict[str, Any]:
         images = [
-            {"id": 7 * i, "file_name": f"{i:03d}.png", "width": 40, "height": 30}
+            {"id": 7 * i, "file_name": f"{part}{i:03d}.png", "width": 40, "height": 30}
             for i in range(count)
         ]
         categories = [{"id": 9, "name": "dog"}, {"id": 4, "name": "cat"}]
@@ -232,8 +241,10 @@ class MakeCoco:
     def __call__(self, train: Any, test: Any = None) -> DataConfig:
         (self.folder / "pictures").mkdir(exist_ok=True)
         for i in range(10):
-            Image.new("RGB", (40, 30)).save(self.folder / "pictures" / f"{i:03d}.png")
-        for name, content in {"train": train, "test": test or self.content()}.items():
+            for part in ("", "val", "test"):
+                Image.new("RGB", (40, 30)).save(self.folder / "pictures" / f"{part}{i:03d}.png")
+        test = test or self.content(part="test")
+        for name, content in {"train": train, "test": test}.items():
             text = content if isinstance(content, str) else json.dumps(content)
             (self.folder / f"{name}.json").write_text(text)
         return DataConfig(
@@ -394,7 +405,7 @@ def test_picture_of_another_size_than_its_record(make_coco: MakeCoco) -> None:
     config = make_coco(make_coco.content())
     Image.new("RGB", (30, 40)).save(make_coco.folder / "pictures" / "002.png")
     with pytest.raises(VpeftBenchError, match=r"002\.png is 30x40, but its record says 40x30"):
-        read_coco(config).split("test").image(2)
+        read_coco(config).split("trainval").image(2)
 
 
 def test_coco_is_identified_by_content(make_coco: MakeCoco) -> None:
@@ -427,8 +438,9 @@ def test_held_out_pictures_depend_on_names_alone(make_coco: MakeCoco) -> None:
 
 
 def test_list_of_validation_pictures_comes_before_holding_out(make_coco: MakeCoco) -> None:
-    config = make_coco(make_coco.content(6), make_coco.content(4))
-    config.lists |= {"val": "test.json", "trainval": ""}
+    config = make_coco(make_coco.content(6), make_coco.content(4, "test"))
+    (make_coco.folder / "val.json").write_text(json.dumps(make_coco.content(4, "val")))
+    config.lists |= {"val": "val.json", "trainval": ""}
     assert sizes_of(read_coco(config)) == {"train": 6, "val": 4, "trainval": 10, "test": 4}
     config.lists["trainval"] = "train.json"
     assert sizes_of(read_coco(config))["trainval"] == 6
@@ -705,3 +717,15 @@ def test_voc2012_masks_config(config_dir: Path, tmp_path: Path) -> None:
         more = read_voc_masks(composed(config_dir, "voc2012_masks", root, **lists))
         assert [p.name for p in map_split(more, "trainval").pictures] == ["d", "e"]
         assert np.unique(map_split(more, "trainval").label_map(0)).tolist() == [20]
+
+
+def test_no_picture_is_trained_and_tested_on(devkit: DataConfig, masks: DataConfig) -> None:
+    """The same name in two years is two pictures; one picture in two splits is a problem."""
+    assert read_voc_boxes(devkit)
+    masks.lists["val"] = masks.lists["test"]  # validated on what is tested on
+    with pytest.raises(MissingDataError, match="1 of the 1 test pictures are in train or val"):
+        read_voc_masks(masks)
+    masks.lists["val"], masks.lists["test"] = "", "train"
+    with pytest.raises(MissingDataError, match=r"3 of the 3 (.|\n)*data\.lists\.test=") as caught:
+        read_voc_masks(masks)
+    assert "v0" in str(caught.value)

@@ -78,7 +78,7 @@ class OpenedSwin(OpenedModel, SwinTransformer):
         streams = self.around(x).streams
         last_of_stage = itertools.accumulate(len(stage.blocks) for stage in self.stages())
         outputs = [streams[blocks - 1] for blocks in last_of_stage]
-        last = self.norm(outputs[-1])
+        last = outputs[-1] if intermediates_only and not norm else self.norm(outputs[-1])
         if norm:
             outputs[-1] = last
         taken, _ = feature_take_indices(len(outputs), indices)

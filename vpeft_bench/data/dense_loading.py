@@ -67,8 +67,7 @@ def build_dense_loader(
 
     The target of segmentation is a (H, W) uint8 label map: in training of the picture's size, which
     is ``input.crop`` squared; in evaluation of the original size, while the picture is resized to
-    ``input.test_shorter_side`` and ``input.longer_side``. For a network that reads squares of side
-    S, replace both by S: then the picture fits into one.
+    ``input.test_shorter_side`` and ``input.longer_side``.
 
     ``loader.sampler.set_epoch(epoch)`` chooses the epoch; Lightning calls it by itself. The last
     batch may be smaller than the others: no picture is left out.

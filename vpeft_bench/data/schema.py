@@ -82,7 +82,8 @@ class DataConfig:
         variant: which of the rendered sprite sets: ``location``, ``count`` or ``orientation``; of
             the rendered scenes: ``detection``, ``instances`` or ``segmentation``.
         lists: where the readers of dense data sets find each split: name of the split to the file,
-            the folder or the image set, relative to the data set's folder.
+            the folder or the image set, relative to the data set's folder; and further places and
+            names that each reader describes.
         hold_out: share of the training pictures that ``protocol=select`` validates on, for data
             sets without a validation part beside the one that is reported (COCO, ADE20K); 0: the
             data set has one.

@@ -13,6 +13,9 @@ from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from vpeft_bench.config import InputConfig
 
+FILTER = "bilinear"
+"""How pictures are resized, whatever the weights' own filter is."""
+
 THINNEST = 1e-2
 """Objects below so many pixels in the resized picture are left out in training."""
 
@@ -64,7 +67,7 @@ class Resizing(GeneralizedRCNNTransform):
         size = (int(image.shape[-2]), int(image.shape[-1]))
         shorter = self.torch_choice(self.min_size) if self.training else self.test_shorter_side
         new_size = scaled_size(*size, shorter, self.max_size)
-        image = functional.interpolate(image[None], new_size, mode="bilinear", antialias=True)[0]
+        image = functional.interpolate(image[None], new_size, mode=FILTER, antialias=True)[0]
         if target is None:
             return image, None
         boxes = resize_boxes(target["boxes"], size, new_size)

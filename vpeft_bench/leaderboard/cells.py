@@ -38,7 +38,6 @@ class Entry:
         weights_fingerprint: hash of the weights; empty for random ones, which differ by seed.
         normalization: name of the normalisation asked for.
         precision: arithmetic of the training.
-        head: name of the dense head; empty for classification.
     """
 
     protocol: str
@@ -49,7 +48,6 @@ class Entry:
     weights_fingerprint: str
     normalization: str
     precision: str
-    head: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,6 +117,12 @@ class Cell:
     def metrics(self) -> list[Metrics]:
         """What the last epochs of the runs that ended well reached, by seed."""
         return self.each(lambda run: run.happened.last_epoch)
+
+    @property
+    def head(self) -> str:
+        """Name of the dense head; empty for classification."""
+        head = self.records[0].asked.get("head")
+        return str(head["name"]) if isinstance(head, dict) and "name" in head else ""
 
     @property
     def headline(self) -> str | None:
@@ -279,7 +283,6 @@ def _entry(record: RunRecord, weights: dict[str, set[tuple[str, str]]]) -> Entry
         weights_fingerprint=fingerprint,
         normalization=_text(record, "data", "normalization"),
         precision=_text(record, "hardware", "precision"),
-        head=_text(record, "head", "name") if record.asked.get("head") else "",
     )
 
 

@@ -188,7 +188,6 @@ def summary_csv_rows(summary: Summary) -> list[Row]:
             "method": row.entry.method,
             "options": row.entry.options,
             "backbone": row.entry.backbone,
-            "head": row.entry.head,
             "weights": row.entry.weights,
             "weights_fingerprint": row.entry.weights_fingerprint,
             "normalization": row.entry.normalization,
@@ -233,7 +232,7 @@ def dataset_csv_rows(cells: Sequence[Cell]) -> list[Row]:
             "method": cell.entry.method,
             "options": cell.entry.options,
             "backbone": cell.entry.backbone,
-            "head": cell.entry.head,
+            "head": cell.head,
             "weights": cell.entry.weights,
             "weights_fingerprint": cell.entry.weights_fingerprint,
             "normalization": cell.entry.normalization,
@@ -281,6 +280,7 @@ def dataset_rows(cells: Sequence[Cell]) -> list[Row]:
             if len(versions[cell.benchmark, cell.data]) > 1
             else "",
             **_entry_columns(cell.entry),
+            "head": cell.head,
             "config": cell.config_hash[:_SHORT_HASH]
             if configurations[cell.benchmark, cell.data, cell.entry] > 1
             else "",
@@ -347,7 +347,6 @@ def _entry_columns(entry: Entry) -> Row:
         "method": entry.method,
         "options": short_options(entry.options),
         "backbone": entry.backbone,
-        "head": entry.head,
         "weights": f"{entry.weights} {_short(entry.weights_fingerprint)}".strip(),
         "normalization": entry.normalization,
         "precision": entry.precision,

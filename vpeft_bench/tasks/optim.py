@@ -18,24 +18,27 @@ class Trained(NamedTuple):
     Attributes:
         parameter: the tensor.
         lr_factor: its learning rate over ``train.lr``.
+        decays: whether weight decay applies to it, if it has two or more dimensions.
     """
 
     parameter: nn.Parameter
     lr_factor: float = 1.0
+    decays: bool = True
 
 
 def adamw(trained: Iterable[Trained], train: TrainConfig) -> torch.optim.AdamW:
     """AdamW; tensors of fewer than two dimensions are not decayed unless ``train.decay_all``."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for parameter, lr_factor in trained:
+    for parameter, lr_factor, decays in trained:
         if parameter.requires_grad:
-            decayed = parameter.ndim >= 2 or train.decay_all
+            decayed = train.decay_all or (decays and parameter.ndim >= 2)
             groups.setdefault((lr_factor, decayed), []).append(parameter)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
                 "lr": train.lr * lr_factor,
+                "lr_factor": lr_factor,
                 "weight_decay": train.weight_decay if decayed else 0.0,
             }
             for (lr_factor, decayed), parameters in groups.items()
