@@ -1,7 +1,7 @@
 """``python -m vpeft_bench show RUN``: what a finished run predicts, beside the truth, as a picture.
 
-Detections and label maps of the first pictures of the split that the run was scored on; of a
-classifier, its most confident mistakes.
+Detections and label maps of some pictures of the split that the run was scored on; of a classifier,
+its most confident mistakes.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def draw(
     pictures: int = PICTURES,
 ) -> Path:
     """Write a contact sheet of what ``task`` predicts on ``split``; its path."""
-    if config.input is not None:  # only the first pictures are looked at
+    if config.input is not None:  # only some pictures are looked at
         config = replace(
             config,
             data=replace(config.data, cache_gib=0.0),
@@ -180,7 +180,7 @@ def _detections(
     task: Detection, dataset: Dataset, split: str, batches: Any, pictures: int
 ) -> tuple[list[Panel], str]:
     panels = []
-    for index, (image, target) in enumerate(_one_by_one(batches, pictures)):
+    for index, image, target in _evenly(batches, pictures):
         (found,) = task.model.detect([image.to(task.device)])
         found = {name: value.cpu() for name, value in found.items()}
         strong = {name: value[found["scores"] >= MIN_SCORE] for name, value in found.items()}
@@ -199,7 +199,7 @@ def _label_maps(
     task: Segmentation, dataset: Dataset, split: str, batches: Any, pictures: int
 ) -> tuple[list[Panel], str]:
     panels = []
-    for index, (image, truth) in enumerate(_one_by_one(batches, pictures)):
+    for index, image, truth in _evenly(batches, pictures):
         predicted = task.segment([image.to(task.device)], [truth])[0].cpu()
         picture = dataset.split(split).image(index)
         scored = truth != IGNORED_LABEL
@@ -210,14 +210,12 @@ def _label_maps(
     return panels, "picture, truth, prediction; black is not scored"
 
 
-def _one_by_one(batches: Any, pictures: int) -> Iterator[tuple[Tensor, Any]]:
-    shown = 0
-    for images, targets in batches:
-        for pair in zip(images, targets, strict=True):
-            if shown == pictures:
-                return
-            shown += 1
-            yield pair
+def _evenly(batches: Any, pictures: int) -> Iterator[tuple[int, Tensor, Any]]:
+    """Index, picture and truth of so many pictures, spread evenly over the split."""
+    size = len(batches.dataset)
+    for index in np.linspace(0, size - 1, min(pictures, size)).round().astype(np.int64):
+        (image,), (target,) = batches.dataset[0, index[None]]
+        yield int(index), image, target
 
 
 # ---- drawing -------------------------------------------------------------------------------------
