@@ -37,7 +37,7 @@ EXPECTED = {
     "docs/add-a-dataset.md": {"python": 1, "checked": 1, "run": 2, "file": 1},
     "docs/add-a-method.md": {"python": 0, "checked": 0, "run": 3, "file": 2},
     "docs/dense-data.md": {"python": 1, "checked": 12, "run": 1, "file": 1},
-    "docs/dense-prediction.md": {"python": 0, "checked": 15, "run": 0, "file": 0},
+    "docs/dense-prediction.md": {"python": 0, "checked": 17, "run": 0, "file": 0},
     "docs/hf.md": {"python": 4, "checked": 4, "run": 0, "file": 0},
     "docs/leaderboard.md": {"python": 0, "checked": 3, "run": 0, "file": 0},
     "docs/python.md": {"python": 8, "checked": 0, "run": 1, "file": 0},
