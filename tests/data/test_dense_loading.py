@@ -21,10 +21,10 @@ from vpeft_bench.data.dense_loading import (
     PADDING,
     DenseBatch,
     build_dense_loader,
-    resized_size,
 )
 from vpeft_bench.data.splits import LabelMapSplit, Objects, ObjectSplit
 from vpeft_bench.errors import VpeftBenchError
+from vpeft_bench.sizes import resized_size
 
 SIZES = [(40, 50), (33, 20), (25, 25), (64, 31), (48, 48), (30, 41), (20, 60), (52, 37), (35, 35)]
 INPUT = InputConfig(

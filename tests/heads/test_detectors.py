@@ -30,7 +30,8 @@ from vpeft_bench.errors import ConfigError
 from vpeft_bench.heads.detectors import Detector, build_detector
 from vpeft_bench.heads.pyramid import LevelAnchors, Pyramid
 from vpeft_bench.heads.regions import RegionPool
-from vpeft_bench.heads.resizing import Resizing, pasted, scaled_size
+from vpeft_bench.heads.resizing import Resizing, pasted
+from vpeft_bench.sizes import resized_size
 
 EVERY_DETECTOR = pytest.mark.parametrize("name", HEADS["detection"])
 EVERY_KIND = pytest.mark.parametrize("kind", ["vit", "swin"])
@@ -173,7 +174,7 @@ def test_bf16_gradients_of_the_coarsest_level() -> None:
 def detector_places(boxes: Tensor, size: torch.Size, kind: str) -> Tensor:
     """Boxes in pixels of the resized picture."""
     longer = SQUARE if kind == "vit" else 128
-    height, width = scaled_size(size[0], size[1], 64, longer)
+    height, width = resized_size((size[0], size[1]), 64, longer)
     return boxes * torch.tensor([width / size[1], height / size[0]] * 2)
 
 
@@ -299,14 +300,14 @@ def test_unknown_detector() -> None:
         ((1600, 2000), (800, 1000)),
     ],
 )
-def test_scaled_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert scaled_size(*size, 800, 1333) == expected
+def test_resized_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert resized_size(size, 800, 1333) == expected
 
 
 @pytest.mark.parametrize("size", [(h, w) for h in (1, 7, 49, 333) for w in (1, 50, 321, 4001)])
 def test_a_vit_gets_its_square(size: tuple[int, int]) -> None:
     for side in (32, 64, 518):
-        assert max(scaled_size(*size, side, side)) == side
+        assert max(resized_size(size, side, side)) == side
     resizing = Resizing(InputConfig(), 64, HALF, HALF)
     for training in (True, False):
         batch, _ = resizing.train(training)([torch.rand(3, *size), torch.rand(3, 5, 4)])

@@ -11,7 +11,6 @@ Mona (arXiv 2408.08345) among them: resize, crop, flip, photometric distortion, 
 
 from __future__ import annotations
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -28,6 +27,7 @@ from vpeft_bench.config import IGNORED_LABEL, InputConfig
 from vpeft_bench.data.loading import IMAGENET_MEAN, BatchKey, EpochSampler, Pixels
 from vpeft_bench.data.splits import LabelMapSplit, ObjectSplit
 from vpeft_bench.errors import VpeftBenchError
+from vpeft_bench.sizes import resized_size
 
 DetectionTarget = dict[str, Tensor]
 """``boxes labels ignored areas`` and, where there are any, ``masks`` of one picture."""
@@ -101,17 +101,6 @@ def build_dense_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
     )
-
-
-def resized_size(size: tuple[int, int], shorter_side: float, longer_side: float) -> tuple[int, int]:
-    """Height and width, at least 1, of a picture of ``size`` (height, width) after resizing.
-
-    The aspect ratio is kept: the shorter side becomes ``shorter_side``, unless the longer one
-    would exceed ``longer_side``; then that decides.
-    """
-    scale = min(shorter_side / min(size), longer_side / max(size))
-    height, width = (max(1, math.floor(side * scale + 0.5)) for side in size)
-    return height, width
 
 
 class _Batches(TorchDataset[DenseBatch]):

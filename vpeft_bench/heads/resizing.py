@@ -12,22 +12,13 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from vpeft_bench.config import InputConfig
+from vpeft_bench.sizes import resized_size
 
 FILTER = "bilinear"
 """How pictures are resized, whatever the weights' own filter is."""
 
 THINNEST = 1e-2
 """Objects below so many pixels in the resized picture are left out in training."""
-
-
-def scaled_size(height: int, width: int, shorter: int, longer: int) -> tuple[int, int]:
-    """Height and width at which the shorter side is ``shorter``, or the longer one ``longer``.
-
-    Whatever makes the picture smaller; no side gets below one pixel or above ``longer``.
-    """
-    factor = min(shorter / min(height, width), longer / max(height, width))
-    new_height, new_width = (min(max(round(factor * s), 1), longer) for s in (height, width))
-    return new_height, new_width
 
 
 class Resizing(GeneralizedRCNNTransform):
@@ -66,7 +57,7 @@ class Resizing(GeneralizedRCNNTransform):
         """A picture ``(3, h, w)`` with its objects at the size at which it enters the backbone."""
         size = (int(image.shape[-2]), int(image.shape[-1]))
         shorter = self.torch_choice(self.min_size) if self.training else self.test_shorter_side
-        new_size = scaled_size(*size, shorter, self.max_size)
+        new_size = resized_size(size, shorter, self.max_size)
         image = functional.interpolate(image[None], new_size, mode=FILTER, antialias=True)[0]
         if target is None:
             return image, None
