@@ -179,7 +179,8 @@ def test_capabilities_of_one_method(cli: Cli, tmp_path: Path) -> None:
     done = cli("methods", "linear", "--capabilities")
     assert done.returncode == 0, done.stderr
     (row,) = [line for line in done.stdout.splitlines() if line.startswith("linear")]
-    assert row.split() == ["linear", "vit,", "swin", "yes", "yes", "features", "0", "0", "no", "1"]
+    expected = ["linear", "vit,", "swin", "yes", "yes", "yes", "features", "0", "0", "no", "1"]
+    assert row.split() == expected
 
 
 def test_unknown_method_is_refused(cli: Cli) -> None:
