@@ -72,6 +72,10 @@ class Modest(Honest):
     not_mergeable = "it says so"
 
 
+class SaysItServesNoDenseHead(Honest):
+    not_dense = "though it does"
+
+
 class Local(Honest):
     families = ("vit",)
 
@@ -118,6 +122,7 @@ class TrainsTheFirst(Honest):
         (Misfolds, "vit: merging fails"),
         (Modest, "vit: said not to be mergeable, though all that it places can be folded"),
         (Local, "swin: said to be unsupported, but it attaches"),
+        (SaysItServesNoDenseHead, "vit: under a dense head it learns"),
         (Miscounts, "ViT-B/16: trains 768 parameters, not 1"),
         (ReadsTooLate, "vit: reads features, which training changes"),
         (ReadsTooEarly, "vit: reads tokens.0, while tokens.11 stays the same"),
