@@ -23,6 +23,7 @@ from vpeft_bench.build import (
 from vpeft_bench.config import RunConfig, Schedule, typed
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.errors import VpeftBenchError
+from vpeft_bench.methods.registry import build_method, list_methods
 from vpeft_bench.overrides import check_overrides
 from vpeft_bench.tasks.base import Task
 from vpeft_bench.tasks.optim import Trained, adamw, schedule
@@ -65,6 +66,10 @@ def test_a_head_is_stored_and_another_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "head.safetensors"
     state = head_state(model.attached, task.model)
     save_file({name: tensor.detach().clone() for name, tensor in state.items()}, path)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(VpeftBenchError, match=r"cut\.safetensors cannot be read"):
+        load_head(model.attached, task.model, cut)
     *_, other_model, other = built("data=demo/scenes_detection", "method=linear", "seed=1")
     with torch.no_grad():
         for parameter in head_parameters(other_model.attached, other.model):
@@ -171,3 +176,56 @@ def test_schedules() -> None:
     assert differences == {round(1 / 35, 9)}
     cosine = rates(Schedule.cosine)
     assert cosine[4 + 35 // 2] == pytest.approx(0.5, abs=0.05)
+
+
+PUBLISHED = [
+    "full",
+    "linear",
+    "bitfit",
+    "ln_tune",
+    "partial",
+    "adapter",
+    "lora",
+    "adaptformer",
+    "lorand",
+    "e3va",
+    "mona",
+]
+SWIN = ("backbone=swin_t", "backbone.weights=none", "input.crop=64", "input.inference=whole")
+
+
+@pytest.mark.parametrize("data", ["scenes_detection", "scenes_segmentation"])
+@pytest.mark.parametrize(
+    ("method", "backbone"),
+    [
+        *(
+            pytest.param(name, (), id=f"{name}-vit")
+            for name in list_methods()
+            if build_method(name, {}).dense_refusal is None
+        ),
+        *(
+            pytest.param(name, SWIN, id=f"{name}-swin", marks=pytest.mark.slow)
+            for name in PUBLISHED
+        ),
+    ],
+)
+def test_every_method_trains_under_a_dense_head(
+    method: str, backbone: tuple[str, ...], data: str
+) -> None:
+    """Two steps of the real optimizer: what is said to be trained moves, and nothing else does."""
+    config, dataset, model, task = built(f"data=demo/{data}", f"method={method}", *backbone)
+    batch = next(iter(build_batches(config, dataset, model.preprocessing, "train", train=True)))
+    trained = {entry.parameter for entry in task.training_plan.parameters}  # type: ignore[union-attr]
+    before = {p: p.detach().clone() for p in task.model.parameters()}
+    optimizer = adamw(task.training_plan.parameters, config.train)  # type: ignore[union-attr]
+    task.train()
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = task.loss(batch)
+        assert loss.isfinite()
+        loss.backward()
+        optimizer.step()
+    names = {p: name for name, p in task.model.named_parameters()}
+    moved = {p for p in before if not torch.equal(before[p], p)}
+    assert not {names[p] for p in moved - trained}
+    assert not {names[p] for p in trained & set(model.attached.trainable_parameters()) - moved}

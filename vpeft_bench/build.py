@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -168,9 +169,13 @@ def load_head(attached: Attached, network: nn.Module, path: Path) -> None:
     """Fill the head from a run's ``head.safetensors``.
 
     Raises:
-        VpeftBenchError: the file belongs to another head.
+        VpeftBenchError: the file is damaged, or belongs to another head.
     """
-    stored, own = load_file(path), head_state(attached, network)
+    try:
+        stored = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise VpeftBenchError(f"{path} cannot be read as a head: {error}") from error
+    own = head_state(attached, network)
     if differing := sorted(
         name
         for name in stored.keys() | own.keys()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
@@ -91,7 +92,11 @@ def show(
     """
     directory = run.parent if run.name == RECORD_NAME else run
     record = _finished(directory)
-    config = from_plain(record.asked)
+    try:
+        config = from_plain(record.asked)
+    except OmegaConfBaseException as error:
+        what = " ".join(str(error).split())
+        raise VpeftBenchError(f"{directory} is of another version: {what}") from error
     if root is not None:
         config.data.root = root
     dataset = open_dataset(config.data)
