@@ -70,8 +70,9 @@ def test_every_head_parameter_learns(name: str, kind: str) -> None:
     )
 
 
-def test_faster_rcnn_learns_two_pictures() -> None:
-    built = detector("vit", "faster_rcnn")
+@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
+def test_two_pictures_are_learned(name: str) -> None:
+    built = detector("vit", name)
     curve = train(built, steps=40, lr=3e-3)
     assert curve[-1] < 0.4 * curve[0]
     images, targets = two_pictures()
