@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from vpeft_bench import record as record_module
+from vpeft_bench.environment import environment, utc_now
 from vpeft_bench.errors import RecordError
 from vpeft_bench.record import (
-    Git,
     Happened,
     Metrics,
     Parameters,
@@ -27,11 +26,9 @@ from vpeft_bench.record import (
     Weights,
     WeightsLabel,
     Where,
-    environment,
     find,
     read,
     run_directory,
-    utc_now,
     write,
 )
 
@@ -305,31 +302,3 @@ def test_run_directories_differ_and_stay_below_the_results(tmp_path: Path) -> No
         assert path.resolve() == path
     with pytest.raises(ValueError, match="empty"):
         run_directory(tmp_path, "final", "", "vit", "lora", "h", 0)
-
-
-def git(directory: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false"]
-    command = ["git", "-C", str(directory), *identity, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def test_the_checkout_is_named_and_its_state(tmp_path: Path) -> None:
-    root = tmp_path.resolve()
-    assert record_module._git(root) is None
-    git(root, "init", "-q")
-    assert record_module._git(root) is None, "no commit yet"
-    (root / "code.py").write_text("1")
-    git(root, "add", ".")
-    git(root, "commit", "-q", "-m", "first")
-    commit = git(root, "rev-parse", "HEAD")
-    assert record_module._git(root) == Git(commit, dirty=False)
-    (root / "code.py").write_text("2")
-    assert record_module._git(root) == Git(commit, dirty=True)
-    (root / "installed").mkdir()
-    assert record_module._git(root / "installed") is None, "somebody else's checkout"
-
-
-def test_records_need_no_torch() -> None:
-    code = "import sys, vpeft_bench.record as r; r.environment(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert "torch" in environment()["versions"]

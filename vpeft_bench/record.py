@@ -7,46 +7,21 @@ null, never 0.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import importlib.metadata
-import json
-import os
-import platform
-import socket
-import subprocess
-import types
-import typing
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from vpeft_bench import strict_json
+from vpeft_bench.environment import Git
 from vpeft_bench.errors import Problem, RecordError
 from vpeft_bench.metric_names import TITLES
 
 SCHEMA_VERSION = 3
 RECORD_NAME = "record.json"
-
-_DISTRIBUTIONS = (
-    "faster-coco-eval",
-    "hydra-core",
-    "numpy",
-    "omegaconf",
-    "peft",
-    "pillow",
-    "pytorch-lightning",
-    "timm",
-    "torch",
-    "torchmetrics",
-    "torchvision",
-    "vpeft-bench",
-)
-_GIT_TIMEOUT_SECONDS = 10
 
 
 class Status(StrEnum):
@@ -201,19 +176,6 @@ class Happened:
 
 
 @dataclass(frozen=True)
-class Git:
-    """The checkout the package ran from.
-
-    Attributes:
-        commit: full hash of HEAD.
-        dirty: whether the work tree differed from it, untracked files included.
-    """
-
-    commit: str
-    dirty: bool
-
-
-@dataclass(frozen=True)
 class Weights:
     """The backbone's weights before training.
 
@@ -343,49 +305,14 @@ class Found(NamedTuple):
     problems: list[Problem]
 
 
-class Environment(TypedDict):
-    """The fields of `Where` that can be known without running anything."""
-
-    versions: dict[str, str]
-    git: Git | None
-    hostname: str
-    platform: str
-    python: str
-
-
 def write(record: RunRecord, path: Path) -> None:
     """Write a record so that ``path`` is at any moment absent, the old file or the new one.
-
-    The same record always gives the same bytes. Missing directories are created.
 
     Raises:
         RecordError: `read` would refuse the file, or ``asked`` holds values that are not JSON.
         OSError: the file cannot be written.
     """
-    try:
-        raw = dataclasses.asdict(record)
-        text = json.dumps(raw, allow_nan=False, indent=1, sort_keys=True)
-    except (TypeError, ValueError) as error:
-        raise RecordError(path, f"not written, a value is not JSON: {error}") from error
-    _parse(text, path)
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(f"{text}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    # The new name is an entry of the directory, which needs a sync of its own.
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    strict_json.write(record, path, _parse)
 
 
 def read(path: Path) -> RunRecord:
@@ -395,11 +322,7 @@ def read(path: Path) -> RunRecord:
         RecordError: the file is truncated, of another schema version, or holds anything else.
         OSError: the file cannot be opened.
     """
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RecordError(path, f"not UTF-8 text: {error}") from error
-    return _parse(text, path)
+    return _parse(strict_json.read_text(path), path)
 
 
 def find(directories: Iterable[Path]) -> Found:
@@ -452,68 +375,12 @@ def leaderboard_command(results_dir: str) -> str:
     return "python -m vpeft_bench leaderboard" + ("" if default else f" --records {results_dir}")
 
 
-def utc_now() -> str:
-    """The time, as `Where` wants it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def environment() -> Environment:
-    """Versions, checkout and machine, found without importing any of the libraries named."""
-    versions: dict[str, str] = {}
-    for name in _DISTRIBUTIONS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return Environment(
-        versions=versions,
-        git=_git(Path(__file__).resolve().parent.parent),
-        hostname=socket.gethostname(),
-        platform=platform.platform(),
-        python=platform.python_version(),
-    )
-
-
 def _directory_name(name: str) -> str:
     if not name:
         raise ValueError("a run directory cannot be made of an empty name")
     # quote() leaves the dot alone, and "." and ".." are directories already.
     leading_dot = "%2E" if name.startswith(".") else ""
     return leading_dot + quote(name.removeprefix("."), safe="/").replace("/", "+")
-
-
-def _git(root: Path) -> Git | None:
-    """The checkout whose top is ``root``; None if there is none, or it has no commit yet."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(
-            command, capture_output=True, check=True, text=True, timeout=_GIT_TIMEOUT_SECONDS
-        ).stdout.strip()
-
-    try:
-        # An installed package may lie in an environment inside some other project's checkout.
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return None
-        return Git(commit=git("rev-parse", "HEAD"), dirty=bool(git("status", "--porcelain")))
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _parse(text: str, path: Path) -> RunRecord:
-    try:
-        raw = json.loads(text, parse_constant=_refuse_constant)
-        version = raw.get("schema_version") if isinstance(raw, dict) else None
-        if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
-            raise ValueError(f"schema version {version!r}; this code reads 1 to {SCHEMA_VERSION}")
-        for upgrade in _UPGRADES[version - 1 :]:
-            raw = upgrade(raw)
-        record: RunRecord = _decode(RunRecord, raw, "")
-    except json.JSONDecodeError as error:
-        raise RecordError(path, f"not a whole JSON file: {error}") from error
-    except ValueError as error:
-        raise RecordError(path, str(error)) from error
-    return record
 
 
 def _from_version_1(raw: dict[str, Any]) -> dict[str, Any]:
@@ -540,39 +407,5 @@ _ACCURACIES = ("top1", "mean_per_class_accuracy")
 _UPGRADES = (_from_version_1, _from_version_2)
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not allowed; what was not measured is null")
-
-
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _decode(expected: Any, value: Any, where: str) -> Any:
-    """``value`` from JSON as the type ``expected``; ValueError naming the field otherwise."""
-    if expected is Any:
-        return value
-    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if origin in (types.UnionType, typing.Union):
-        (inner,) = (argument for argument in arguments if argument is not types.NoneType)
-        return None if value is None else _decode(inner, value, where)
-    if dataclasses.is_dataclass(expected) and isinstance(value, dict):
-        hints = _hints(typing.cast(type, expected))
-        if value.keys() != hints.keys():
-            names = ", ".join(sorted(value.keys() ^ hints.keys()))
-            raise ValueError(f"{where or 'record'}: missing or unknown: {names}")
-        members = {name: _decode(hints[name], value[name], f"{where}.{name}") for name in hints}
-        return typing.cast(type, expected)(**members)
-    if origin is dict and isinstance(value, dict):
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is list and isinstance(value, list):
-        return [_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if expected is float and type(value) in (int, float):
-        return float(value)
-    if isinstance(expected, type) and issubclass(expected, StrEnum) and isinstance(value, str):
-        return expected(value)
-    if type(value) is expected:
-        return value
-    name = getattr(expected, "__name__", str(expected))
-    raise ValueError(f"{where.lstrip('.')} should be {name}, not {json.dumps(value)[:60]}")
+def _parse(text: str, path: Path) -> RunRecord:
+    return strict_json.parse(RunRecord, text, path, _UPGRADES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import signal
 import time
 import warnings
@@ -40,6 +39,7 @@ from vpeft_bench.callbacks import Curves, EpochCheckpoint, MethodSteps, Progress
 from vpeft_bench.config import Precision, Protocol, RunConfig, config_hash, plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.data.loading import Preprocessing
+from vpeft_bench.environment import environment, processor_name, utc_now
 from vpeft_bench.errors import ConfigError, Problem
 from vpeft_bench.loggers import open_sinks
 from vpeft_bench.methods.registry import build_method
@@ -158,8 +158,8 @@ class _Run:
         self.directory = directory
         self.console = console
         self.asked = plain(config)
-        self.started = records.utc_now()
-        self.environment = records.environment()  # now: the checkout may change during a long run
+        self.started = utc_now()
+        self.environment = environment()  # now: the checkout may change during a long run
         self.curves = Curves(directory / "metrics.csv", [])
         self.happened: dict[str, Any] = {}
         self.where: dict[str, Any] = {"data_fingerprint": dataset.fingerprint}
@@ -278,7 +278,7 @@ class _Run:
         )
         device = trainer.strategy.root_device
         self.where["device"] = (
-            torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+            torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
         )
         self.where["threads"] = torch.get_num_threads()
         if device.type == "cuda":
@@ -410,7 +410,7 @@ class _Run:
             resumed=curves.resumed,
         )
         where = records.Where(
-            **self.environment, started=self.started, finished=records.utc_now(), **self.where
+            **self.environment, started=self.started, finished=utc_now(), **self.where
         )
         record = RunRecord(
             self._run_id(), self.hash, status, error, self.asked, happened, where, self.labels
@@ -443,13 +443,3 @@ def _finite(value: float) -> float | None:
 
 def _short(values: tuple[float, ...]) -> str:
     return "/".join(f"{value:g}" for value in values)
-
-
-def _processor_name() -> str:
-    """The CPU's own name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else 'CPU'}, {os.cpu_count()} cores"
