@@ -191,7 +191,7 @@ def test_failure_is_recorded(cli: Cli, tmp_path: Path, tiny_data: Path) -> None:
     content = broken.read_bytes()
     broken.write_bytes(b"no picture")
     # Nothing is kept in memory, so that the test split is first read after training.
-    unkept = ("data.cache_gib=0", "hardware.workers=0")
+    unkept = ("data.cache_gib=0", "hardware.workers=0", "hardware.feature_cache=off")
     options = ("data=imagelist", f"data.root={copy}", "method=linear", *unkept, *QUICK)
     failed = cli(*options)
     assert failed.returncode == 1

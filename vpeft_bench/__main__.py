@@ -11,6 +11,7 @@ usage: python -m vpeft_bench [GROUP=CHOICE ...] [KEY=VALUE ...]     one run
        python -m vpeft_bench methods [NAME] [--capabilities]        every method and its options
        python -m vpeft_bench data                                   every data set; is it there?
        python -m vpeft_bench show RUN                               what a run predicts, drawn
+       python -m vpeft_bench cost [-m] [KEY=VALUE ...]              time, memory, operations, energy
 
 Without arguments: LoRA on the embedded backbone and embedded data, on the CPU, in under a minute.
 
@@ -49,6 +50,10 @@ def main() -> int:
         from vpeft_bench.show import main as show
 
         return show(arguments[1:])
+    if arguments and arguments[0] == "cost":
+        from vpeft_bench.cost.cli import main as cost
+
+        return cost(arguments[1:])
     from vpeft_bench.launch import main as launch
 
     return launch(arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from vpeft_bench.attachment import Attached, attach_method
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.backbones.features import StageFeatures
 from vpeft_bench.backbones.load import LoadedBackbone, load_backbone
-from vpeft_bench.config import MASK_HEADS, RunConfig, TrainConfig
+from vpeft_bench.config import MASK_HEADS, Precision, RunConfig, TrainConfig
 from vpeft_bench.data.dataset import Dataset
 from vpeft_bench.data.dense_loading import build_dense_loader
 from vpeft_bench.data.loading import Preprocessing, build_loader, preprocessing_for
@@ -30,6 +32,8 @@ from vpeft_bench.tasks.classification import Classification
 from vpeft_bench.tasks.detection import Detection
 from vpeft_bench.tasks.optim import Trained
 from vpeft_bench.tasks.segmentation import Segmentation
+
+COMPILED = "~/.cache/vpeft_bench/inductor"
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ def build_model(config: RunConfig, dataset: Dataset) -> Model:
         loaded.model.set_grad_checkpointing(True)  # type: ignore[operator]  # timm's
     options = dict(config.method)
     attached = attach_method(loaded.model, build_method(options.pop("name"), options))
+    if not config.hardware.fused_attention:
+        unfuse_attention(loaded.model)
     preprocessing = preprocessing_for(config.data, loaded.pretrained_cfg, loaded.image_size)
     if config.input is not None and loaded.any_size:
         sizes = (config.input.test_shorter_side, config.input.longer_side)
@@ -74,6 +80,23 @@ def build_model(config: RunConfig, dataset: Dataset) -> Model:
     if config.task.name == "detection":  # resized on the device, by the detector
         preprocessing = replace(preprocessing, interpolation=DETECTOR_FILTER)
     return Model(loaded, attached, preprocessing)
+
+
+def unfuse_attention(model: nn.Module) -> None:
+    """Compute attention in single steps: scores, softmax, values."""
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # type: ignore[assignment]  # timm's own flag
+
+
+AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+
+
+def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The arithmetic of forward and backward, as in training."""
+    if precision not in AUTOCAST:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, AUTOCAST[precision])
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -116,11 +139,14 @@ def build_task(
         steps_per_epoch: batches per epoch; None where nothing is to be trained.
     """
     network = _network(config, dataset, model)
+    if config.hardware.channels_last:
+        network.to(memory_format=torch.channels_last)
     training = None
     if steps_per_epoch is not None:
         trained = trained_parameters(model.attached, network, config.train)
         penalty = model.attached.penalty
-        training = Training(config.train, trained, steps_per_epoch, penalty)
+        fused = config.hardware.fused_optimizer
+        training = Training(config.train, trained, steps_per_epoch, penalty, fused)
     classes, normalize = dataset.num_classes, model.preprocessing.normalize
     if config.task.name == "detection":
         return Detection(network, classes, config.data.box_metric, training)
@@ -188,17 +214,18 @@ def load_head(attached: Attached, network: nn.Module, path: Path) -> None:
             tensor.copy_(stored[name])
 
 
-def compile_in_place(attached: Attached, network: nn.Module) -> None:
-    """Compile the backbone; names in checkpoints stay the same.
+def compile_in_place(attached: Attached, *, any_size: bool = False) -> None:
+    """Compile every block of the backbone; names in checkpoints stay the same.
 
-    A dense head does not call the whole backbone but asks it for its feature maps, at any size:
-    there each block is compiled.
+    Blocks of one kind are compiled once, and what was compiled is kept for other runs in
+    ``~/.cache/vpeft_bench/inductor``, unless ``TORCHINDUCTOR_CACHE_DIR`` names another place.
+
+    Args:
+        any_size: pictures of any size will follow, which one compilation serves.
     """
-    if network is attached.model:
-        attached.model.compile()
-        return
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(COMPILED).expanduser()))
     for block in attached.backbone.blocks:
-        block.module.compile(dynamic=True)
+        block.module.compile(dynamic=True if any_size else None)
 
 
 def trained_parameters(attached: Attached, network: nn.Module, train: TrainConfig) -> list[Trained]:

@@ -226,9 +226,29 @@ class Precision(Enum):
     fp16 = "fp16"
 
 
+class FeatureCache(Enum):
+    """Where frozen features are kept, so that they are computed once and not in every epoch."""
+
+    off = "off"
+    """Nowhere."""
+    memory = "memory"
+    """In main memory, for the runs of one process."""
+    disk = "disk"
+    """In memory-mapped files, for all runs that share ``hardware.feature_cache_dir``."""
+
+
+class FeatureType(Enum):
+    """The number type of kept features."""
+
+    fp32 = "fp32"
+    """As they are computed."""
+    bf16 = "bf16"
+    """Rounded: half the bytes."""
+
+
 @dataclass
 class HardwareConfig:
-    """Where and how fast; nothing here but ``precision`` belongs to a run's identity.
+    """Where and how fast; of it ``precision`` and rounded features belong to a run's identity.
 
     Attributes:
         accelerator: ``auto``, ``cpu`` or ``cuda``.
@@ -236,7 +256,15 @@ class HardwareConfig:
         threads: CPU threads of torch; null for torch's own choice.
         workers: processes that decode images which do not fit in memory.
         eval_batch_size: images per evaluation step.
-        compile: compile the model with ``torch.compile``.
+        feature_cache: see :class:`FeatureCache`; used where the method reads features that are the
+            same in every epoch.
+        feature_cache_dtype: see :class:`FeatureType`.
+        feature_cache_gib: most GiB that kept features may take, in memory or on disk.
+        feature_cache_dir: where ``feature_cache=disk`` keeps them.
+        fused_attention: PyTorch's fused attention kernels.
+        fused_optimizer: AdamW in one kernel.
+        channels_last: memory format of pictures and convolutions.
+        compile: compile every block of the backbone with ``torch.compile``.
         gradient_checkpointing: compute activations of the backbone again in the backward pass
             instead of keeping them.
     """
@@ -246,7 +274,14 @@ class HardwareConfig:
     precision: Precision = Precision.fp32
     threads: int | None = None
     workers: int = 2
-    eval_batch_size: int = 256
+    eval_batch_size: int = 64
+    feature_cache: FeatureCache = FeatureCache.memory
+    feature_cache_dtype: FeatureType = FeatureType.fp32
+    feature_cache_gib: float = 4.0
+    feature_cache_dir: str = "results/features"
+    fused_attention: bool = True
+    fused_optimizer: bool = True
+    channels_last: bool = False
     compile: bool = False
     gradient_checkpointing: bool = False
 
@@ -277,6 +312,34 @@ class LoggerConfig:
 
 
 @dataclass
+class CostConfig:
+    """How the cost of a method is measured, by ``python -m vpeft_bench cost``; no run reads it.
+
+    Attributes:
+        batch_size: images of a training step.
+        inference_batch_size: images of an inference step.
+        warmup_steps: steps in front of the timed ones.
+        steps: timed steps.
+        blocks: the timed steps are timed in so many equal blocks, of which the median counts.
+        num_classes: outputs of the head.
+        image_size: height and width, pixels; null for the weights' own, or
+            ``backbone.image_size``.
+        allow_busy: measure although something else uses the device; the card is marked.
+        results_dir: cards lie below it.
+    """
+
+    batch_size: int = 64
+    inference_batch_size: int = 128
+    warmup_steps: int = 10
+    steps: int = 50
+    blocks: int = 5
+    num_classes: int = 100
+    image_size: list[int] | None = None
+    allow_busy: bool = False
+    results_dir: str = "results/cost"
+
+
+@dataclass
 class RunConfig:
     """A whole run.
 
@@ -299,6 +362,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
     seed: int = 0
     results_dir: str = "results/runs"
     rerun: bool = False
@@ -313,12 +377,19 @@ NOT_SCIENTIFIC = (
     "rerun",
     "render",
     "logger",
+    "cost",
     "train.learning_rates",
     "hardware.name",
     "hardware.accelerator",
     "hardware.threads",
     "hardware.workers",
     "hardware.eval_batch_size",
+    "hardware.feature_cache",
+    "hardware.feature_cache_gib",
+    "hardware.feature_cache_dir",
+    "hardware.fused_attention",
+    "hardware.fused_optimizer",
+    "hardware.channels_last",
     "hardware.compile",
     "hardware.gradient_checkpointing",
     "backbone.weights",
@@ -346,6 +417,7 @@ ADDED: dict[str, Any] = {
     "data.hold_out": 0.0,
     "data.box_metric": "coco",
     "data.zero_is_ignored": False,
+    "hardware.feature_cache_dtype": "fp32",
 }
 
 

@@ -107,6 +107,25 @@ class RecordError(VpeftBenchError):
         return type(self), (self.path, self.what)
 
 
+class DeviceBusyError(VpeftBenchError):
+    """Something else uses the device, and a measurement would show it.
+
+    Args:
+        use: the device, and what is known of its use.
+    """
+
+    def __init__(self, use: str) -> None:
+        self.use = use
+        super().__init__(
+            f"{use}; nothing was measured\n"
+            "      wait until it is free, or type cost.allow_busy=true: the card is marked then"
+        )
+
+    def __reduce__(self) -> tuple[type[DeviceBusyError], tuple[str]]:
+        """Pickled with what its constructor takes."""
+        return type(self), (self.use,)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name most like ``name``, or None where nothing comes close."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)

@@ -22,6 +22,7 @@ from vpeft_bench.choices import GROUPS, config_dir
 from vpeft_bench.config import register_schema
 from vpeft_bench.errors import Problem, nearest, unknown_name
 from vpeft_bench.methods.parts.hf_types import why_not_offered
+from vpeft_bench.purpose import Purpose, has_no_effect, idle_problems
 
 LAUNCHER = "hydra/launcher"
 INSTALL_LAUNCHERS = "install the launchers: pip install 'vpeft-bench[joblib,slurm]'"
@@ -41,7 +42,10 @@ class Checked:
 
 
 def check_overrides(
-    overrides: Sequence[str], search_path: Sequence[str] = (), multirun: bool = True
+    overrides: Sequence[str],
+    search_path: Sequence[str] = (),
+    multirun: bool = True,
+    purpose: Purpose = Purpose.RUN,
 ) -> Checked:
     """Parse and check ``KEY=VALUE`` overrides against the config tree and its types.
 
@@ -49,10 +53,14 @@ def check_overrides(
         overrides: as typed; a value may be a sweep (``a,b``).
         search_path: further config directories (``--config-dir``).
         multirun: whether a sweep was asked for (``-m``); an experiment may ask for it as well.
+        purpose: what the config is for; keys that have no effect on it are refused.
     """
     register_schema()
     checked = Checked()
     parsed = [override for text in overrides if (override := _parse(text, checked)) is not None]
+    idle = [override for override in parsed if has_no_effect(override, purpose)]
+    checked.problems += idle_problems(idle, purpose)
+    parsed = [override for override in parsed if override not in idle]
     composed = [o.input_line or "" for o in parsed if o.key_or_group.startswith("hydra.")]
     if search_path:
         composed.append(f"hydra.searchpath=[{','.join(f'file://{path}' for path in search_path)}]")
@@ -154,7 +162,8 @@ def _parse(text: str, checked: Checked) -> Override | None:
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException:
-        fix = "KEY=VALUE, or a sub-command: leaderboard, methods, data, show; --help lists the keys"
+        commands = "leaderboard, methods, data, show, cost"
+        fix = f"KEY=VALUE, or a sub-command: {commands}; --help lists the keys"
         checked.problems.append(Problem(text, "is not an override", fix))
         return None
 

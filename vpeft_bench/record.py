@@ -20,7 +20,7 @@ from vpeft_bench.environment import Git
 from vpeft_bench.errors import Problem, RecordError
 from vpeft_bench.metric_names import TITLES
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 RECORD_NAME = "record.json"
 
 
@@ -135,6 +135,8 @@ class Seconds:
         data: reading and decoding the images.
         setup: building the model, loading weights, attaching the method.
         selection: the method's pass over training data before training (search included).
+        features: computing the frozen features that are kept, decoding included; null where none
+            are.
         train: training, without evaluation.
         eval: all evaluations.
     """
@@ -142,8 +144,28 @@ class Seconds:
     data: float | None = None
     setup: float | None = None
     selection: float | None = None
+    features: float | None = None
     train: float | None = None
     eval: float | None = None
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """Features that were computed once and kept, instead of in every epoch.
+
+    Attributes:
+        reads: their names.
+        storage: ``memory`` or ``disk``.
+        dtype: their number type.
+        bytes: their size, training and evaluation split together.
+        found: whether an earlier run had computed all of them.
+    """
+
+    reads: list[str]
+    storage: str
+    dtype: str
+    bytes: int
+    found: bool
 
 
 @dataclass(frozen=True)
@@ -157,7 +179,9 @@ class Happened:
         parameters: numbers of parameters.
         stored_bytes: checkpoint sizes.
         seconds: time spent.
-        train_images_per_second: training images over training seconds.
+        train_images_per_second: training images over training seconds; where features were kept,
+            what is above them.
+        frozen_features: the features that were kept; null where none were.
         peak_memory_bytes: peak of allocated accelerator memory, bytes.
         peak_memory_note: why ``peak_memory_bytes`` is null.
         resumed: how often the run was taken up again after an interruption.
@@ -170,6 +194,7 @@ class Happened:
     stored_bytes: StoredBytes = field(default_factory=StoredBytes)
     seconds: Seconds = field(default_factory=Seconds)
     train_images_per_second: float | None = None
+    frozen_features: FrozenFeatures | None = None
     peak_memory_bytes: int | None = None
     peak_memory_note: str | None = None
     resumed: int = 0
@@ -366,7 +391,7 @@ def run_directory(
         ValueError: a name is empty.
     """
     names = (protocol, data, backbone, method, config_hash)
-    return results_dir.joinpath(*map(_directory_name, names), f"seed{seed}")
+    return results_dir.joinpath(*map(directory_name, names), f"seed{seed}")
 
 
 def leaderboard_command(results_dir: str) -> str:
@@ -375,7 +400,8 @@ def leaderboard_command(results_dir: str) -> str:
     return "python -m vpeft_bench leaderboard" + ("" if default else f" --records {results_dir}")
 
 
-def _directory_name(name: str) -> str:
+def directory_name(name: str) -> str:
+    """One directory for any name; different names never share one."""
     if not name:
         raise ValueError("a run directory cannot be made of an empty name")
     # quote() leaves the dot alone, and "." and ".." are directories already.
@@ -403,8 +429,18 @@ def _from_version_2(raw: dict[str, Any]) -> dict[str, Any]:
     return raw | {"schema_version": 3}
 
 
+def _from_version_3(raw: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 computed frozen features in every epoch."""
+    happened = raw.get("happened")
+    if isinstance(happened, dict):
+        happened.setdefault("frozen_features", None)
+        if isinstance(happened.get("seconds"), dict):
+            happened["seconds"].setdefault("features", None)
+    return raw | {"schema_version": 4}
+
+
 _ACCURACIES = ("top1", "mean_per_class_accuracy")
-_UPGRADES = (_from_version_1, _from_version_2)
+_UPGRADES = (_from_version_1, _from_version_2, _from_version_3)
 
 
 def _parse(text: str, path: Path) -> RunRecord:

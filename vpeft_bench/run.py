@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import time
 import warnings
@@ -36,11 +37,18 @@ from vpeft_bench.build import (
     head_state,
 )
 from vpeft_bench.callbacks import Curves, EpochCheckpoint, MethodSteps, ProgressBar, StepSeed
-from vpeft_bench.config import Precision, Protocol, RunConfig, config_hash, plain
+from vpeft_bench.config import FeatureCache, Precision, Protocol, RunConfig, config_hash, plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
-from vpeft_bench.data.loading import Preprocessing
 from vpeft_bench.environment import environment, processor_name, utc_now
 from vpeft_bench.errors import ConfigError, Problem
+from vpeft_bench.feature_cache import (
+    FeatureReader,
+    TooLarge,
+    describe,
+    refusal,
+    worth_keeping,
+)
+from vpeft_bench.host_memory import keep_freed_memory
 from vpeft_bench.loggers import open_sinks
 from vpeft_bench.methods.registry import build_method
 from vpeft_bench.record import Metrics, RunRecord, Status
@@ -188,6 +196,8 @@ class _Run:
 
     def _execute(self) -> tuple[Model, Task]:
         _quiet_lightning()
+        _quick_device_checks()
+        keep_freed_memory()
         if self.config.hardware.threads is not None:
             torch.set_num_threads(self.config.hardware.threads)
         pl.seed_everything(self.config.seed, verbose=False)
@@ -198,11 +208,11 @@ class _Run:
         if model.attached.method.selects:
             self._select(model)
 
-        train_loader, eval_loader = self._loaders(model.preprocessing)
+        train_loader, eval_loader = self._loaders(model)
         task = build_task(self.config, self.dataset, model, len(train_loader))
         self._note_setup(model, task)
         if self.config.hardware.compile:
-            compile_in_place(model.attached, task.model)
+            compile_in_place(model.attached, any_size=self.config.input is not None)
         trainer = self._train(task, model.attached, train_loader, eval_loader)
         self._evaluate(trainer, task, eval_loader)
         self._store(model.attached, task)
@@ -225,19 +235,54 @@ class _Run:
 
     # ---- the steps -----------------------------------------------------------------------------
 
-    def _loaders(self, preprocessing: Preprocessing) -> tuple[DataLoader, DataLoader]:
-        """Training and evaluation batches, as the protocol says."""
+    def _loaders(self, model: Model) -> tuple[DataLoader, DataLoader]:
+        """Training and evaluation batches, as the protocol says: of pictures or of features."""
         final = self.config.protocol.name is Protocol.final
         train_split = self.config.data.final_train if final else "train"
         eval_split = "test" if final else "val"
-        start = time.perf_counter()
-        train = build_batches(self.config, self.dataset, preprocessing, train_split, train=True)
-        evaluation = build_batches(
-            self.config, self.dataset, preprocessing, eval_split, train=False
-        )
         self.happened["eval_split"] = eval_split
         self.happened["eval_images"] = len(self.dataset.split(eval_split))
-        self.happened["data"] = time.perf_counter() - start
+        loaders = self._features(model, train_split, eval_split)
+        if loaders is None:
+            start = time.perf_counter()
+            config, dataset, preprocessing = self.config, self.dataset, model.preprocessing
+            train = build_batches(config, dataset, preprocessing, train_split, train=True)
+            evaluation = build_batches(config, dataset, preprocessing, eval_split, train=False)
+            self.happened["data"] = time.perf_counter() - start
+            loaders = train, evaluation
+        return loaders
+
+    def _features(
+        self, model: Model, train_split: str, eval_split: str
+    ) -> tuple[DataLoader, DataLoader] | None:
+        """Batches of frozen features, computed once; None where pictures are needed."""
+        config = self.config
+        if config.hardware.feature_cache is FeatureCache.off or not worth_keeping(model):
+            return None
+        start = time.perf_counter()
+        reason = refusal(config, model)
+        if reason is None:
+            reader = FeatureReader(config, self.dataset, model)
+            try:
+                reader.require_room((train_split, eval_split))
+            except TooLarge as error:
+                reason = str(error)
+        if reason is not None:
+            self.console.print(f"frozen features: not kept, {reason}", highlight=False)
+            return None
+        train, kept_train = reader.loader(train_split, train=True)
+        evaluation, kept_evaluation = reader.loader(eval_split, train=False)
+        kept = (kept_train, kept_evaluation)
+        self.happened["features"] = time.perf_counter() - start
+        self.happened["frozen_features"] = records.FrozenFeatures(
+            list(reader.names),
+            config.hardware.feature_cache.value,
+            config.hardware.feature_cache_dtype.value,
+            sum(part.bytes for part in kept),
+            all(part.found for part in kept),
+        )
+        what = describe(kept, reader.names, config)
+        self.console.print(f"frozen features: {what}", highlight=False)
         return train, evaluation
 
     def _train(
@@ -401,10 +446,12 @@ class _Run:
                 data=known.get("data"),
                 setup=known.get("setup"),
                 selection=known.get("selection"),
+                features=known.get("features"),
                 train=curves.train_seconds if trained else None,
                 eval=curves.eval_seconds if curves.eval_seconds > 0 else None,
             ),
             train_images_per_second=curves.images / curves.train_seconds if trained else None,
+            frozen_features=known.get("frozen_features"),
             peak_memory_bytes=known.get("peak_memory_bytes"),
             peak_memory_note=known.get("peak_memory_note"),
             resumed=curves.resumed,
@@ -424,6 +471,16 @@ def _size(config: RunConfig, backbone: LoadedBackbone) -> str:
     if config.input is not None and backbone.any_size:
         return f"of any size up to {config.input.longer_side} pixels"
     return f"{backbone.image_size[0]}x{backbone.image_size[1]}"
+
+
+def _quick_device_checks() -> None:
+    """Without a GPU, let ``torch.cuda.is_available()`` answer from memory.
+
+    Lightning has it load the driver's library each time, so that asking starts nothing on a GPU;
+    optimizers ask in every step.
+    """
+    if not torch.cuda.is_available():
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
 
 def _quiet_lightning() -> None:

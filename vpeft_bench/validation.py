@@ -11,6 +11,7 @@ from vpeft_bench.config import (
     MASK_HEADS,
     HeadNorm,
     Inference,
+    Precision,
     Protocol,
     RunConfig,
     Schedule,
@@ -39,6 +40,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "train.label_smoothing": (0, 0.99),
     "train.clip_norm": (1e-12, None),
     "hardware.threads": (1, None),
+    "hardware.feature_cache_gib": (0, None),
     "hardware.workers": (0, None),
     "hardware.eval_batch_size": (1, None),
     "data.num_classes": (1, None),
@@ -63,6 +65,12 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "input.max_class_share": (1e-3, 1),
     "input.window_stride": (1, None),
     "input.eval_batch_size": (1, None),
+    "cost.batch_size": (1, None),
+    "cost.inference_batch_size": (1, None),
+    "cost.warmup_steps": (1, None),
+    "cost.steps": (1, None),
+    "cost.blocks": (1, None),
+    "cost.num_classes": (1, None),
     "seed": (0, 2**31 - 1),
 }
 CHOICES = {
@@ -88,6 +96,53 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from _dense(config)
     yield from _data(config)
     yield from _method_and_backbone(config)
+
+
+def measurement_problems(config: RunConfig) -> Iterator[Problem]:
+    """As :func:`problems`, of what is read where the cost of a method is measured.
+
+    A method that is not defined on the backbone is no problem there, but the answer.
+    """
+    from vpeft_bench.backbones.load import check_model, outline
+    from vpeft_bench.methods.registry import build_method
+
+    yield from _values(config)
+    yield from _cost(config)
+    options = dict(config.method)
+    try:
+        build_method(options.pop("name"), options)
+    except MethodOptionError as error:
+        yield from error.problems
+    backbone = config.backbone
+    if unbuildable := check_model(backbone.model):
+        yield from unbuildable
+        return
+    try:
+        outline(backbone.model, backbone.image_size, **backbone.model_args)
+    except UnsupportedBackboneError:
+        return
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        yield Problem(f"backbone={backbone.name}", f"timm cannot build {backbone.model}: {error}")
+
+
+def _cost(config: RunConfig) -> Iterator[Problem]:
+    """Numbers of a measurement that do not fit each other."""
+    cost, size = config.cost, config.cost.image_size
+    if cost.blocks >= 1 and cost.steps % cost.blocks:
+        yield Problem(
+            f"cost.steps={cost.steps}",
+            f"cannot be timed in cost.blocks={cost.blocks} equal blocks",
+            f"cost.steps={max(1, cost.steps // cost.blocks) * cost.blocks}",
+        )
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        yield Problem(
+            f"cost.image_size={size}",
+            "must be height and width, pixels",
+            "cost.image_size=[800,1344]",
+        )
+    if size is not None and config.backbone.image_size is not None:
+        what = f"cost.image_size={size} decides the size already"
+        yield Problem(f"backbone.image_size={config.backbone.image_size}", what, "leave one out")
 
 
 def _value(config: RunConfig, key: str) -> object:
@@ -126,6 +181,16 @@ def _values(config: RunConfig) -> Iterator[Problem]:
             f"train.min_lr={config.train.min_lr:g}",
             f"is larger than the peak, train.lr={config.train.lr:g}",
             "lower train.min_lr",
+        )
+    if (
+        config.hardware.precision is Precision.fp16
+        and config.hardware.fused_optimizer
+        and config.train.clip_norm is not None
+    ):
+        yield Problem(
+            "hardware.precision=fp16",
+            "the fused optimizer undoes the scaling of gradients after train.clip_norm is applied",
+            "hardware.fused_optimizer=false",
         )
     if config.hardware.accelerator == "cuda":
         import torch

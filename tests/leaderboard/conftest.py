@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from vpeft_bench.cost import card as cards
+from vpeft_bench.cost.card import CardStatus, CardWhere, CostCard, Device, Measured, Timing
 from vpeft_bench.record import (
     Happened,
     Metrics,
@@ -49,11 +51,14 @@ def make_run(
     data_fingerprint: str | None = "d1",
     labels: tuple[str, ...] = (),
     peak_memory_bytes: int | None = None,
+    precision: str = "fp32",
+    network: dict[str, Any] | None = None,
+    head: dict[str, Any] | None = None,
 ) -> RunRecord:
     """A believable run; every argument is something a test wants to differ."""
     options = {"rank": 8} if options is None else options
     config_hash = config_hash or digest(
-        protocol, data, backbone, weights, normalization, method, options
+        protocol, data, backbone, weights, normalization, method, options, precision, network, head
     )
     if split is None:
         split = Split.TEST if protocol == "final" else Split.VAL
@@ -76,10 +81,11 @@ def make_run(
         error=None if ok else error or "RuntimeError: it broke",
         asked={
             "data": {"name": data, "benchmark": benchmark, "normalization": normalization},
-            "backbone": {"name": backbone, "weights": weights and weights.label},
+            "backbone": {"name": backbone, "weights": weights and weights.label, **(network or {})},
             "method": {"name": method, **options},
             "protocol": {"name": protocol},
-            "hardware": {"precision": "fp32"},
+            "hardware": {"precision": precision},
+            "head": head,
             "seed": seed,
         },
         happened=happened if ok else Happened(),
@@ -100,6 +106,108 @@ def make_run(
     )
 
 
+H100 = Device("cuda", "NVIDIA H100 80GB HBM3", 16, "550.54", 700.0, None)
+A100 = Device("cuda", "NVIDIA A100-SXM4-80GB", 16, "550.54", 400.0, None)
+CPU = Device("cpu", "AMD EPYC 7B13", 2, None, None, None)
+
+
+def timing(median: float, batch_size: int) -> Timing:
+    blocks = [median * factor for factor in (0.99, 0.995, 1.0, 1.005, 1.02)]
+    return Timing(median, blocks[1], blocks[3], blocks, batch_size / median * 1000)
+
+
+def make_card(
+    *,
+    method: str = "lora",
+    options: dict[str, Any] | None = None,
+    backbone: str = "demo_vit",
+    network: dict[str, Any] | None = None,
+    precision: str = "fp32",
+    device: Device | None = H100,
+    batch_size: int = 64,
+    cost: dict[str, Any] | None = None,
+    hardware: dict[str, Any] | None = None,
+    step_ms: float = 128.0,
+    status: CardStatus = CardStatus.OK,
+    error: str | None = None,
+    finished: str = "2026-01-02T03:04:05+00:00",
+    labels: tuple[str, ...] = (),
+    card_id: str | None = None,
+) -> CostCard:
+    """A believable card; LoRA on a ViT-B/16, unless told otherwise."""
+    asked = {
+        "method": {"name": method, **({"rank": 8} if options is None else options)},
+        "backbone": {
+            "name": backbone,
+            "weights": "none",
+            "image_size": None,
+            "drop_path": 0.0,
+            "model_args": {},
+            **(network or {}),
+        },
+        "hardware": {"name": "auto", "precision": precision, "compile": False, **(hardware or {})},
+        "cost": {
+            "batch_size": batch_size,
+            "inference_batch_size": 128,
+            "steps": 50,
+            **(cost or {}),
+        },
+    }
+    on_cpu = device is not None and device.kind == "cpu"
+    ok = status is CardStatus.OK
+    weights, gradients, optimizer_state, activations = 344_409_432, 1_478_032, 2_956_064, 7 * 2**30
+    peak = weights + gradients + optimizer_state + activations
+    measured = Measured(
+        parameters=Parameters(method=294_912, head=76_900, total=371_812, model=86_170_468),
+        stored_bytes=1_179_648,
+        flops=cards.Flops(
+            forward=35_201_000_000,
+            training_step=70_500_000_001,
+            plain=35_128_000_000,
+            closed_form=35_127_656_448,
+        ),
+        training_step=timing(step_ms, batch_size),
+        inference=timing(60.0, 128),
+        inference_merged=timing(50.0, 128) if method == "lora" else None,
+        merge_refusal=None if method == "lora" else "ssf cannot be merged",
+        memory=cards.Memory(
+            allocated=None if on_cpu else peak,
+            reserved=None if on_cpu else peak + 2**28,
+            resident_growth=peak if on_cpu else None,
+            weights=weights,
+            gradients=gradients,
+            optimizer_state=optimizer_state,
+            activations=activations,
+            saved_for_backward=6 * 2**30,
+        ),
+        training_joules_per_image=None if on_cpu else 0.123456789,
+        energy_note="a CPU reports none" if on_cpu else None,
+    )
+    return CostCard(
+        card_id=card_id or f"{backbone}/{method}/{digest(asked, device)}",
+        status=status,
+        error=None if ok else error or "training step: out of memory",
+        asked=asked,
+        measured=measured if ok else None,
+        where=CardWhere(
+            versions={"torch": "2"},
+            git=None,
+            hostname="host",
+            platform="Linux",
+            python="3.11",
+            started="2026-01-02T03:00:00+00:00",
+            finished=finished,
+            device=device,
+        ),
+        labels=list(labels),
+    )
+
+
+@pytest.fixture
+def card() -> Callable[..., CostCard]:
+    return make_card
+
+
 @pytest.fixture
 def run() -> Callable[..., RunRecord]:
     return make_run
@@ -114,6 +222,20 @@ def save(tmp_path: Path) -> Callable[..., Path]:
         start = len(list(directory.rglob("record.json")))
         for number, record in enumerate(records, start):
             write(record, directory / f"{number:03}" / "record.json")
+        return directory
+
+    return save
+
+
+@pytest.fixture
+def save_cards(tmp_path: Path) -> Callable[..., Path]:
+    """Write cards below a directory, under names that say nothing of them."""
+
+    def save(*found: CostCard, below: str = "cost") -> Path:
+        directory = tmp_path / below
+        start = len(list(directory.rglob("card.json")))
+        for number, card in enumerate(found, start):
+            cards.write(card, directory / f"{number:03}" / "card.json")
         return directory
 
     return save

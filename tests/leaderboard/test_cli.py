@@ -1,18 +1,47 @@
 from __future__ import annotations
 
+import ast
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.leaderboard.conftest import A100, CPU
+from vpeft_bench.cost.card import CardStatus, CostCard
+from vpeft_bench.cost.card import write as write_card
 from vpeft_bench.leaderboard.benchmarks import DEMO, VTAB1K
 from vpeft_bench.leaderboard.cli import main
 from vpeft_bench.record import RunRecord, Status, Weights, WeightsLabel, write
 
 Run = Callable[..., RunRecord]
+Card = Callable[..., CostCard]
 Save = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Away from the checkout, whose default directories may hold anything."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def measured(card: Card) -> list[CostCard]:
+    """Cards of one setting for the runs of ``mixed``, and some that fit none of them."""
+    vit = {"backbone": "vit_b16", "method": "adaptformer"}
+    busy = ("demo backbone", "device in use by others")
+    return [
+        card(labels=busy),
+        card(method="hf/lora"),
+        card(**vit, step_ms=140.125),
+        card(method="ssf", status=CardStatus.OOM, error="training step: out of [memory]"),
+        card(method="dtl", backbone="swin_b", status=CardStatus.UNSUPPORTED, error="not on swin"),
+        card(method="full", device=CPU, batch_size=8),
+        card(**vit, precision="bf16", device=A100, hardware={"compile": True}),
+    ]
 
 
 @pytest.fixture
@@ -53,7 +82,10 @@ def outputs(directory: Path) -> dict[str, bytes]:
 
 
 def test_files_are_the_same_bytes_in_whatever_order_records_lie(
-    mixed: list[RunRecord], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mixed: list[RunRecord],
+    measured: list[CostCard],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     results, printed = [], []
     for shuffle in range(3):
@@ -63,16 +95,23 @@ def test_files_are_the_same_bytes_in_whatever_order_records_lie(
         for number, record in enumerate(order):
             write(record, roots[number % 2] / f"{number * 7919 % 100:02}" / "record.json")
         write(order[0], roots[1] / "copy" / "record.json")
+        cards = list(measured)
+        random.Random(shuffle).shuffle(cards)
+        for number, one in enumerate(cards):
+            write_card(one, roots[number % 2] / f"{number * 31 % 100:02}" / "card.json")
         if shuffle % 2:
             roots.reverse()
         out = tmp_path / f"{shuffle}out"
-        assert main(["--records", *map(str, roots), "--out", str(out)]) == 0
+        names = [*map(str, roots)]
+        assert main(["--records", *names, "--cards", *names, "--out", str(out)]) == 0
         results.append(outputs(out))
         printed.append(capsys.readouterr().out.replace(str(out), "OUT"))
     assert all(result == results[0] for result in results)
     assert all(text == printed[0] for text in printed)
     assert "1 left out: the same as another, in every value" in printed[0]
     assert sorted(results[0]) == [
+        "costs.csv",
+        "costs.md",
         "datasets_final.csv",
         "datasets_final.md",
         "datasets_select.csv",
@@ -87,20 +126,27 @@ def test_files_are_the_same_bytes_in_whatever_order_records_lie(
 
 
 @pytest.mark.parametrize("columns", [60, 100, 120])
+@pytest.mark.parametrize("cards", [False, True])
 def test_the_terminal_shows_every_digit(
     mixed: list[RunRecord],
+    measured: list[CostCard],
     save: Save,
+    save_cards: Save,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     columns: int,
+    cards: bool,
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    assert main(["--records", str(save(*mixed)), "--out", str(tmp_path / "out")]) == 0
+    directories = ["--records", str(save(*mixed)), "--out", str(tmp_path / "out")]
+    if cards:
+        directories += ["--cards", str(save_cards(*measured))]
+    assert main(directories) == 0
     text = capsys.readouterr().out
     tables = text.partition("records: ")[0]
     assert "…" not in tables
-    assert tables.count("adaptformer") == 19 + 1 + 3
+    assert tables.count("adaptformer") == 19 + 1 + 3 + 2 * cards
     assert max(map(len, tables.splitlines())) <= 120
     words = text.split()
     summaries = [path.read_text() for path in (tmp_path / "out").glob("*_summary.csv")]
@@ -132,10 +178,7 @@ def test_filters(
     assert "there are: custom (final), demo (final), demo (select), vtab1k (final)" in message
 
 
-def test_no_records(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_no_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -171,3 +214,172 @@ def test_published_numbers_never_enter(tmp_path: Path, capsys: pytest.CaptureFix
     shutil.copytree(Path(__file__).parents[2] / "results" / "published", tmp_path / "published")
     assert main(["--records", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert "no run records to show" in capsys.readouterr().err
+
+
+def test_what_a_card_says_stands_in_every_table(
+    mixed: list[RunRecord],
+    measured: list[CostCard],
+    save: Save,
+    save_cards: Save,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    records, cards = str(save(*mixed)), str(save_cards(*measured))
+    assert main(["--records", records, "--cards", cards, "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    setting = "card columns: NVIDIA H100 80GB HBM3, batch 64; peak: allocated memory"
+    assert text.count(setting) == 1
+    assert "cost cards: 7 read, 7 shown" in text
+    assert "full: " not in text
+    assert "ssf: training step: out of [memory]\n" in text
+    assert "dtl: not on swin\n" in text
+    assert text.count("140 ") > 19
+    for name in ("datasets_final", "demo_final_summary", "vtab1k_final_summary"):
+        assert setting in (out / f"{name}.md").read_text()
+        assert "card hardware: compile=false" in (out / f"{name}.md").read_text()
+        assert "140.125" in (out / f"{name}.csv").read_text() or name.startswith("demo")
+    costs = (out / "costs.csv").read_text().splitlines()
+    assert len(costs) == 1 + len(measured)
+
+
+def test_constants_stand_beside_every_table(
+    run: Run,
+    card: Card,
+    save: Save,
+    save_cards: Save,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    flags = "--ppt-parameters 2e6 --pscp-parameters 3e5 --pscp-gflops 1.5 --pscp-gib 0.25"
+    flags += " --pscp-beta 1 0.5 0"
+    directories = ["--records", str(save(run())), "--cards", str(save_cards(card()))]
+    assert main([*directories, "--out", str(out), *flags.split()]) == 0
+    ppt = "PPT = M exp(-log10(P / 2e+06 + 1))"
+    pscp = "PSCP-style = M (1 + P / 300000)^-1 (1 + F / 1.5)^-0.5 (1 + R / 0.25)^-0"
+    printed = capsys.readouterr().out
+    for text in (printed, *(path.read_text() for path in out.glob("d*.md"))):
+        assert ppt in text
+        assert pscp in text
+    constants = (
+        "ppt_parameters=2e+06 pscp_parameters=300000 pscp_gflops=1.5 pscp_gib=0.25 "
+        "pscp_beta_parameters=1 pscp_beta_flops=0.5 pscp_beta_memory=0"
+    )
+    for path in out.glob("d*.csv"):
+        assert path.read_text().count(constants) == 1
+    assert len(list(out.glob("d*.csv"))) == 2
+
+
+def test_impossible_constants_end_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--pscp-gib", "0"])
+    assert ended.value.code == 2
+    assert "pscp_gib is 0; it must be more than 0" in capsys.readouterr().err
+
+
+def test_several_settings_are_told_and_one_is_chosen(
+    run: Run,
+    card: Card,
+    save: Save,
+    save_cards: Save,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    cards = [
+        card(step_ms=100.5),
+        card(batch_size=8, step_ms=20.5),
+        card(device=A100, step_ms=150.5),
+    ]
+    arguments = ["--records", str(save(run())), "--cards", str(save_cards(*cards))]
+    arguments += ["--out", str(out)]
+
+    def step() -> str:
+        header, line = (out / "datasets_final.csv").read_text().splitlines()
+        return line.split(",")[header.split(",").index("card_train_step_ms_median")]
+
+    assert main(arguments) == 0
+    assert step() == ""
+    assert (
+        "no card columns: the cost cards that fit differ in more than a row shows; choose:\n"
+        "  --device 'NVIDIA A100-SXM4-80GB' --batch 64: 1 card\n"
+        "  --device 'NVIDIA H100 80GB HBM3' --batch 8: 1 card\n"
+        "  --device 'NVIDIA H100 80GB HBM3' --batch 64: 1 card\n"
+    ) in capsys.readouterr().out
+    assert "no card columns" in (out / "datasets_final.md").read_text()
+    for flags, wanted in (
+        (["--device", "a100"], "150.5"),
+        (["--batch", "8"], "20.5"),
+        (["--device", "H100", "--batch", "64"], "100.5"),
+        (["--device", "H100"], ""),
+    ):
+        assert main([*arguments, *flags]) == 0
+        assert step() == wanted
+        assert len((out / "costs.csv").read_text().splitlines()) == 4
+    capsys.readouterr()
+    assert main([*arguments, "--device", "B200"]) == 1
+    assert "there are:\n  NVIDIA A100-SXM4-80GB, batch 64\n" in capsys.readouterr().err
+
+
+def test_cards_that_fit_no_run_are_told(
+    run: Run,
+    card: Card,
+    save: Save,
+    save_cards: Save,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    directories = ["--records", str(save(run())), "--cards", str(save_cards(card(method="ssf")))]
+    assert main([*directories, "--out", str(tmp_path / "out")]) == 0
+    assert "no card columns: no cost card has a run's method" in capsys.readouterr().out
+
+
+def test_cards_alone_make_the_table_of_costs(
+    card: Card, save_cards: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cards = save_cards(card(), card(method="ssf"))
+    out = tmp_path / "out"
+    assert main(["--cards", str(cards), "--out", str(out)]) == 0
+    assert sorted(outputs(out)) == ["costs.csv", "costs.md"]
+    text = capsys.readouterr().out
+    assert "records: 0 read, 0 shown" in text
+    assert "PPT" not in text
+    assert "no card columns" not in text
+
+
+def test_cards_are_looked_for_in_one_place_unless_told(
+    run: Run, card: Card, save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--records", str(save(run())), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert "cost" not in capsys.readouterr().out.replace(str(tmp_path), "")
+    assert main([*arguments, "--cards", "missing"]) == 0
+    assert "  missing: no such directory\n" in capsys.readouterr().out
+    write_card(card(), Path("results/cost/demo_vit/lora/0123456789/card.json"))
+    Path("results/cost/torn").mkdir()
+    Path("results/cost/torn/card.json").write_text("{")
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "cost cards: 1 read, 1 shown" in text
+    assert "torn/card.json: not a whole JSON file" in text
+    assert "card columns: NVIDIA H100" in text
+
+
+def test_the_leaderboard_knows_records_and_cards_and_nothing_else() -> None:
+    known = {"record", "cost.card", "errors", "metric_names"}
+    package = Path(main.__code__.co_filename).parent
+    seen = set()
+    for path in package.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vpeft_bench"):
+                seen.add((node.module or "").removeprefix("vpeft_bench."))
+    assert {name for name in seen if not name.startswith("leaderboard.")} == known
+
+
+def test_no_torch_is_imported() -> None:
+    code = (
+        "import sys, vpeft_bench.leaderboard.cli; "
+        "assert not {'torch', 'timm', 'hydra', 'omegaconf'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

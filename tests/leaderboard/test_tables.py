@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,15 @@ from statistics import fmean
 
 import pytest
 
+from tests.leaderboard.conftest import CPU
 from vpeft_bench.choices import choices_on_disk, config_dir
+from vpeft_bench.cost.card import CardStatus, CostCard
 from vpeft_bench.data.listing import compose_data_configs
 from vpeft_bench.leaderboard.benchmarks import BENCHMARKS, DEMO, FGVC, VTAB1K
+from vpeft_bench.leaderboard.cards import collect_cards, join
 from vpeft_bench.leaderboard.cells import Cell, collect
+from vpeft_bench.leaderboard.formats import shortest, to_csv, to_markdown
+from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.tables import (
     Summary,
     best_first,
@@ -21,12 +27,12 @@ from vpeft_bench.leaderboard.tables import (
     summaries,
     summary_csv_rows,
     summary_rows,
-    to_csv,
-    to_markdown,
 )
-from vpeft_bench.record import RunRecord, Status
+from vpeft_bench.record import Parameters, RunRecord, Status
 
 Run = Callable[..., RunRecord]
+Card = Callable[..., CostCard]
+SCORES = Scores()
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 
 
@@ -34,6 +40,13 @@ def cells(*records: RunRecord) -> list[Cell]:
     collection = collect((Path(f"{number}/record.json"), run) for number, run in enumerate(records))
     assert not collection.left_out
     return collection.cells
+
+
+def with_cards(found: list[Cell], *cards: CostCard) -> list[Cell]:
+    measured = collect_cards(
+        (Path(f"{number}/card.json"), card) for number, card in enumerate(cards)
+    )
+    return join(found, measured.measurements).cells
 
 
 def summary(*records: RunRecord) -> Summary:
@@ -101,7 +114,7 @@ def test_means_by_hand(run: Run) -> None:
         for group, names in VTAB1K.groups.items()
         for name in names
     ]
-    (line,) = summary_csv_rows(summary(*runs))
+    (line,) = summary_csv_rows(summary(*runs), SCORES)
     assert line["mean over 19 datasets"] == "63.6842"  # (7 * 70 + 4 * 80 + 8 * 50) / 19
     assert line["mean over 3 groups"] == "66.6667"
     assert [line[f"mean of {group}"] for group in by_group] == ["70.0000", "80.0000", "50.0000"]
@@ -112,7 +125,7 @@ def test_each_data_set_weighs_the_same_whatever_its_seeds(run: Run) -> None:
     names = [f"demo/{name}" for name in DEMO.datasets]
     runs = [run(top1, data=names[0], seed=top1) for top1 in (10, 20, 30)]
     runs += [run(60, data=name) for name in names[1:]]
-    (line,) = summary_csv_rows(summary(*runs))
+    (line,) = summary_csv_rows(summary(*runs), SCORES)
     assert line["mean over 4 datasets"] == "50.0000"
     assert [line["digits"], line["sprites_count"]] == ["20.00 ± 10.00 (3)", "60.00 (1)"]
 
@@ -120,7 +133,7 @@ def test_each_data_set_weighs_the_same_whatever_its_seeds(run: Run) -> None:
 def test_a_missing_cell_is_visible_and_blocks_its_means(run: Run) -> None:
     runs = [one for one in vtab_runs(run, VTAB_ROWS[0]) if "kitti" not in one.asked["data"]["name"]]
     table = summary(*runs)
-    (line,), (shown,) = summary_csv_rows(table), summary_rows(table)
+    (line,), (shown,) = summary_csv_rows(table, SCORES), summary_rows(table, SCORES)
     assert (line["kitti"], shown["kitti"], line["complete"]) == ("", "–", "18/19")
     for name in ("mean over 19 datasets", "mean over 3 groups", "mean of structured"):
         assert (line[name], shown[name]) == ("", "–")
@@ -129,14 +142,14 @@ def test_a_missing_cell_is_visible_and_blocks_its_means(run: Run) -> None:
 
 def test_two_configurations_are_ambiguous_and_never_the_better_one(run: Run) -> None:
     runs = [run(60, data=f"demo/{name}") for name in DEMO.datasets]
-    (line,) = summary_csv_rows(summary(*runs, run(99, config_hash="lr=0.01")))
+    (line,) = summary_csv_rows(summary(*runs, run(99, config_hash="lr=0.01")), SCORES)
     assert line["digits"] == "ambiguous (2 configurations)"
     assert (line["mean over 4 datasets"], line["complete"]) == ("", "3/4")
 
 
 def test_two_names_of_one_data_set_are_ambiguous(run: Run) -> None:
     pair = [run(60, data=name, benchmark="vtab1k") for name in ("vtab1k/cifar", "cifar100")]
-    (line,) = summary_csv_rows(summary(*pair))
+    (line,) = summary_csv_rows(summary(*pair), SCORES)
     assert line["cifar100"] == "ambiguous (2 configurations)"
 
 
@@ -146,7 +159,7 @@ def test_failed_cells(run: Run) -> None:
     runs.append(run(data="demo/digits", status=Status.INTERRUPTED, seed=1))
     runs.append(run(data="demo/sprites_count", status=Status.INTERRUPTED))
     runs.append(run(data="demo/sprites_location", status=Status.FAILED, seed=1))
-    (line,) = summary_csv_rows(summary(*runs))
+    (line,) = summary_csv_rows(summary(*runs), SCORES)
     assert [line[name] for name in DEMO.datasets] == [
         "failed",
         "interrupted",
@@ -160,10 +173,10 @@ def test_reasons_of_failures_are_counted(run: Run) -> None:
     runs = [run(60, seed=0)]
     runs += [run(seed=seed, status=Status.OOM, error="no\n memory") for seed in (1, 2)]
     runs.append(run(seed=3, status=Status.INTERRUPTED, error="SIGTERM"))
-    (line,) = dataset_csv_rows(cells(*runs))
+    (line,) = dataset_csv_rows(cells(*runs), SCORES)
     assert (line["n"], line["seeds"], line["failed"]) == ("1", "0", "3")
     assert line["failed_reasons"] == "1 x interrupted: SIGTERM; 2 x oom: no memory"
-    (shown,) = dataset_rows(cells(*runs))
+    (shown,) = dataset_rows(cells(*runs), SCORES)
     assert shown["not finished"] == "1 interrupted, 2 oom"
 
 
@@ -207,10 +220,10 @@ def test_a_stranger_is_named(run: Run) -> None:
 def test_labels_are_marked_in_the_row(run: Run) -> None:
     found = cells(run(labels=("demo backbone", "demo data")), run(method="ssf"))
     for rows, column in (
-        (summary_csv_rows(summaries(found)[0]), "labels"),
-        (summary_rows(summaries(found)[0]), "notes"),
-        (dataset_csv_rows(found), "labels"),
-        (dataset_rows(found), "notes"),
+        (summary_csv_rows(summaries(found)[0], SCORES), "labels"),
+        (summary_rows(summaries(found)[0], SCORES), "notes"),
+        (dataset_csv_rows(found, SCORES), "labels"),
+        (dataset_rows(found, SCORES), "notes"),
     ):
         assert {row["method"]: row[column] for row in rows} == {
             "lora": "demo backbone, demo data",
@@ -219,14 +232,16 @@ def test_labels_are_marked_in_the_row(run: Run) -> None:
 
 
 def test_what_is_not_measured_is_empty_and_never_zero(run: Run) -> None:
-    (line,) = dataset_csv_rows(cells(run(status=Status.FAILED)))
+    (line,) = dataset_csv_rows(cells(run(status=Status.FAILED)), SCORES)
     measured = [name for name in line if name.startswith(("metric", "par", "sto", "tra", "peak"))]
     assert len(measured) == 12
     assert {line[name] for name in measured} == {""}
 
 
 def test_a_data_set_row_in_full(run: Run) -> None:
-    (line,) = dataset_csv_rows(cells(*(run(50.0 + 10 * seed, seed=seed) for seed in range(3))))
+    (line,) = dataset_csv_rows(
+        cells(*(run(50.0 + 10 * seed, seed=seed) for seed in range(3))), SCORES
+    )
     wanted = {
         "split": "test",
         "options": "rank=8",
@@ -252,13 +267,118 @@ def test_a_data_set_row_in_full(run: Run) -> None:
     assert {name: line[name] for name in wanted} == wanted
 
 
+def test_a_data_set_row_has_its_card(run: Run, card: Card) -> None:
+    found = with_cards(cells(run(80.0), run(70.0, method="ssf")), card(labels=("busy",)))
+    lines = {line["method"]: line for line in dataset_csv_rows(found, SCORES)}
+    wanted = {
+        "card_train_step_ms_median": "128",
+        "card_train_step_images_per_second": "500",
+        "card_train_step_flops_per_image": "70500000001",
+        "card_peak_allocated_bytes": "7865036296",
+        "card_peak_resident_growth_bytes": "",
+        "card_device": "NVIDIA H100 80GB HBM3",
+        "card_batch_size": "64",
+        "card_id": card(labels=("busy",)).card_id,
+        "labels": "card: busy",
+        "ppt": "0.8000",
+        "score_constants": SCORES.constants,
+        # The run's own, incidental measurements keep their names.
+        "train_images_per_second_mean": "250.0000",
+        "device": "some CPU",
+    }
+    assert {name: lines["lora"][name] for name in wanted} == wanted
+    pscp = SCORES.pscp(80.0, 1000, 70_500_000_001, 7_865_036_296)
+    assert lines["lora"]["pscp_style"] == f"{pscp:.4f}" != ""
+    assert lines["ssf"]["ppt"] == "0.7000"
+    names = [name for name in lines["ssf"] if name.startswith("card_")] + ["pscp_style"]
+    assert {lines["ssf"][name] for name in names} == {""}
+
+    rows = {row["method"]: row for row in dataset_rows(found, SCORES)}
+    names = ["PSCP style", "card step ms", "card images/s", "card GFLOPs", "card peak MiB"]
+    assert [rows["lora"][name] for name in names] == [f"{pscp:.3f}", "128", "500", "70.5", "7,501"]
+    assert {rows["ssf"][name] for name in names} == {"–"}
+    assert rows["lora"]["images/s"] == "250"
+
+
+def test_without_cards_print_has_no_card_columns(run: Run) -> None:
+    found = cells(run())
+    for row in (*dataset_rows(found, SCORES), *summary_rows(summaries(found)[0], SCORES)):
+        assert "PPT" in row
+        assert [name for name in row if "card" in name or "PSCP" in name] == []
+
+
+def test_scores_of_a_summary_are_those_of_the_plain_mean(run: Run, card: Card) -> None:
+    found = with_cards(cells(*vtab_runs(run, VTAB_ROWS[0])), card(method=VTAB_ROWS[0]["method"]))
+    (line,), (row,) = (
+        table_rows(summaries(found)[0], SCORES) for table_rows in (summary_csv_rows, summary_rows)
+    )
+    mean = float(line["mean over 19 datasets"])
+    assert float(line["ppt"]) == pytest.approx(SCORES.ppt(mean, 1000), abs=6e-5)
+    pscp = SCORES.pscp(mean, 1000, 70_500_000_001, 7_865_036_296)
+    assert float(line["pscp_style"]) == pytest.approx(pscp, abs=6e-5)
+    assert row["PPT"] == f"{float(line['ppt']):.3f}"
+    assert (line["card_train_step_ms_median"], row["card step ms"]) == ("128", "128")
+
+
+def test_without_a_mean_there_is_no_score(run: Run, card: Card) -> None:
+    runs = [run(60, data=f"demo/{name}") for name in DEMO.datasets[1:]]
+    (line,) = summary_csv_rows(summaries(with_cards(cells(*runs), card()))[0], SCORES)
+    assert (line["ppt"], line["pscp_style"]) == ("", "")
+    assert line["card_batch_size"] == "64"
+    dense = cells(run(60, data="demo/scenes_detection", benchmark="demo_dense"))
+    (line,), (row,) = (
+        table_rows(summaries(dense)[0], SCORES) for table_rows in (summary_csv_rows, summary_rows)
+    )
+    assert (line["ppt"], "PPT" in row) == ("", False)
+
+
+def test_a_summary_row_whose_cells_have_other_networks_has_no_card(run: Run, card: Card) -> None:
+    small = {"network": {"image_size": 16}}
+    found = with_cards(
+        cells(run(data="demo/digits"), run(data="demo/sprites_count", **small)),
+        card(),
+        card(**small),
+    )
+    assert [cell.card is None for cell in found] == [False, False]
+    (line,) = summary_csv_rows(summaries(found)[0], SCORES)
+    assert line["card_id"] == ""
+
+
+def test_a_score_needs_what_it_is_made_of(run: Run, card: Card) -> None:
+    unknown = card(device=CPU)
+    assert unknown.measured is not None
+    memory = dataclasses.replace(unknown.measured.memory, resident_growth=None, activations=None)
+    measured = dataclasses.replace(unknown.measured, memory=memory)
+    for one in (dataclasses.replace(unknown, measured=measured), card(status=CardStatus.OOM)):
+        (line,) = dataset_csv_rows(with_cards(cells(run()), card(method="ssf"), one), SCORES)
+        assert line["ppt"] != ""
+        assert line["pscp_style"] == ""
+
+
+def test_a_score_is_of_the_parameters_of_all_seeds(run: Run) -> None:
+    runs = [run(80.0, seed=seed) for seed in (0, 1)]
+    more = Parameters(method=3_000_000, head=0, total=3_000_000, model=4_000_000)
+    runs[1] = dataclasses.replace(
+        runs[1], happened=dataclasses.replace(runs[1].happened, parameters=more)
+    )
+    (line,) = dataset_csv_rows(cells(*runs), SCORES)
+    assert line["parameters_method"] == "1000..3000000"
+    assert line["ppt"] == f"{SCORES.ppt(80.0, 1_500_500):.4f}"
+
+
 def test_equal_names_of_different_data_are_told_apart(run: Run) -> None:
     mine = {"data": "imagelist", "benchmark": "custom"}
     found = cells(run(**mine), run(**mine, method="ssf", data_fingerprint="sha256:0a1b2c3d4e5f"))
-    assert {row["method"]: row["data version"] for row in dataset_rows(found)} == {
+    assert {row["method"]: row["data version"] for row in dataset_rows(found, SCORES)} == {
         "lora": "d1",
         "ssf": "0a1b2c3d",
     }
+
+
+def test_the_shortest_text_reads_back_as_the_same_number() -> None:
+    numbers = [0.1, 1e7, 8.58e7, 85_798_656.0, 123456789.5, 1 / 3, 105.0, 2**60, 0, 1_000_000]
+    assert [float(shortest(number)) for number in numbers] == numbers
+    assert [shortest(number) for number in (105.0, 1_000_000, None)] == ["105", "1000000", ""]
 
 
 def test_csv_and_markdown_keep_awkward_values() -> None:

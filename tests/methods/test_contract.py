@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import vpeft_bench
 from vpeft_bench.attachment import HEADER_KEY, Attached, attach_method
 from vpeft_bench.backbones import Backbone, block_map
-from vpeft_bench.backbones.trunk import SideNetwork
+from vpeft_bench.backbones.trunk import OpenedModel, SideNetwork, resumes
 from vpeft_bench.catalogue.wording import sentences
 from vpeft_bench.errors import (
     AlreadyAttachedError,
@@ -348,6 +348,59 @@ def test_reads_what_stays_the_same(case: Case) -> None:
     later = {int(name.partition(".")[2]) for name in reads if "." in name} | {-1}
     changed = [i for i in range(depth) if not torch.equal(found[i], expected[i])]
     assert not changed or max(later) < max(changed), "nothing that changes is said to be frozen"
+
+
+@EVERY_CASE
+def test_resumes_from_what_it_reads(case: Case) -> None:
+    """The logits and gradients from images, and from the features read of the untrained model."""
+    plain = build(case.kind)
+    backbone = block_map(plain)
+    backbone.open_trunk()
+    attached = case.attach(build(case.kind))
+    reads = attached.method.reads(attached.backbone)
+    attached.backbone.open_trunk()
+    if ("images" in reads and len(reads) == 1) or not resumes(attached.model):
+        return
+    features = cast(OpenedModel, plain).read(reads, images())
+    randomise(attached)
+    torch.manual_seed(0)
+    expected = attached.model(images())
+    torch.manual_seed(0)
+    found = cast(OpenedModel, attached.model).resume(features)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    trained = [*attached.trainable_parameters(), *attached.head_parameters()]
+    for a, b in zip(
+        torch.autograd.grad(found.square().sum(), trained),
+        torch.autograd.grad(expected.square().sum(), trained),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@EVERY_CASE
+def test_nothing_is_kept_below_the_first_trained_tensor(case: Case) -> None:
+    """Autograd saves nothing of the frozen prefix, and no frozen weight gets a gradient."""
+    attached = case.attach(build(case.kind).train())
+    first = attached.method.first_changed_block(attached.backbone)
+    saved: list[int] = []
+    hooks = []
+    for block in attached.backbone.blocks[:first]:
+        hooks.append(block.module.register_forward_pre_hook(lambda *_: saved.append(0)))
+        hooks.append(block.module.register_forward_hook(lambda *_: saved.append(-1)))
+
+    def pack(tensor: Tensor) -> Tensor:
+        if saved and saved[-1] >= 0:
+            saved[-1] += 1
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        attached.model(images()).square().sum().backward()
+    assert all(count <= 0 for count in saved)
+    assert len(saved) == 2 * first
+    trained = {*attached.trainable_parameters(), *attached.head_parameters()}
+    assert all(p.grad is None for p in attached.model.parameters() if p not in trained)
+    for hook in hooks:
+        hook.remove()
 
 
 def block_streams(model: nn.Module, backbone: Backbone) -> list[Tensor]:

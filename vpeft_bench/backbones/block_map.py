@@ -163,6 +163,10 @@ class Backbone:
         head = set(self.head.modules())
         return (module for module in self.model.modules() if module not in head)
 
+    def original_modules(self) -> Iterator[tuple[nn.Module, str]]:
+        """Every module that timm built, the head's included, with its name in the model."""
+        return iter(self._names.items())
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter outside the head, by its name in the model; a shared one once."""
         head = set(self.head.parameters())
@@ -215,11 +219,15 @@ class Backbone:
         self._open(leaf, opened_leaf_class(self._original_classes.get(leaf, type(leaf))))  # type: ignore[arg-type]  # a class hashes
         self._place(leaf, slot, module)
 
-    def place_around(self, module: nn.Module) -> None:
-        """Put ``module`` around the trunk; it is called ``module(images, x, model)``."""
+    def open_trunk(self) -> None:
+        """Open the model and all its blocks, so that they can be run one by one."""
         for block in self.blocks:
             self.open_block(block)
         self._open(self.model, self._opened.model)
+
+    def place_around(self, module: nn.Module) -> None:
+        """Put ``module`` around the trunk; it is called ``module(images, x, model)``."""
+        self.open_trunk()
         self._place(self.model, "trunk", module)
 
     @contextmanager

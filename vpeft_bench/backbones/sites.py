@@ -74,24 +74,33 @@ class OpenedBlock(nn.Module):
         Args:
             added: where given, it receives what the attention and the MLP add to the stream.
         """
+        x = apply(self.stream_in, x)
+        beside = None if self.block_parallel is None else cast(Any, self).block_parallel(x)
+        x = apply(self.stream_mid, self._attention_half(x, args, kwargs, added))
+        x = self._mlp_half(x, added)
+        return apply(self.stream_out, x if beside is None else x + beside)
+
+    # Each half is a call of its own, so that what it needs on the way is freed before the next.
+
+    def _attention_half(
+        self, x: Tensor, args: Any, kwargs: Any, added: list[Tensor] | None
+    ) -> Tensor:
         block: Any = self
-        x = entering = apply(self.stream_in, x)
-
         normed = apply(self.attn_in, block.norm1(x))
-        branch = apply(self.attn_out, self.attn_branch(normed, *args, **kwargs))
-        attn = apply(self.attn_added, block.drop_path1(branch))
-        x = self._add_branch("attn", x, normed, attn)
-        x = apply(self.stream_mid, x)
-
-        normed = apply(self.mlp_in, block.norm2(x))
-        branch = apply(self.mlp_out, self.mlp_branch(normed))
-        mlp = apply(self.mlp_added, block.drop_path2(branch))
-        x = self._add_branch("mlp", x, normed, mlp)
-        if self.block_parallel is not None:
-            x = x + block.block_parallel(entering)
+        residual = apply(self.attn_out, self.attn_branch(normed, *args, **kwargs))
+        residual = apply(self.attn_added, block.drop_path1(residual))
         if added is not None:
-            added += [attn, mlp]
-        return apply(self.stream_out, x)
+            added.append(residual)
+        return self._add_branch("attn", x, normed, residual)
+
+    def _mlp_half(self, x: Tensor, added: list[Tensor] | None) -> Tensor:
+        block: Any = self
+        normed = apply(self.mlp_in, block.norm2(x))
+        residual = apply(self.mlp_out, self.mlp_branch(normed))
+        residual = apply(self.mlp_added, block.drop_path2(residual))
+        if added is not None:
+            added.append(residual)
+        return self._add_branch("mlp", x, normed, residual)
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the block adds: attention branch, MLP branch, and the stream behind both."""

@@ -79,7 +79,7 @@ class OpenedModel(nn.Module):
     def steps(self) -> list[tuple[Callable[[Tensor], Tensor], OpenedBlock]]:
         """Every block in order, with what stands in front of it: patch merging or the identity."""
         return [
-            (stage.merge if position == 0 else nn.Identity(), block)
+            (stage.merge if position == 0 else _same, block)
             for stage in self.stages()
             for position, block in enumerate(stage.blocks)
         ]
@@ -94,8 +94,18 @@ class OpenedModel(nn.Module):
 
     def around(self, images: Tensor) -> TrunkOutput:
         """The trunk with what is placed around it."""
-        trunk: Any = self.trunk
-        return cast(TrunkOutput, trunk(images, self.embed(images), self))
+        if self.trunk is None:
+            return self._behind(0, self.embed(images))
+        return cast(TrunkOutput, self.trunk(images, self.embed(images), self))
+
+    def _behind(self, first: int, x: Tensor) -> TrunkOutput:
+        """The blocks from ``first`` on, which the stream x enters."""
+        streams: list[Tensor] = []
+        for index, (merge, block) in enumerate(self.steps()):
+            if index >= first:
+                x = self.run(block, merge(x) if index > first else x)
+                streams.append(x)
+        return TrunkOutput(streams)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last stream behind the final norm, as timm's method of this name."""
@@ -104,9 +114,37 @@ class OpenedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` to logits."""
-        output = self.around(images)
+        return self._logits(self.around(images))
+
+    def _logits(self, output: TrunkOutput) -> Tensor:
         features = output.features
         return self.classify(self.pooled(output.streams[-1]) if features is None else features)
+
+    # ---- from frozen features ------------------------------------------------------------------
+
+    @torch.no_grad()
+    def read(self, names: Iterable[str], images: Tensor) -> dict[str, Tensor]:
+        """Frozen features of images, see :func:`read_features`."""
+        return read_features(names, images, self.embed(images), self)
+
+    def resume(self, features: dict[str, Tensor]) -> Tensor:
+        """Logits from the frozen features that the method reads: what :meth:`forward` gives.
+
+        Args:
+            features: what the method's ``reads`` names, as :meth:`read` gives it.
+        """
+        if isinstance(self.trunk, SideNetwork):
+            return self._logits(self.trunk.side(features, self))
+        ((name, x),) = features.items()
+        if name == "features":
+            return self.classify(x)
+        return self._logits(self._behind(int(name.removeprefix("tokens.")), x))
+
+
+def resumes(model: nn.Module) -> bool:
+    """Whether logits can be had from frozen features; other networks run the blocks themselves."""
+    trunk = getattr(model, "trunk", None)
+    return trunk is None or isinstance(trunk, SideNetwork)
 
 
 class SideNetwork(nn.Module):
@@ -142,6 +180,10 @@ class SideNetwork(nn.Module):
             The streams behind the first ``frozen_blocks`` blocks are left out.
         """
         raise NotImplementedError
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def read_features(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -48,6 +49,10 @@ class LabelledSplit(Split):
     def __len__(self) -> int:
         """Number of pictures."""
         return len(self.labels)
+
+    def state(self) -> list[list[object]]:
+        """What tells, beside the data set's fingerprint, whether pictures have changed."""
+        return []
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,11 @@ class FileSplit(LabelledSplit):
     """
 
     paths: tuple[str, ...]
+
+    def state(self) -> list[list[object]]:
+        """Path, size and time of change of every file."""
+        found = [(path, Path(path).stat()) for path in self.paths]
+        return [[str(Path(p).absolute()), stat.st_size, stat.st_mtime_ns] for p, stat in found]
 
     def image(self, index: int) -> Image.Image:
         """Picture ``index`` as 8-bit RGB; raises VpeftBenchError where it cannot be decoded."""

@@ -1,1 +1,1 @@
-"""Leaderboards: tables that are a pure function of run records."""
+"""Leaderboards: tables that are a pure function of run records and cost cards."""

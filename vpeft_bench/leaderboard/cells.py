@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple, TypeVar
 
+from vpeft_bench.cost.card import CostCard
 from vpeft_bench.errors import Problem
 from vpeft_bench.leaderboard.benchmarks import PROTOCOL_SPLIT
+from vpeft_bench.leaderboard.once import once_each
 from vpeft_bench.record import Metrics, RunRecord, Status, Weights, WeightsLabel
 
 UNKNOWN = "unknown"
@@ -90,6 +90,8 @@ class Cell:
         data: name of the data set, as the records have it.
         config_hash: the configuration.
         records: its runs, by seed.
+        card: the cost card that was joined to it, see ``cards``.
+        card_remarks: what is to be said of the card, or of there being several.
     """
 
     entry: Entry
@@ -97,6 +99,8 @@ class Cell:
     data: str
     config_hash: str
     records: tuple[RunRecord, ...]
+    card: CostCard | None = None
+    card_remarks: tuple[str, ...] = ()
 
     @property
     def finished(self) -> list[RunRecord]:
@@ -149,11 +153,11 @@ class Cell:
 
     @property
     def labels(self) -> list[str]:
-        """Notices that any of the runs carries."""
+        """Notices that any of the runs carries, and what is said of the card."""
         notices = {label for record in self.records for label in record.labels}
         if len(self.data_versions) > 1:
             notices.add("data differ between seeds")
-        return sorted(notices)
+        return sorted(notices.union(self.card_remarks))
 
     def each(self, measure: Callable[[RunRecord], T | None]) -> list[T]:
         """A measurement of every run that ended well; nothing at all if one of them lacks it."""
@@ -178,13 +182,16 @@ class Collection(NamedTuple):
 
 def collect(found: Iterable[tuple[Path, RunRecord]]) -> Collection:
     """Sort records into cells, each run once."""
-    kept, left_out, copies = _once_each(found)
+    kept, left_out, copies = once_each(found, "record of run", lambda record: record.run_id)
     weights = _weights_by_backbone(record for _, record in kept)
     cells: dict[tuple[Entry, str, str, str], list[RunRecord]] = defaultdict(list)
     for path, record in kept:
         try:
             entry = _entry(record, weights)
-            data = (_text(record, "data", "benchmark"), _text(record, "data", "name"))
+            data = (
+                text_in(record.asked, "data", "benchmark"),
+                text_in(record.asked, "data", "name"),
+            )
             if type(record.asked.get("seed")) is not int:
                 raise ValueError("asked.seed is no whole number")
         except ValueError as error:
@@ -212,32 +219,6 @@ def _value_text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def _once_each(
-    found: Iterable[tuple[Path, RunRecord]],
-) -> tuple[list[tuple[Path, RunRecord]], list[Problem], int]:
-    """One record per run id; of several that differ, the one that finished last."""
-    runs: dict[str, dict[str, tuple[Path, RunRecord]]] = defaultdict(dict)
-    total = 0
-    for path, record in sorted(found, key=lambda item: item[0]):
-        content = json.dumps(dataclasses.asdict(record), sort_keys=True)
-        runs[record.run_id].setdefault(content, (path, record))
-        total += 1
-    kept: list[tuple[Path, RunRecord]] = []
-    older: list[Problem] = []
-    for versions in runs.values():
-        # The content decides between equal times, so that file names never matter.
-        *rest, newest = sorted(
-            versions,
-            key=lambda text: (datetime.fromisoformat(versions[text][1].where.finished), text),
-        )
-        kept.append(versions[newest])
-        for content in rest:
-            path, record = versions[content]
-            what = f"left out: {versions[newest][0]} is a newer record of run {record.run_id}"
-            older.append(Problem(str(path), what))
-    return kept, older, total - len(kept) - len(older)
-
-
 def _weights_by_backbone(records: Iterable[RunRecord]) -> dict[str, set[tuple[str, str]]]:
     known: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for record in records:
@@ -257,7 +238,7 @@ def _identity(weights: Weights) -> tuple[str, str]:
 
 
 def _entry(record: RunRecord, weights: dict[str, set[tuple[str, str]]]) -> Entry:
-    protocol = _text(record, "protocol", "name")
+    protocol = text_in(record.asked, "protocol", "name")
     if protocol not in PROTOCOL_SPLIT:
         known = ", ".join(sorted(PROTOCOL_SPLIT))
         raise ValueError(f"no table is defined for protocol {protocol!r}; there are: {known}")
@@ -272,23 +253,30 @@ def _entry(record: RunRecord, weights: dict[str, set[tuple[str, str]]]) -> Entry
     if record.where.weights is not None:
         identities = {_identity(record.where.weights)}
     label, fingerprint = next(iter(identities)) if len(identities) == 1 else (UNKNOWN, "")
-    method = _text(record, "method", "name")
-    options = {name: value for name, value in record.asked["method"].items() if name != "name"}
+    method, options = method_in(record.asked)
     return Entry(
         protocol=protocol,
         method=method,
-        options=option_text(options),
-        backbone=_text(record, "backbone", "name"),
+        options=options,
+        backbone=text_in(record.asked, "backbone", "name"),
         weights=label,
         weights_fingerprint=fingerprint,
-        normalization=_text(record, "data", "normalization"),
-        precision=_text(record, "hardware", "precision"),
+        normalization=text_in(record.asked, "data", "normalization"),
+        precision=text_in(record.asked, "hardware", "precision"),
     )
 
 
-def _text(record: RunRecord, group: str, key: str) -> str:
+def method_in(asked: dict[str, Any]) -> tuple[str, str]:
+    """Name of the method and its options as text; ValueError if there is none."""
+    name = text_in(asked, "method", "name")
+    return name, option_text(
+        {key: asked["method"][key] for key in asked["method"] if key != "name"}
+    )
+
+
+def text_in(asked: dict[str, Any], group: str, key: str) -> str:
     """``asked[group][key]`` as text; ValueError if the configuration has no such key."""
-    section = record.asked.get(group)
+    section = asked.get(group)
     if not isinstance(section, dict) or section.get(key) is None:
         raise ValueError(f"asked.{group}.{key} is missing")
     value = section[key]

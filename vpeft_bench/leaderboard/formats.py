@@ -1,13 +1,23 @@
-"""How values become text. Every number of a leaderboard passes through here."""
+"""How values become text, and rows of texts become files.
+
+Every number of a leaderboard passes through here. A table is a list of rows, a row a dictionary of
+column name to text. All rows of a table have the same columns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import csv
+import io
+from collections.abc import Collection, Sequence
+
+Row = dict[str, str]
 
 MISSING = "–"
 
 KIB = 1024
 MIB = 1024**2
+GIB = 1024**3
+GIGA = 10**9
 
 _NO_PUNCTUATION = str.maketrans("", "", '"[]')
 
@@ -19,9 +29,22 @@ def exact(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
+def shortest(value: float | None) -> str:
+    """The shortest text that reads back as exactly this number; empty for None."""
+    if value is None:
+        return ""
+    brief = f"{value:g}"
+    return brief if float(brief) == value and not isinstance(value, int) else str(value)
+
+
 def percent(value: float | None) -> str:
     """A percentage for a reader: two decimals."""
     return MISSING if value is None else f"{value:.2f}"
+
+
+def fraction(value: float | None) -> str:
+    """A fraction for a reader: three decimals."""
+    return MISSING if value is None else f"{value:.3f}"
 
 
 def quantity(value: float | None, unit: int = 1) -> str:
@@ -44,3 +67,21 @@ def span(counts: Collection[int]) -> str:
         return ""
     low, high = min(counts), max(counts)
     return exact(low) if low == high else f"{exact(low)}..{exact(high)}"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Rows as CSV with ``\\n`` line ends; the same rows always give the same text."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table, without the columns that are empty throughout."""
+    names = [name for name in rows[0] if any(row[name] for row in rows)]
+    lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
+    return "".join(
+        f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |\n" for line in lines
+    )

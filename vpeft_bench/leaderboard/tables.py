@@ -1,34 +1,31 @@
-"""From cells to tables, and from tables to CSV and Markdown.
-
-A table is a list of rows, a row a dictionary of column name to text. All rows of a table have the
-same columns.
-"""
+"""From cells to tables of metrics, by data set and by benchmark."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from vpeft_bench.cost.card import CostCard
 from vpeft_bench.leaderboard.benchmarks import BENCHMARKS, PROTOCOL_SPLIT, Benchmark
 from vpeft_bench.leaderboard.cells import Cell, Entry
+from vpeft_bench.leaderboard.costs import card_columns, card_csv_columns
 from vpeft_bench.leaderboard.formats import (
     KIB,
     MIB,
     MISSING,
+    Row,
     exact,
+    fraction,
     percent,
     quantity,
     short_options,
     span,
 )
+from vpeft_bench.leaderboard.scores import Scored, Scores
 from vpeft_bench.metric_names import BESIDE, TITLES
 from vpeft_bench.record import Split, Status
-
-Row = dict[str, str]
 
 _SHORT_HASH = 8
 _SPLIT_WORD = {Split.TEST: "test", Split.VAL: "validation"}
@@ -69,6 +66,12 @@ class SummaryRow:
     def parameters(self) -> list[int]:
         """Parameters that the method trains, by run."""
         return [count for cell in self.cells for count in _parameters(cell)]
+
+    @property
+    def card(self) -> CostCard | None:
+        """The cost card, if all cells share one."""
+        first, *others = (cell.card for cell in self.cells)
+        return first if all(card == first for card in others) else None
 
     def value(self, dataset: str) -> float | None:
         """The headline metric, percent; None where not exactly one configuration has one."""
@@ -112,6 +115,13 @@ class SummaryRow:
             return {}
         return {f"mean of {name}": self.mean(members) for name, members in groups.items()}
 
+    def scored(self, scores: Scores) -> Scored | None:
+        """The scores of the plain mean over all data sets, for a benchmark that has one."""
+        if not self.benchmark.averaged:
+            return None
+        parameters = _mean([_mean(_parameters(cell)) for cell in self.cells])
+        return scores.of(self.mean(self.benchmark.datasets), parameters, self.card)
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -122,9 +132,14 @@ class Summary:
     rows: tuple[SummaryRow, ...]
 
     @property
+    def cells(self) -> list[Cell]:
+        """All cells, row after row."""
+        return [cell for row in self.rows for cell in row.cells]
+
+    @property
     def what_is_shown(self) -> str:
         """What its numbers are, in a few words."""
-        return what_is_shown(self.protocol, [cell for row in self.rows for cell in row.cells])
+        return what_is_shown(self.protocol, self.cells)
 
 
 def summaries(cells: Iterable[Cell]) -> list[Summary]:
@@ -179,7 +194,7 @@ def what_is_shown(protocol: str, cells: Iterable[Cell]) -> str:
     return f"protocol {protocol}: {what} on {split} images, %, last epoch, mean ± std (n seeds)"
 
 
-def summary_csv_rows(summary: Summary) -> list[Row]:
+def summary_csv_rows(summary: Summary, scores: Scores) -> list[Row]:
     """A summary for a file: all that tells rows apart, and one column per data set."""
     return [
         {
@@ -199,20 +214,25 @@ def summary_csv_rows(summary: Summary) -> list[Row]:
                 name: " ".join(row.lines(name)) if name in row.configurations else ""
                 for name in summary.benchmark.datasets
             },
+            **_score_csv_columns(scores, row.scored(scores)),
+            **card_csv_columns(row.card),
             "labels": ", ".join(row.labels),
         }
         for row in summary.rows
     ]
 
 
-def summary_rows(summary: Summary) -> list[Row]:
+def summary_rows(summary: Summary, scores: Scores) -> list[Row]:
     """A summary for a reader: two decimals, short names, one column per data set."""
+    with_cards = any(row.card for row in summary.rows)
     return [
         {
             **_entry_columns(row.entry),
             "params": quantity(_largest(row.parameters)),
             **{name: percent(mean) for name, mean in {**row.means(), **row.group_means()}.items()},
             "complete": row.complete,
+            **_score_columns(row.scored(scores), with_cards),
+            **(card_columns(row.card) if with_cards else {}),
             **{name: " ".join(row.lines(name)) for name in summary.benchmark.datasets},
             "notes": ", ".join(row.labels),
         }
@@ -220,7 +240,7 @@ def summary_rows(summary: Summary) -> list[Row]:
     ]
 
 
-def dataset_csv_rows(cells: Sequence[Cell]) -> list[Row]:
+def dataset_csv_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
     """Every cell with all that is known of it, for a file; metrics are percentages."""
     metrics = _metrics(cells)
     return [
@@ -254,6 +274,8 @@ def dataset_csv_rows(cells: Sequence[Cell]) -> list[Row]:
             "train_images_per_second_mean": exact(_throughput(cell)),
             "peak_memory_bytes_max": exact(_peak_memory(cell)),
             "device": ", ".join(sorted(set(cell.each(lambda run: run.where.device)))),
+            **_score_csv_columns(scores, _scored(cell, scores)),
+            **card_csv_columns(cell.card),
             "data_fingerprint": ", ".join(cell.data_versions),
             "failed": str(len(cell.unfinished)),
             "failed_reasons": "; ".join(_reasons(cell)),
@@ -263,12 +285,13 @@ def dataset_csv_rows(cells: Sequence[Cell]) -> list[Row]:
     ]
 
 
-def dataset_rows(cells: Sequence[Cell]) -> list[Row]:
+def dataset_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
     """Every cell for a reader: rounded, short names, units in the column names."""
     headlines = {cell.headline for cell in cells if cell.headline}
     score = f"{TITLES[next(iter(headlines))]} %" if len(headlines) == 1 else "metric %"
     beside = {name for headline in headlines for name in BESIDE.get(headline, ())}
     shown_beside = [name for name in _metrics(cells) if name in beside]
+    with_cards = any(cell.card for cell in cells)
     configurations = Counter((cell.benchmark, cell.data, cell.entry) for cell in cells)
     versions: dict[tuple[str, str], set[str]] = defaultdict(set)
     for cell in cells:
@@ -295,29 +318,13 @@ def dataset_rows(cells: Sequence[Cell]) -> list[Row]:
             "train s": quantity(_train_seconds(cell)),
             "images/s": quantity(_throughput(cell)),
             "peak MiB": quantity(_peak_memory(cell), MIB),
+            **_score_columns(_scored(cell, scores), with_cards),
+            **(card_columns(cell.card) if with_cards else {}),
             "not finished": ", ".join(_statuses(cell)),
             "notes": ", ".join(cell.labels),
         }
         for cell in cells
     ]
-
-
-def to_csv(rows: Sequence[Row]) -> str:
-    """Rows as CSV with ``\\n`` line ends; the same rows always give the same text."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def to_markdown(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table, without the columns that are empty throughout."""
-    names = [name for name in rows[0] if any(row[name] for row in rows)]
-    lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
-    return "".join(
-        f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |\n" for line in lines
-    )
 
 
 def _summary(
@@ -340,6 +347,26 @@ def _member(cell: Cell) -> str | None:
 def _descending(value: float | None) -> tuple[bool, float]:
     """Sorts large values first and None last. What is printed equal counts as equal."""
     return (True, 0.0) if value is None else (False, -float(percent(value)))
+
+
+def _scored(cell: Cell, scores: Scores) -> Scored:
+    return scores.of(cell.score.mean, _mean(_parameters(cell)), cell.card)
+
+
+def _score_csv_columns(scores: Scores, scored: Scored | None) -> Row:
+    return {
+        "ppt": exact(scored and scored.ppt),
+        "pscp_style": exact(scored and scored.pscp),
+        "score_constants": scores.constants,
+    }
+
+
+def _score_columns(scored: Scored | None, with_cards: bool) -> Row:
+    """For a reader; nothing where there is no mean to score, or no card in the whole table."""
+    if scored is None:
+        return {}
+    ppt = {"PPT": fraction(scored.ppt)}
+    return ppt | {"PSCP style": fraction(scored.pscp)} if with_cards else ppt
 
 
 def _entry_columns(entry: Entry) -> Row:

@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vpeft_bench.leaderboard.cards import Measurement
 from vpeft_bench.leaderboard.cells import Cell
-from vpeft_bench.leaderboard.formats import MISSING
+from vpeft_bench.leaderboard.costs import cost_rows
+from vpeft_bench.leaderboard.formats import MISSING, Row
+from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.tables import (
-    Row,
     Summary,
     SummaryRow,
     dataset_rows,
@@ -26,18 +28,83 @@ from vpeft_bench.leaderboard.tables import (
 )
 
 _FILES_ONLY = {"mean per class %", "head params", "delta KiB"}
-_SAID_ONCE = {"data", "backbone", "head", "weights", "normalization", "precision"}
+_SAID_ONCE = {
+    "data",
+    "backbone",
+    "head",
+    "weights",
+    "normalization",
+    "precision",
+    "hardware",
+    "status",
+    "notes",
+}
+_NOT_IN_A_SUMMARY = {"card images/s"}
 _UNLIMITED = 10_000
-_MEASURED = {"params", "train s", "images/s", "peak MiB"}
-_LEFT_ALIGNED = {"method", "options", "config", "data version", "notes", *_SAID_ONCE}
+_COSTS_HIDDEN = {
+    # In the title.
+    "backbone",
+    "resolution",
+    "precision",
+    "device",
+    "batch",
+    "setting",
+    # Below the table.
+    "error",
+    # In the files.
+    "head params",
+    "all params",
+    "stored KiB",
+    "reserved MiB",
+    "weights MiB",
+    "gradients MiB",
+    "optimizer MiB",
+    "activations MiB",
+    "saved MiB",
+}
+_RUNS_OWN = {"train s", "images/s", "peak MiB"}
+"""Left to the files where a card says what training costs: one kind of timing per table."""
+_MEASURED = {
+    "params",
+    "GFLOPs fwd",
+    "GFLOPs step",
+    "step ms",
+    "IQR ms",
+    "infer images/s",
+    "merged images/s",
+    "J/image",
+    *_RUNS_OWN,
+}
+_LEFT_ALIGNED = {"method", "options", "config", "data version", *_SAID_ONCE}
 
 
-def print_summary(console: Console, summary: Summary) -> None:
+def print_notes(console: Console, notes: Sequence[str]) -> None:
+    """Print what holds for all tables that follow."""
+    for note in notes:
+        console.print(Text(note, style="dim"))
+    if notes:
+        console.print()
+
+
+def print_costs(console: Console, measurements: Sequence[Measurement]) -> None:
+    """Print one table for each backbone, precision and setting; the cards of each come together."""
+    together = zip(measurements, cost_rows(measurements), strict=True)
+    for (subject, setting), group in groupby(together, lambda pair: pair[0].group):
+        rows = [row for _, row in group]
+        resolution = rows[0]["resolution"]
+        title = f"costs; {subject.backbone}, {resolution}, {subject.precision}; {setting}"
+        shown = [{name: row[name] for name in row if name not in _COSTS_HIDDEN} for row in rows]
+        errors = [f"{row['method']}: {row['error']}" for row in rows if row["error"]]
+        _print(console, " ".join([title, rows[0]["setting"]]).rstrip(), shown, errors)
+
+
+def print_summary(console: Console, summary: Summary, scores: Scores) -> None:
     """Print one benchmark under one protocol: the means, then the data sets group by group."""
     benchmark = summary.benchmark
+    hidden = {*benchmark.datasets, *_NOT_IN_A_SUMMARY}
     overview = [
-        {"#": str(number), **{name: row[name] for name in row if name not in benchmark.datasets}}
-        for number, row in enumerate(summary_rows(summary), start=1)
+        {"#": str(number), **{name: row[name] for name in row if name not in hidden}}
+        for number, row in enumerate(summary_rows(summary, scores), start=1)
     ]
     _print(console, f"{benchmark.name}; {summary.what_is_shown}", overview)
     for group, datasets in benchmark.groups.items():
@@ -51,13 +118,14 @@ def print_summary(console: Console, summary: Summary) -> None:
         console.print(Text(hint, style="dim"))
 
 
-def print_datasets(console: Console, cells: Sequence[Cell]) -> None:
+def print_datasets(console: Console, cells: Sequence[Cell], scores: Scores) -> None:
     """Print one table for each protocol and data set; the cells of each come together."""
     for (protocol, data), group in groupby(cells, lambda cell: (cell.entry.protocol, cell.data)):
         together = list(group)
+        hidden = _FILES_ONLY | (_RUNS_OWN if any(cell.card for cell in together) else set())
         rows = [
-            {name: row[name] for name in row if name not in _FILES_ONLY}
-            for row in dataset_rows(together)
+            {name: row[name] for name in row if name not in hidden}
+            for row in dataset_rows(together, scores)
         ]
         _print(console, f"{data}; {what_is_shown(protocol, together)}", rows)
 
@@ -72,16 +140,17 @@ def _values(row: SummaryRow, datasets: Sequence[str]) -> Row:
     }
 
 
-def _print(console: Console, title: str, rows: Sequence[Row]) -> None:
+def _print(console: Console, title: str, rows: Sequence[Row], below: Sequence[str] = ()) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     columns: list[list[str]] = []
     remarks: list[str] = []
+    unmeasured: list[str] = []
     for name in rows[0]:
         texts = [row[name] for row in rows]
         if not any(texts):
             continue
         if name in _MEASURED and set(texts) == {MISSING}:
-            remarks.append(f"{name} not measured")
+            unmeasured.append(name)
         elif name in _SAID_ONCE and len(set(texts)) == 1:
             remarks.append(f"{name} {texts[0]}")
         else:
@@ -102,8 +171,14 @@ def _print(console: Console, title: str, rows: Sequence[Row]) -> None:
     if needed > console.width:
         table.width = needed
     console.print(table, crop=False)
+    if unmeasured:
+        remarks.append(f"not measured: {', '.join(unmeasured)}")
     if remarks:
-        console.print(Text(f"in every row: {'; '.join(remarks)}\n", style="dim"))
+        below = [f"in every row: {'; '.join(remarks)}", *below]
+    for remark in below:
+        console.print(Text(remark, style="dim"))
+    if below:
+        console.print()
 
 
 def _pieces(text: str, words: bool) -> list[str]:

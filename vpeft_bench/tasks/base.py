@@ -22,12 +22,14 @@ class Training:
         parameters: what the optimizer trains, with the rate of each relative to ``config.lr``.
         steps_per_epoch: batches per epoch, for the schedule.
         penalty: gives a further term of the training loss, or None.
+        fused_optimizer: update all parameters in one kernel.
     """
 
     config: TrainConfig
     parameters: Sequence[Trained]
     steps_per_epoch: int
     penalty: Callable[[], Tensor | None] = lambda: None
+    fused_optimizer: bool = True
 
 
 class Task(pl.LightningModule):
@@ -94,7 +96,7 @@ class Task(pl.LightningModule):
         """AdamW on the trained parameters; warm-up and schedule per step."""
         assert self.training_plan is not None
         plan = self.training_plan
-        optimizer = adamw(plan.parameters, plan.config)
+        optimizer = adamw(plan.parameters, plan.config, fused=plan.fused_optimizer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {

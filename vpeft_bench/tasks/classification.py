@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +11,16 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from vpeft_bench.tasks.base import Task, Training
 
-Batch = tuple[Tensor, Tensor]
+Inputs = Tensor | dict[str, Tensor]
+"""uint8 images ``(B, 3, H, W)``, or the frozen features that the method reads, by name."""
+Batch = tuple[Inputs, Tensor]
 
 
 class Classification(Task):
     """One classifier.
 
     Args:
-        model: images ``(B, 3, H, W)`` to logits ``(B, C)``.
+        model: images ``(B, 3, H, W)`` to logits ``(B, C)``; by ``resume``, frozen features as well.
         num_classes: C.
         normalize: uint8 images to what the model reads, on the device.
         training: how it is trained.
@@ -38,21 +41,30 @@ class Classification(Task):
         self.per_class = MulticlassAccuracy(num_classes, average="none")
         self.images_per_class = torch.zeros(num_classes, dtype=torch.long)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 images ``(B, 3, H, W)`` to logits ``(B, C)``."""
-        logits: Tensor = self.model(self.normalize(images))
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Images or frozen features to logits ``(B, C)``."""
+        logits: Tensor
+        if isinstance(inputs, Tensor):
+            logits = self.model(self.normalize(inputs))
+            return logits
+        features = {
+            name: self.normalize(kept) if name == "images" else kept.float()
+            for name, kept in inputs.items()
+        }
+        model: Any = self.model
+        logits = model.resume(features)
         return logits
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross entropy."""
-        images, labels = batch
-        loss: Tensor = self.cross_entropy(self(images), labels)
+        inputs, labels = batch
+        loss: Tensor = self.cross_entropy(self(inputs), labels)
         return loss
 
     def score(self, batch: Batch) -> None:
         """Count what is right."""
-        images, labels = batch
-        logits = self(images)
+        inputs, labels = batch
+        logits = self(inputs)
         self.top1.update(logits, labels)
         self.per_class.update(logits, labels)
         self.images_per_class += torch.bincount(labels.cpu(), minlength=len(self.images_per_class))

@@ -26,8 +26,14 @@ class Trained(NamedTuple):
     decays: bool = True
 
 
-def adamw(trained: Iterable[Trained], train: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; tensors of fewer than two dimensions are not decayed unless ``train.decay_all``."""
+def adamw(
+    trained: Iterable[Trained], train: TrainConfig, *, fused: bool = True
+) -> torch.optim.AdamW:
+    """AdamW; tensors of fewer than two dimensions are not decayed unless ``train.decay_all``.
+
+    Args:
+        fused: update all tensors in one kernel.
+    """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter, lr_factor, decays in trained:
         if parameter.requires_grad:
@@ -44,6 +50,7 @@ def adamw(trained: Iterable[Trained], train: TrainConfig) -> torch.optim.AdamW:
             for (lr_factor, decayed), parameters in groups.items()
         ],
         lr=train.lr,
+        fused=fused,
     )
 
 

@@ -78,7 +78,9 @@ class LowRankUpdate(LowRank):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x ``(..., in_features)``, y ``(..., out_features)``."""
         hidden = nn.functional.linear(self.dropout(x), self.down())
-        return y + nn.functional.linear(hidden, self.scale * self.up())
+        # One product that adds to y: the update is never written by itself.
+        up = (self.scale * self.up()).T
+        return torch.addmm(y.flatten(0, -2), hidden.flatten(0, -2), up).view_as(y)
 
     def merge_into(self, leaf: nn.Module) -> None:
         """W <- W + s B A."""

@@ -1,0 +1,134 @@
+"""What is known of the device, and how it is noticed that others use it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from tests.cost.measuring import PLACE
+from vpeft_bench.config import HardwareConfig
+from vpeft_bench.cost import device
+from vpeft_bench.cost.device import Place, find_place
+from vpeft_bench.cost.nvml import Nvml, NvmlError
+
+UUID = "0a1b2c3d-0000-0000-0000-000000000000"
+CUDA = torch.device("cuda", 0)
+
+
+class FakeLibrary:
+    """The driver's library: answers are written where the caller points to."""
+
+    def __init__(self, status: int = 0, percent: int = 3) -> None:
+        self.status = status
+        self.percent = percent
+        self.uuid = b""
+
+    def nvmlInit_v2(self) -> int:
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: ctypes.c_char_p, handle: Any) -> int:
+        self.uuid = uuid.value or b""
+        handle._obj.value = 7
+        return 0
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: ctypes.c_void_p, answer: Any) -> int:
+        assert handle.value == 7
+        answer._obj.value = 2**33 + 500  # more millijoules than 32 bits hold
+        return self.status
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: ctypes.c_void_p, answer: Any) -> int:
+        answer._obj.value = 700_000
+        return 0
+
+    def nvmlDeviceGetUtilizationRates(self, handle: ctypes.c_void_p, answer: Any) -> int:
+        answer._obj.gpu = self.percent
+        return 0
+
+    def nvmlSystemGetDriverVersion(self, text: Any, length: ctypes.c_uint) -> int:
+        text.value = b"570.86.15"
+        return 0
+
+
+def test_nvml() -> None:
+    library = FakeLibrary()
+    gpu = Nvml(UUID, library)
+    assert library.uuid == f"GPU-{UUID}".encode()
+    assert gpu.joules() == (2**33 + 500) / 1000
+    assert gpu.power_limit_watts() == 700
+    assert gpu.busy_percent() == 3
+    assert gpu.driver() == "570.86.15"
+
+
+def test_a_gpu_that_reports_no_energy_says_why() -> None:
+    place = Place(CUDA, PLACE.described, Nvml(UUID, FakeLibrary(status=3)), None)
+    joules, why = place.joules()
+    assert joules is None
+    assert why == "nvmlDeviceGetTotalEnergyConsumption failed with status 3"
+    with pytest.raises(NvmlError, match="has no nvmlDeviceGetUtilizationRates"):
+        older = FakeLibrary()
+        older.nvmlDeviceGetUtilizationRates = property()  # type: ignore[assignment,method-assign]
+        del FakeLibrary.nvmlDeviceGetUtilizationRates
+        del older.nvmlDeviceGetUtilizationRates
+        Nvml(UUID, older).busy_percent()
+
+
+@pytest.mark.parametrize(
+    ("percent", "held", "expected"),
+    [
+        (3, 500 * 2**20, None),  # a context of our own
+        (40, 0, "40 %"),
+        (0, 3 * 2**30, "3.0 GiB"),
+    ],
+)
+def test_a_gpu_in_use(
+    percent: int, held: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total = 80 * 2**30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (total - held, total))
+    found = device._busy_gpu(CUDA, Nvml(UUID, FakeLibrary(percent=percent)))
+    assert found is None if expected is None else expected in str(found)
+    if percent == 40:  # without the driver's library memory alone tells
+        assert device._busy_gpu(CUDA, None) is None
+
+
+def test_a_processor_in_use() -> None:
+    """More busy loops than a tenth of the cores."""
+    command = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(command) for _ in range((os.cpu_count() or 1) // 5 + 1)]
+    try:
+        found = device._busy_processor()
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert found is not None
+    assert "in use by others" in found
+
+
+def test_own_work_and_the_load_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ticks in all and busy, before and behind; 4 of 100 ticks are this process's own."""
+    clock = os.sysconf("SC_CLK_TCK")
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    for busy, expected in ((13, None), (24, "20%")):
+        times = iter([(1000, 500), (1100, 500 + busy)])
+        own = iter([0.0, 4 / clock])
+        monkeypatch.setattr(device, "_processor_times", lambda times=times: next(times))
+        monkeypatch.setattr("time.process_time", lambda own=own: next(own))
+        found = device._busy_processor()
+        assert found is None if expected is None else expected in str(found)
+
+
+def test_place_on_a_cpu() -> None:
+    threads = torch.get_num_threads()
+    place = find_place(HardwareConfig("cpu", "cpu", threads=1))
+    torch.set_num_threads(threads)
+    assert (place.described.kind, place.described.threads) == ("cpu", 1)
+    assert "cores" in place.described.name
+    assert (place.described.driver, place.described.power_limit_watts) == (None, None)
+    assert place.joules() == (None, "a CPU reports no energy")

@@ -1,0 +1,223 @@
+"""One measurement, top to bottom: ``python -m vpeft_bench.cost.measure``, in a process of its own.
+
+The request comes as JSON through standard input, the answer is a card. Nothing else has happened in
+the process: no other method has left anything in the allocator or in the caches.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from vpeft_bench.attachment import attach_method
+from vpeft_bench.backbones.load import load_backbone
+from vpeft_bench.build import compile_in_place
+from vpeft_bench.cost import card as cards
+from vpeft_bench.cost.build import Subject, build_subject
+from vpeft_bench.cost.card import (
+    CardStatus,
+    CardWhere,
+    CostCard,
+    Flops,
+    Measured,
+    Memory,
+    Timing,
+)
+from vpeft_bench.cost.device import Place, find_place
+from vpeft_bench.cost.flops import per_image
+from vpeft_bench.cost.memory import PeakMeter, peak_meter, saved_for_backward, split
+from vpeft_bench.cost.process import EXIT_BUSY
+from vpeft_bench.cost.request import Request, from_asked, labels
+from vpeft_bench.cost.steps import Batches, TrainingStep, inference_step, synchronize, timed
+from vpeft_bench.environment import environment, utc_now
+from vpeft_bench.errors import NotMergeableError, UnsupportedBackboneError
+from vpeft_bench.methods.registry import build_method
+from vpeft_bench.record import Parameters
+
+MEMORY_WARMUP_STEPS = 2
+MEMORY_STEPS = 2
+
+
+def main() -> int:
+    """Measure what standard input asks for and write the card; 3 where the device is in use."""
+    (path,) = sys.argv[1:]
+    request = from_asked(json.load(sys.stdin))
+    place = find_place(request.hardware)
+    if (busy := place.described.busy) and not request.cost.allow_busy:
+        print(f"{place.described.name}: {busy}")
+        return EXIT_BUSY
+    cards.write(measured_card(request, place), Path(path))
+    return 0
+
+
+def measured_card(request: Request, place: Place) -> CostCard:
+    """The card of a request, however the measurement ends."""
+    started, circumstances = utc_now(), environment()
+    measurement = Measurement(request, place)
+    measured, status, error = None, CardStatus.OK, None
+    try:
+        measured = measurement.run()
+    except UnsupportedBackboneError as caught:
+        status, error = CardStatus.UNSUPPORTED, _one_line(caught)
+    except Exception as caught:  # whatever went wrong is the answer to the request
+        traceback.print_exc()
+        status = CardStatus.OOM if _out_of_memory(caught) else CardStatus.FAILED
+        error = f"{measurement.phase}: {type(caught).__name__}: {_one_line(caught)}"
+    return CostCard(
+        card_id=request.card_id(place.described.name),
+        status=status,
+        error=error,
+        asked=request.asked(),
+        measured=measured,
+        where=CardWhere(
+            **circumstances, started=started, finished=utc_now(), device=place.described
+        ),
+        labels=labels(request, place.described),
+    )
+
+
+class Measurement:
+    """The story of one measurement.
+
+    Attributes:
+        phase: what is being done, for the error where it fails.
+    """
+
+    def __init__(self, request: Request, place: Place) -> None:
+        self.request = request
+        self.cost = request.cost
+        self.hardware = request.hardware
+        self.place = place
+        self.device = place.device
+        self.phase = "preparation"
+
+    def run(self) -> Measured:
+        """Everything, in an order in which nothing disturbs what follows."""
+        meter = peak_meter(self.device)
+        self._use_libraries_once()
+        meter.start()
+        self.phase = "building the model"
+        subject = build_subject(self.request, self.device)
+        attached = subject.attached
+        parameters, stored_bytes = attached.parameter_counts(), attached.stored_bytes()
+
+        self.phase = f"training step, cost.batch_size={self.cost.batch_size}"
+        step = self._training_step(subject)
+        # Of the model as it is written, not of what a compiler makes of it.
+        flops, saved = self._flops(step, subject), self._saved_for_backward(step)
+        if self.hardware.compile:
+            compile_in_place(attached)
+        memory = self._memory(step, meter, saved)
+        training, joules, energy_note = self._training(step)
+        step.optimizer.zero_grad()
+        del step  # the batch and the optimizer's state
+
+        self.phase = f"inference, cost.inference_batch_size={self.cost.inference_batch_size}"
+        inference = self._inference(subject)
+        merged, merge_refusal = self._merged_inference(subject)
+        return Measured(
+            parameters=Parameters(**vars(parameters)),
+            stored_bytes=stored_bytes,
+            flops=flops,
+            training_step=training,
+            inference=inference,
+            inference_merged=merged,
+            merge_refusal=merge_refusal,
+            memory=memory,
+            training_joules_per_image=joules,
+            energy_note=energy_note,
+        )
+
+    def _use_libraries_once(self) -> None:
+        """Train the demo backbone: what libraries load once and keep is no part of the memory."""
+        demo = load_backbone("vpeft_demo_vit", "none", 2)
+        attached = attach_method(demo.model.to(self.device), build_method("full", {}))
+        batches = Batches(demo.image_size, 2, self.device)
+        TrainingStep(attached, self.hardware, batches.draw(2), steps=2).run(2)
+
+    def _training_step(self, subject: Subject) -> TrainingStep:
+        subject.attached.model.train()
+        steps = MEMORY_WARMUP_STEPS + MEMORY_STEPS + self.cost.warmup_steps + self.cost.steps
+        batch = subject.batches.draw(self.cost.batch_size)
+        return TrainingStep(subject.attached, self.hardware, batch, steps)
+
+    def _flops(self, step: TrainingStep, subject: Subject) -> Flops:
+        model, batches = subject.attached.model, subject.batches
+
+        def forward(images: int) -> None:
+            model(batches.draw(images)[0])
+
+        def forward_and_backward(images: int) -> None:
+            step.loss(*batches.draw(images)).backward()
+
+        return Flops(
+            forward=per_image(forward, self.cost.batch_size),
+            training_step=per_image(forward_and_backward, self.cost.batch_size),
+            plain=subject.plain_flops,
+            closed_form=subject.closed_form,
+        )
+
+    def _saved_for_backward(self, step: TrainingStep) -> int:
+        model = step.attached.model
+        given = (*model.parameters(), *model.buffers(), step.images, step.labels)
+        return saved_for_backward(lambda: step.loss(step.images, step.labels), given)
+
+    def _memory(self, step: TrainingStep, meter: PeakMeter, saved: int) -> Memory:
+        """A phase of its own: the state of the optimizer is there, and nothing is left over."""
+        step.run(MEMORY_WARMUP_STEPS)
+        step.optimizer.zero_grad()
+        peak = meter.peak(lambda: step.run(MEMORY_STEPS))
+        meter.finish()
+        return split(peak, step.attached.model, step.optimizer, saved)
+
+    def _training(self, step: TrainingStep) -> tuple[Timing, float | None, str | None]:
+        """Time of a step; joules of an image, or why they are not known."""
+        step.run(self.cost.warmup_steps)
+        synchronize(self.device)
+        before, note = self.place.joules()
+        timing = self._timed(step, self.cost.batch_size)
+        after, _ = self.place.joules()
+        if before is None or after is None:
+            return timing, None, note
+        return timing, (after - before) / (self.cost.steps * self.cost.batch_size), None
+
+    def _inference(self, subject: Subject) -> Timing:
+        if self.hardware.compile:
+            torch.compiler.reset()  # what is compiled for one phase does not count for the next
+        images, _ = subject.batches.draw(self.cost.inference_batch_size)
+        step = inference_step(subject.attached.model, images, self.hardware.precision)
+        for _ in range(self.cost.warmup_steps):
+            step()
+        return self._timed(step, self.cost.inference_batch_size)
+
+    def _merged_inference(self, subject: Subject) -> tuple[Timing | None, str | None]:
+        """Time with the method folded into the backbone, or why it cannot be."""
+        try:
+            subject.attached.merge()
+        except NotMergeableError as error:
+            return None, _one_line(error)
+        return self._inference(subject), None
+
+    def _timed(self, step: Callable[[], None], batch_size: int) -> Timing:
+        return timed(step, self.cost.steps, self.cost.blocks, batch_size, self.device)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed; PyTorch has a type for that on accelerators only."""
+    texts = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        text in str(error) for text in texts
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,406 @@
+"""Frozen features, computed once instead of in every epoch.
+
+What a method reads of the network below it (``Method.reads``) is the same in every epoch where
+pictures and frozen layers are deterministic. Then it is computed in one pass and kept, and training
+and evaluation start from it: the task is given features instead of pictures, all else stays.
+
+Kept features are named by all they depend on: weights, pictures, preprocessing, what is read, and
+the arithmetic. Runs with the same needs share them, in memory within a process or in memory-mapped
+files between processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from filelock import FileLock
+from timm.layers.drop import DropBlock2d, DropPath
+from timm.layers.patch_dropout import PatchDropout
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from vpeft_bench.backbones.trunk import OpenedModel, resumes
+from vpeft_bench.build import Model, autocast, build_batches, device_of
+from vpeft_bench.config import FeatureCache, FeatureType, RunConfig
+from vpeft_bench.data.dataset import Dataset
+from vpeft_bench.data.loading import BatchKey, EpochSampler
+from vpeft_bench.data.schema import Augmentation
+from vpeft_bench.data.splits import LabelledSplit
+
+_FORMAT = 1
+_TYPES = {FeatureType.fp32: torch.float32, FeatureType.bf16: torch.bfloat16}
+_AHEAD_OF_BLOCKS = ("images", "tokens.0")
+"""Not worth keeping: larger than the picture, and what precedes them is under 1 % of the work."""
+
+Features = dict[str, Tensor]
+FeatureBatch = tuple[Features, Tensor]
+
+
+# ---- whether ------------------------------------------------------------------------------------
+
+
+def worth_keeping(model: Model) -> bool:
+    """Whether what the method reads lies behind any frozen block."""
+    attached = model.attached
+    reads = attached.method.reads(attached.backbone)
+    return any(name not in _AHEAD_OF_BLOCKS for name in reads)
+
+
+def refusal(config: RunConfig, model: Model) -> str | None:
+    """Why features that would be worth keeping are not the same in every epoch, or None."""
+    attached = model.attached
+    if config.data.augmentation is not Augmentation.none:
+        return f"data.augmentation={config.data.augmentation.value} changes the pictures"
+    if config.input is not None:
+        return "dense heads train on pictures of changing sizes"
+    for module, path in attached.backbone.original_modules():
+        if _is_random(module):
+            return f"{path} draws random numbers in training"
+    if not resumes(attached.model):
+        return f"{attached.method.name} runs the blocks itself"
+    return None
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Whether a module of the frozen network gives other outputs each time it trains."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    if isinstance(module, DropPath | DropBlock2d):
+        return (module.drop_prob or 0) > 0
+    return isinstance(module, PatchDropout) and module.prob > 0
+
+
+# ---- where they are kept ------------------------------------------------------------------------
+
+
+class Store(Protocol):
+    """Where features are kept; the least recently used ones give way to new ones."""
+
+    def find(self, key: str) -> Features | None:
+        """What is kept under ``key``."""
+
+    def empty(
+        self, key: str, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype
+    ) -> Features:
+        """Room to be filled."""
+
+    def keep(self, key: str, features: Features) -> Features:
+        """Keep under ``key`` what :meth:`empty` gave and was filled since."""
+
+    def locked(self, key: str) -> contextlib.AbstractContextManager[Any]:
+        """While it is held, nobody else computes what ``key`` names."""
+
+
+_memory: OrderedDict[str, Features] = OrderedDict()
+
+
+def forget() -> None:
+    """Let go of all features kept in memory."""
+    _memory.clear()
+
+
+class MemoryStore:
+    """Main memory; shared by the runs of a process.
+
+    Args:
+        limit: most bytes of all features together.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def find(self, key: str) -> Features | None:
+        """What is kept, and used most recently from now on."""
+        if key in _memory:
+            _memory.move_to_end(key)
+        return _memory.get(key)
+
+    def empty(
+        self, key: str, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype
+    ) -> Features:
+        """Room for new features, made by letting go of old ones."""
+        wanted = _bytes(shapes, dtype)
+        while _memory and wanted + sum(map(size_of, _memory.values())) > self.limit:
+            _memory.popitem(last=False)
+        return {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
+
+    def keep(self, key: str, features: Features) -> Features:
+        """Keep them as they are."""
+        _memory[key] = features
+        return features
+
+    def locked(self, key: str) -> contextlib.AbstractContextManager[Any]:
+        """Nobody else reaches this memory."""
+        return contextlib.nullcontext()
+
+
+class DiskStore:
+    """A directory of memory-mapped files; shared by processes.
+
+    An entry is a directory that gets its name when it is whole. One that is removed while another
+    process reads it stays readable there: its pages outlive its name.
+
+    Args:
+        directory: of all entries.
+        limit: most bytes of all features together.
+    """
+
+    META = "features.json"
+
+    def __init__(self, directory: Path, limit: int) -> None:
+        self.directory = directory
+        self.limit = limit
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def find(self, key: str) -> Features | None:
+        """What lies there whole; a damaged entry counts as none."""
+        entry = self.directory / key
+        try:
+            meta = json.loads((entry / self.META).read_text())
+            (entry / self.META).touch()  # used most recently from now on
+            dtype = getattr(torch, meta["dtype"])
+            shapes = {name: tuple(shape) for name, shape in meta["shapes"].items()}
+            for name, shape in shapes.items():
+                if (entry / name).stat().st_size != math.prod(shape) * dtype.itemsize:
+                    return None
+            return {n: _map(entry / n, shape, dtype, shared=False) for n, shape in shapes.items()}
+        except (OSError, ValueError, KeyError, AttributeError, RuntimeError):
+            return None
+
+    def empty(
+        self, key: str, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype
+    ) -> Features:
+        """Files beside the entry, made room for by removing the least recently used entries."""
+        entries = sorted(self.directory.glob(f"*/{self.META}"), key=lambda p: p.stat().st_mtime)
+        sizes = {p.parent: sum(f.stat().st_size for f in p.parent.iterdir()) for p in entries}
+        free = self.limit - sum(sizes.values())
+        for entry, size in sizes.items():
+            if free >= _bytes(shapes, dtype):
+                break
+            shutil.rmtree(entry, ignore_errors=True)
+            free += size
+        unfinished = self._unfinished(key)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        return {n: _map(unfinished / n, shape, dtype, shared=True) for n, shape in shapes.items()}
+
+    def keep(self, key: str, features: Features) -> Features:
+        """Give the entry its name."""
+        unfinished, entry = self._unfinished(key), self.directory / key
+        dtype = str(next(iter(features.values())).dtype).removeprefix("torch.")
+        shapes = {name: list(tensor.shape) for name, tensor in features.items()}
+        (unfinished / self.META).write_text(json.dumps({"dtype": dtype, "shapes": shapes}))
+        shutil.rmtree(entry, ignore_errors=True)  # a damaged one
+        os.replace(unfinished, entry)
+        return features
+
+    def locked(self, key: str) -> contextlib.AbstractContextManager[Any]:
+        """Other processes that need the same wait until it is there."""
+        return FileLock(self.directory / f"{key}.lock")
+
+    def _unfinished(self, key: str) -> Path:
+        return self.directory / f"{key}.unfinished"
+
+
+def _map(path: Path, shape: tuple[int, ...], dtype: torch.dtype, *, shared: bool) -> Tensor:
+    """A file as a tensor: to be filled (``shared``, made where it is missing) or to be read."""
+    flat = torch.from_file(str(path), shared=shared, size=math.prod(shape), dtype=dtype)
+    return flat.view(shape)
+
+
+def _bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:
+    return sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+
+
+def size_of(features: Features) -> int:
+    """Bytes of kept features."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in features.values())
+
+
+# ---- computing them -----------------------------------------------------------------------------
+
+
+class TooLarge(Exception):
+    """The features of a run are larger than their limit; the message says what to type."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Features of one split.
+
+    Attributes:
+        features: ``(N, ...)`` for each name, in the order of the split.
+        found: whether an earlier run had computed them.
+    """
+
+    features: Features
+    found: bool
+
+    @property
+    def bytes(self) -> int:
+        """Their size."""
+        return size_of(self.features)
+
+
+class FeatureReader:
+    """Frozen features of the splits of a run, kept or computed.
+
+    Args:
+        config: what is run.
+        dataset: its pictures.
+        model: the model, its method placed; its trunk is opened.
+    """
+
+    def __init__(self, config: RunConfig, dataset: Dataset, model: Model) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.model = model
+        attached = model.attached
+        attached.backbone.open_trunk()
+        self.names = attached.method.reads(attached.backbone)
+        self.kept_names = [name for name in self.names if name != "images"]
+        self.dtype = _TYPES[config.hardware.feature_cache_dtype]
+        self.device = device_of(config.hardware.accelerator)
+        self.limit = int(config.hardware.feature_cache_gib * 2**30)
+        self.store: Store = (
+            MemoryStore(self.limit)
+            if config.hardware.feature_cache is FeatureCache.memory
+            else DiskStore(Path(config.hardware.feature_cache_dir), self.limit)
+        )
+
+    def require_room(self, splits: tuple[str, ...]) -> None:
+        """Refuse what cannot be kept, before anything is computed.
+
+        Raises:
+            TooLarge
+        """
+        pictures = sum(len(self.dataset.split(split)) for split in splits)
+        needed = pictures * _bytes(self._shapes, self.dtype)
+        if needed > self.limit:
+            gib = math.ceil(10 * needed / 2**30) / 10
+            half = ", or hardware.feature_cache_dtype=bf16" if self.dtype.itemsize == 4 else ""
+            raise TooLarge(
+                f"they take {gib} GiB (hardware.feature_cache_gib={gib} allows it{half})"
+            )
+
+    def loader(self, split: str, *, train: bool) -> tuple[DataLoader[FeatureBatch], Kept]:
+        """Batches of ``(features, labels)`` in the order that batches of pictures have."""
+        config = self.config
+        kept = self._kept(split)
+        pictures = None
+        if "images" in self.names:
+            pictures = build_batches(
+                config, self.dataset, self.model.preprocessing, split, train=train
+            ).dataset
+        labels = cast(LabelledSplit, self.dataset.split(split)).labels
+        batches = _FeatureBatches(kept.features, torch.from_numpy(labels), pictures)
+        size = config.train.batch_size if train else config.hardware.eval_batch_size
+        sampler = EpochSampler(len(labels), size, config.seed, shuffle=train)
+        return DataLoader(batches, sampler=sampler, batch_size=None), kept
+
+    def _kept(self, split: str) -> Kept:
+        key = self._key(split)
+        with self.store.locked(key):
+            if (found := self.store.find(key)) is not None:
+                return Kept(found, True)
+            count = len(self.dataset.split(split))
+            shapes = {name: (count, *shape) for name, shape in self._shapes.items()}
+            features = self.store.empty(key, shapes, self.dtype)
+            loader = build_batches(
+                self.config, self.dataset, self.model.preprocessing, split, train=False
+            )
+            start = 0
+            for images, _ in loader:
+                for name, values in self._read(images).items():
+                    features[name][start : start + len(images)].copy_(values)
+                start += len(images)
+            return Kept(self.store.keep(key, features), False)
+
+    @functools.cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each feature of one picture."""
+        height, width = self.model.preprocessing.image_size
+        found = self._read(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+        return {name: tuple(values.shape[1:]) for name, values in found.items()}
+
+    @torch.inference_mode()
+    def _read(self, images: Tensor) -> Features:
+        """Features of one batch of uint8 pictures, in the arithmetic of the run."""
+        model = cast(OpenedModel, self.model.attached.model.to(self.device))
+        training = model.training
+        model.eval()
+        with autocast(self.config.hardware.precision, self.device):
+            normalized = self.model.preprocessing.normalize(images.to(self.device))
+            found = model.read(self.kept_names, normalized)
+        model.train(training)
+        return found
+
+    def _key(self, split: str) -> str:
+        """The name of a split's features: a hash of everything they depend on."""
+        config, preprocessing = self.config, asdict(self.model.preprocessing)
+        del preprocessing["augmentation"]
+        identity = {
+            "format": _FORMAT,
+            "weights": self._weights,
+            "backbone": [config.backbone.model, config.backbone.image_size],
+            "model_args": config.backbone.model_args,
+            "data": [self.dataset.fingerprint, split],
+            "pictures": cast(LabelledSplit, self.dataset.split(split)).state(),
+            "preprocessing": preprocessing,
+            "reads": list(self.kept_names),
+            "precision": config.hardware.precision.value,
+            "device": self.device.type,
+            "dtype": str(self.dtype),
+        }
+        text = json.dumps(identity, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        return self.model.attached.base_fingerprint()
+
+
+class _FeatureBatches(TorchDataset[FeatureBatch]):
+    """Whole batches of kept features by (epoch, indices), with the pictures where they are read."""
+
+    def __init__(
+        self, features: Features, labels: Tensor, pictures: TorchDataset[Any] | None
+    ) -> None:
+        self.features = features
+        self.labels = labels
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: BatchKey) -> FeatureBatch:
+        chosen = torch.from_numpy(key[1])
+        batch = {name: kept[chosen] for name, kept in self.features.items()}
+        if self.pictures is not None:
+            batch["images"] = self.pictures[key][0]
+        return batch, self.labels[chosen]
+
+
+def describe(kept: Sequence[Kept], reads: Sequence[str], config: RunConfig) -> str:
+    """What is kept, in a few words for the user."""
+    pictures = sum(len(next(iter(k.features.values()))) for k in kept)
+    mib = sum(k.bytes for k in kept) / 2**20
+    names = reads[0] if len(reads) == 1 else f"{len(reads)} maps"
+    where = "memory"
+    if config.hardware.feature_cache is FeatureCache.disk:
+        where = config.hardware.feature_cache_dir
+    origin = "found" if all(k.found for k in kept) else "computed once"
+    return f"{names} of {pictures:,} pictures {origin}, {mib:,.1f} MiB in {where}"

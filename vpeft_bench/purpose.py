@@ -1,0 +1,52 @@
+"""What a config is composed for, and which overrides have no effect on that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from enum import Enum
+
+from hydra.core.override_parser.types import Override
+
+from vpeft_bench.choices import GROUPS
+from vpeft_bench.config import RunConfig
+from vpeft_bench.errors import Problem
+
+
+class Purpose(Enum):
+    """What a config is composed for."""
+
+    RUN = "a run"
+    COST = "a cost card"
+
+
+_MEASURED = {"method", "backbone", "hardware", "cost", "rerun", "hydra"}
+_NOT_MEASURED = ("hardware.workers", "hardware.eval_batch_size", "hardware.feature_cache")
+"""Keys of hardware that a card does not depend on, or how they begin."""
+_RANDOM_WEIGHTS = "backbone.weights=none"
+
+
+def has_no_effect(override: Override, purpose: Purpose) -> bool:
+    """Whether ``purpose`` does not read what is overridden; an unknown key is no case of that."""
+    key = override.key_or_group
+    first = key.split(".")[0].split("/")[0]
+    if purpose is Purpose.RUN:
+        return first == "cost"
+    if key == "backbone.weights":  # they are random in any case
+        return override.input_line != _RANDOM_WEIGHTS
+    known = {*GROUPS, "recipe", *(f.name for f in fields(RunConfig))}
+    return first in known - _MEASURED or key.startswith(_NOT_MEASURED)
+
+
+def idle_problems(idle: Sequence[Override], purpose: Purpose) -> Iterator[Problem]:
+    """One problem for all overrides that have no effect on ``purpose``."""
+    if not idle:
+        return
+    typed = ", ".join(override.input_line or "" for override in idle)
+    if purpose is Purpose.RUN:
+        fix = "python -m vpeft_bench cost ... reads it"
+    else:
+        fix = "it depends on method, backbone, hardware and cost; its weights are always random"
+    if any(override.key_or_group == "results_dir" for override in idle):
+        fix += "\ncost.results_dir=... says where cards lie"
+    yield Problem(typed, f"no effect on {purpose.value}", fix)
