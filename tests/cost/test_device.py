@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,11 +71,13 @@ def test_a_gpu_that_reports_no_energy_says_why() -> None:
     joules, why = place.joules()
     assert joules is None
     assert why == "nvmlDeviceGetTotalEnergyConsumption failed with status 3"
+
+
+def test_a_driver_that_lacks_a_function() -> None:
+    library = FakeLibrary()
+    known = ("nvmlInit_v2", "nvmlDeviceGetHandleByUUID")
+    older = SimpleNamespace(**{name: getattr(library, name) for name in known})
     with pytest.raises(NvmlError, match="has no nvmlDeviceGetUtilizationRates"):
-        older = FakeLibrary()
-        older.nvmlDeviceGetUtilizationRates = property()  # type: ignore[assignment,method-assign]
-        del FakeLibrary.nvmlDeviceGetUtilizationRates
-        del older.nvmlDeviceGetUtilizationRates
         Nvml(UUID, older).busy_percent()
 
 
