@@ -156,6 +156,7 @@ def test_identity_ignores_exactly_the_named_list() -> None:
         "results_dir=elsewhere",
         "rerun=true",
         "logger=wandb",
+        "cost.steps=10",
         "hardware=cpu",
         "hardware.threads=1",
         "hardware.workers=0",

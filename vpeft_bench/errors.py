@@ -117,8 +117,8 @@ class DeviceBusyError(VpeftBenchError):
     def __init__(self, use: str) -> None:
         self.use = use
         super().__init__(
-            f"{use}; nothing was measured\n"
-            "      wait until it is free, or type cost.allow_busy=true: the card is marked then"
+            f"{use}; nothing was measured. Wait until it is free, or type cost.allow_busy=true: "
+            "the card is marked then"
         )
 
     def __reduce__(self) -> tuple[type[DeviceBusyError], tuple[str]]:

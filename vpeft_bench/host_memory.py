@@ -7,6 +7,7 @@ import gc
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 _OWN_MAPPING_FROM = 128 * 1024
+_OLD_LARGEST = 32 * 2**20
 _UNLIMITED = 2**30
 _AHEAD = 256 * 2**20
 
@@ -17,6 +18,7 @@ def keep_freed_memory() -> None:
     Every step of training frees its activations. Given back, each page of them is cleared and
     mapped anew in the next step, which takes a sizable part of a CPU's time.
     """
+    _malloc_option(_MMAP_THRESHOLD, _OLD_LARGEST)  # versions before 2.35 refuse more
     _malloc_option(_MMAP_THRESHOLD, _UNLIMITED)
     _malloc_option(_TRIM_THRESHOLD, _UNLIMITED)
     _malloc_option(_TOP_PAD, _AHEAD)

@@ -23,6 +23,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, Cli
 from vpeft_bench.overrides import check_overrides
+from vpeft_bench.purpose import Purpose
 
 README = "README.md"
 PAGES = [
@@ -36,6 +37,7 @@ EXPECTED = {
     README: {"python": 1, "checked": 18, "run": 0, "file": 0},
     "docs/add-a-dataset.md": {"python": 1, "checked": 1, "run": 2, "file": 1},
     "docs/add-a-method.md": {"python": 0, "checked": 0, "run": 3, "file": 2},
+    "docs/cost.md": {"python": 1, "checked": 7, "run": 1, "file": 0},
     "docs/dense-data.md": {"python": 1, "checked": 12, "run": 1, "file": 1},
     "docs/dense-prediction.md": {"python": 0, "checked": 17, "run": 0, "file": 0},
     "docs/hf.md": {"python": 4, "checked": 4, "run": 0, "file": 0},
@@ -67,6 +69,8 @@ PROMISED = (
 )
 
 SUB_COMMANDS = ("leaderboard", "methods", "data", "show")
+COST = "cost"
+"""The sub-command that takes overrides, as a run does."""
 HYDRA_FLAGS = {"-m": 0, "--multirun": 0, "--help": 0, "--cfg": 1, "--config-dir": 1}
 """Flags of a run that the pages may use, and how many values follow each."""
 
@@ -120,7 +124,8 @@ def problems_of(arguments: list[str]) -> list[str]:
     """What is wrong with a command line, without running it."""
     if arguments and arguments[0] in SUB_COMMANDS:
         return _sub_command_problems(arguments)
-    problems, overrides, rest = [], [], list(arguments)
+    purpose = Purpose.COST if arguments and arguments[0] == COST else Purpose.RUN
+    problems, overrides, rest = [], [], list(arguments[purpose is Purpose.COST :])
     while rest:
         argument = rest.pop(0)
         flag = argument.split("=")[0]
@@ -135,7 +140,7 @@ def problems_of(arguments: list[str]) -> list[str]:
     values = [override.partition("=")[2] for override in overrides]
     if any("," in v and not v.startswith("[") for v in values) and "-m" not in arguments:
         problems.append("several values without -m")
-    return [*problems, *map(str, check_overrides(overrides).problems)]
+    return [*problems, *map(str, check_overrides(overrides, purpose=purpose).problems)]
 
 
 def _sub_command_problems(arguments: list[str]) -> list[str]:
@@ -255,6 +260,10 @@ def test_the_check_finds_mistakes() -> None:
     assert problems_of(["methods", "lroa"])
     assert problems_of(["methods", "lora", "--capability"])
     assert problems_of(["data", "--coco", "DIR"])
+    assert problems_of(["cost", "method=lroa"])
+    assert problems_of(["cost", "method=lora", "seed=1"])
+    assert problems_of(["cost.steps=10"])
+    assert problems_of(["cost", "-m", "method=lora,ssf", "cost.steps=10"]) == []
     assert problems_of(["data=vtab1k/cifar", "data.root=DIR", "backbone.weights=PATH"]) == []
 
 
