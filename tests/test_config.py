@@ -47,7 +47,7 @@ def test_number_of_configs() -> None:
         "head": 7,
         "task": 3,
         "protocol": 2,
-        "hardware": 4,
+        "hardware": 5,
         "logger": 3,
         "experiment": 7,
     }

@@ -99,7 +99,16 @@ def test_lint_and_types(command: tuple[str, ...]) -> None:
 def test_imports_point_one_way() -> None:
     """Rooms and what they may know; see the README's architecture section."""
     forbidden = {
-        "methods": ("catalogue", "data", "tasks", "leaderboard", "run", "config", "record"),
+        "methods": (
+            "catalogue",
+            "data",
+            "tasks",
+            "cost",
+            "leaderboard",
+            "run",
+            "config",
+            "record",
+        ),
         "backbones": (
             "methods",
             "catalogue",
@@ -122,7 +131,17 @@ def test_imports_point_one_way() -> None:
             "record",
         ),
         "metrics": ("methods", "catalogue", "data", "tasks", "heads", "backbones", "record"),
-        "tasks": ("methods", "catalogue", "data", "leaderboard", "run", "record", "backbones"),
+        "tasks": (
+            "methods",
+            "catalogue",
+            "data",
+            "cost",
+            "leaderboard",
+            "run",
+            "record",
+            "backbones",
+        ),
+        "cost": ("catalogue", "data", "heads", "leaderboard", "run"),
         "data": ("methods", "catalogue", "tasks", "backbones", "leaderboard", "run", "record"),
         "leaderboard": ("methods", "catalogue", "tasks", "backbones", "data", "run", "config"),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from vpeft_bench.leaderboard.cells import option_text
+from vpeft_bench.formats import option_text
 from vpeft_bench.metric_names import BESIDE, TITLES
 from vpeft_bench.record import Metrics, RunRecord, leaderboard_command
 from vpeft_bench.run import Outcome, Result

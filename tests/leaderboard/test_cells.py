@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vpeft_bench.leaderboard.cells import Cell, Collection, Spread, collect, option_text
+from vpeft_bench.formats import option_text
+from vpeft_bench.leaderboard.cells import Cell, Collection, Spread, collect
 from vpeft_bench.record import RunRecord, Split, Status, Weights, WeightsLabel
 
 Run = Callable[..., RunRecord]

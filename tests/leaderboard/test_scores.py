@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vpeft_bench.cost.card import CardStatus, CostCard
-from vpeft_bench.leaderboard.formats import GIB
+from vpeft_bench.formats import GIB
 from vpeft_bench.leaderboard.scores import Scores
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "ppt_verification.csv"

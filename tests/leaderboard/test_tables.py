@@ -13,10 +13,10 @@ from tests.leaderboard.conftest import CPU
 from vpeft_bench.choices import choices_on_disk, config_dir
 from vpeft_bench.cost.card import CardStatus, CostCard
 from vpeft_bench.data.listing import compose_data_configs
+from vpeft_bench.formats import shortest, to_csv, to_markdown
 from vpeft_bench.leaderboard.benchmarks import BENCHMARKS, DEMO, FGVC, VTAB1K
 from vpeft_bench.leaderboard.cards import collect_cards, join
 from vpeft_bench.leaderboard.cells import Cell, collect
-from vpeft_bench.leaderboard.formats import shortest, to_csv, to_markdown
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.tables import (
     Summary,

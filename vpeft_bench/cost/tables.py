@@ -9,8 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vpeft_bench.cost.card import CostCard, Measured, Memory, Timing
-from vpeft_bench.leaderboard.cells import option_text
-from vpeft_bench.leaderboard.formats import GIGA, MIB, MISSING, quantity
+from vpeft_bench.formats import GIGA, MIB, MISSING, option_text, quantity
 
 COLOURS = {
     "measured": "green",

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from vpeft_bench.cost.card import CardStatus, CostCard
 from vpeft_bench.errors import Problem
-from vpeft_bench.leaderboard.cells import UNKNOWN, Cell, method_in, option_text, text_in
-from vpeft_bench.leaderboard.formats import short_options
+from vpeft_bench.formats import option_text, short_options
+from vpeft_bench.leaderboard.cells import UNKNOWN, Cell, method_in, text_in
 from vpeft_bench.leaderboard.once import once_each
 
 _NETWORK = ("model", "image_size", "model_args")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from vpeft_bench.cost.card import CostCard
 from vpeft_bench.errors import Problem
+from vpeft_bench.formats import option_text
 from vpeft_bench.leaderboard.benchmarks import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.once import once_each
 from vpeft_bench.record import Metrics, RunRecord, Status, Weights, WeightsLabel
@@ -20,9 +20,6 @@ from vpeft_bench.record import Metrics, RunRecord, Status, Weights, WeightsLabel
 UNKNOWN = "unknown"
 
 T = TypeVar("T")
-
-_BARE_WORD = re.compile(r"[A-Za-z_][\w./+-]*")
-_JSON_WORDS = ("true", "false", "null")
 
 
 @dataclass(frozen=True, order=True)
@@ -206,17 +203,6 @@ def collect(found: Iterable[tuple[Path, RunRecord]]) -> Collection:
         left_out=sorted(left_out, key=str),
         copies=copies,
     )
-
-
-def option_text(options: dict[str, Any]) -> str:
-    """Options as ``alpha=16 rank=8``, sorted by name; different options give different texts."""
-    return " ".join(f"{name}={_value_text(options[name])}" for name in sorted(options))
-
-
-def _value_text(value: Any) -> str:
-    if isinstance(value, str) and _BARE_WORD.fullmatch(value) and value not in _JSON_WORDS:
-        return value
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _weights_by_backbone(records: Iterable[RunRecord]) -> dict[str, set[tuple[str, str]]]:

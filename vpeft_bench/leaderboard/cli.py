@@ -12,11 +12,11 @@ from rich.console import Console
 
 from vpeft_bench.cost.card import find as find_cards
 from vpeft_bench.errors import Problem
+from vpeft_bench.formats import Row, shortest, to_csv, to_markdown
 from vpeft_bench.leaderboard.benchmarks import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.cards import Joined, Measurement, chosen, collect_cards, join
 from vpeft_bench.leaderboard.cells import Cell, collect
 from vpeft_bench.leaderboard.costs import cost_csv_rows, cost_rows
-from vpeft_bench.leaderboard.formats import Row, shortest, to_csv, to_markdown
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.tables import (
     best_first,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from vpeft_bench.cost.card import CostCard
-from vpeft_bench.leaderboard.formats import GIB, GIGA, shortest
+from vpeft_bench.formats import GIB, GIGA, shortest
 
 
 class Scored(NamedTuple):

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from vpeft_bench.cost.card import CostCard
-from vpeft_bench.leaderboard.benchmarks import BENCHMARKS, PROTOCOL_SPLIT, Benchmark
-from vpeft_bench.leaderboard.cells import Cell, Entry
-from vpeft_bench.leaderboard.costs import card_columns, card_csv_columns
-from vpeft_bench.leaderboard.formats import (
+from vpeft_bench.formats import (
     KIB,
     MIB,
     MISSING,
@@ -23,6 +20,9 @@ from vpeft_bench.leaderboard.formats import (
     short_options,
     span,
 )
+from vpeft_bench.leaderboard.benchmarks import BENCHMARKS, PROTOCOL_SPLIT, Benchmark
+from vpeft_bench.leaderboard.cells import Cell, Entry
+from vpeft_bench.leaderboard.costs import card_columns, card_csv_columns
 from vpeft_bench.leaderboard.scores import Scored, Scores
 from vpeft_bench.metric_names import BESIDE, TITLES
 from vpeft_bench.record import Split, Status

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vpeft_bench.formats import MISSING, Row
 from vpeft_bench.leaderboard.cards import Measurement
 from vpeft_bench.leaderboard.cells import Cell
 from vpeft_bench.leaderboard.costs import cost_rows
-from vpeft_bench.leaderboard.formats import MISSING, Row
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.tables import (
     Summary,

@@ -1,6 +1,6 @@
 """How values become text, and rows of texts become files.
 
-Every number of a leaderboard passes through here. A table is a list of rows, a row a dictionary of
+Every number of a table passes through here. A table is a list of rows, a row a dictionary of
 column name to text. All rows of a table have the same columns.
 """
 
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import re
 from collections.abc import Collection, Sequence
+from typing import Any
 
 Row = dict[str, str]
 
@@ -19,6 +22,8 @@ MIB = 1024**2
 GIB = 1024**3
 GIGA = 10**9
 
+_BARE_WORD = re.compile(r"[A-Za-z_][\w./+-]*")
+_JSON_WORDS = ("true", "false", "null")
 _NO_PUNCTUATION = str.maketrans("", "", '"[]')
 
 
@@ -85,3 +90,14 @@ def to_markdown(rows: Sequence[Row]) -> str:
     return "".join(
         f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |\n" for line in lines
     )
+
+
+def option_text(options: dict[str, Any]) -> str:
+    """Options as ``alpha=16 rank=8``, sorted by name; different options give different texts."""
+    return " ".join(f"{name}={_value_text(options[name])}" for name in sorted(options))
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, str) and _BARE_WORD.fullmatch(value) and value not in _JSON_WORDS:
+        return value
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
