@@ -8,7 +8,7 @@ import platform
 import socket
 import subprocess
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypedDict
 
@@ -55,6 +55,17 @@ class Environment(TypedDict):
 def utc_now() -> str:
     """The time: ISO 8601, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def require_utc(**times: str) -> None:
+    """Refuse a time by name that is not ISO 8601 in UTC.
+
+    Raises:
+        ValueError
+    """
+    for name, text in times.items():
+        if datetime.fromisoformat(text).utcoffset() != timedelta(0):
+            raise ValueError(f"{name} is {text!r}, which is not in UTC")
 
 
 def environment() -> Environment:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from vpeft_bench import strict_json
-from vpeft_bench.environment import Git
+from vpeft_bench.environment import Git, require_utc
 from vpeft_bench.errors import Problem, RecordError
 from vpeft_bench.metric_names import TITLES
 
@@ -269,10 +268,7 @@ class Where:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be true."""
-        for name in ("started", "finished"):
-            text = getattr(self, name)
-            if datetime.fromisoformat(text).utcoffset() != timedelta(0):
-                raise ValueError(f"{name} is {text!r}, which is not in UTC")
+        require_utc(started=self.started, finished=self.finished)
 
 
 @dataclass(frozen=True)

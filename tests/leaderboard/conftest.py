@@ -157,7 +157,9 @@ def make_card(
     ok = status is CardStatus.OK
     weights, gradients, optimizer_state, activations = 344_409_432, 1_478_032, 2_956_064, 7 * 2**30
     peak = weights + gradients + optimizer_state + activations
+    side = asked["backbone"]["image_size"] or 224
     measured = Measured(
+        image_size=list(asked["cost"].get("image_size") or (side, side)),
         parameters=Parameters(method=294_912, head=76_900, total=371_812, model=86_170_468),
         stored_bytes=1_179_648,
         flops=cards.Flops(

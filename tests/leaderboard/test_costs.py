@@ -156,7 +156,7 @@ def test_the_resolution_is_the_one_asked_for(card: Card) -> None:
         (row,) = cost_rows(measurements(one))
         return row["resolution"]
 
-    assert resolution(card()) == "own resolution"
+    assert resolution(card()) == "224 x 224 px"
     assert resolution(card(network={"image_size": 224})) == "224 x 224 px"
     assert resolution(card(cost={"image_size": [800, 1344]})) == "800 x 1344 px"
     both = {"network": {"image_size": 224}, "cost": {"image_size": [384, 384]}}

@@ -45,7 +45,7 @@ class OpenedWindowAttention(OpenedAttention, WindowAttention):
         return cast(Tensor, self.proj_drop(self.proj(out)))
 
 
-class OpenedSwin(OpenedModel, SwinTransformer):
+class OpenedSwin(OpenedModel, SwinTransformer):  # type: ignore[misc]  # takes no mask
     """timm's Swin with something placed around its trunk."""
 
     def embed(self, images: Tensor) -> Tensor:
@@ -75,6 +75,15 @@ class OpenedSwin(OpenedModel, SwinTransformer):
         intermediates_only: bool = False,
     ) -> Any:
         """As timm's; ``stop_early`` saves nothing, since the last stream may depend on all."""
+        if self.trunk is None:
+            return super().forward_intermediates(
+                x,
+                indices=indices,
+                norm=norm,
+                stop_early=stop_early,
+                output_fmt=output_fmt,
+                intermediates_only=intermediates_only,
+            )
         streams = self.around(x).streams
         last_of_stage = itertools.accumulate(len(stage.blocks) for stage in self.stages())
         outputs = [streams[blocks - 1] for blocks in last_of_stage]

@@ -94,9 +94,8 @@ class OpenedModel(nn.Module):
 
     def around(self, images: Tensor) -> TrunkOutput:
         """The trunk with what is placed around it."""
-        if self.trunk is None:
-            return self._behind(0, self.embed(images))
-        return cast(TrunkOutput, self.trunk(images, self.embed(images), self))
+        trunk: Any = self.trunk
+        return cast(TrunkOutput, trunk(images, self.embed(images), self))
 
     def _behind(self, first: int, x: Tensor) -> TrunkOutput:
         """The blocks from ``first`` on, which the stream x enters."""
@@ -107,13 +106,25 @@ class OpenedModel(nn.Module):
                 streams.append(x)
         return TrunkOutput(streams)
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """The last stream behind the final norm, as timm's method of this name."""
+    def forward_features(self, images: Tensor, **masks: Any) -> Tensor:
+        """The last stream behind the final norm, as timm's method of this name.
+
+        Args:
+            masks: what timm's own takes; a network around the trunk takes none.
+        """
+        if self.trunk is None:
+            return cast(Tensor, super().forward_features(images, **masks))  # type: ignore[misc]  # timm's
+        if given := [
+            name for name, mask in masks.items() if mask is not None and mask is not False
+        ]:
+            raise TypeError(f"{', '.join(given)}: a network around the trunk takes no mask")
         norm: Any = self.norm
         return cast(Tensor, norm(self.around(images).streams[-1]))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``(B, 3, H, W)`` to logits."""
+        """Images ``(B, 3, H, W)`` to logits; timm's own where nothing is placed."""
+        if self.trunk is None:
+            return cast(Tensor, super().forward(images))
         return self._logits(self.around(images))
 
     def _logits(self, output: TrunkOutput) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vpeft_bench import strict_json
-from vpeft_bench.environment import Git
+from vpeft_bench.environment import Git, require_utc
 from vpeft_bench.errors import Problem, RecordError
 from vpeft_bench.record import Parameters
 
@@ -117,6 +117,7 @@ class Measured:
     """What was measured.
 
     Attributes:
+        image_size: height and width of the pictures, pixels.
         parameters: numbers of parameters.
         stored_bytes: tensors of the delta checkpoint, bytes.
         flops: operations of one image.
@@ -129,6 +130,7 @@ class Measured:
         energy_note: why the energy is null.
     """
 
+    image_size: list[int]
     parameters: Parameters
     stored_bytes: int
     flops: Flops
@@ -175,6 +177,9 @@ class CardWhere:
         started: ISO 8601, UTC.
         finished: ISO 8601, UTC.
         device: where it was measured; null where it did not come to that.
+
+    Raises:
+        ValueError: a time is not ISO 8601 in UTC.
     """
 
     versions: dict[str, str]
@@ -185,6 +190,10 @@ class CardWhere:
     started: str
     finished: str
     device: Device | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be true."""
+        require_utc(started=self.started, finished=self.finished)
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ class Measurement:
         inference = self._inference(subject)
         merged, merge_refusal = self._merged_inference(subject)
         return Measured(
+            image_size=list(subject.batches.image_size),
             parameters=Parameters(**vars(parameters)),
             stored_bytes=stored_bytes,
             flops=flops,

@@ -12,7 +12,6 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,6 +154,8 @@ class Measurement(NamedTuple):
     @property
     def resolution(self) -> str:
         """Height and width of the input, where a card tells them."""
+        if self.card.measured is not None:
+            return f"{' x '.join(map(str, self.card.measured.image_size))} px"
         if self.subject.input_size:
             return f"{self.subject.input_size} px"
         side = self.card.asked["backbone"].get("image_size")
@@ -169,8 +170,6 @@ class Measurement(NamedTuple):
     def of(cls, card: CostCard) -> Measurement:
         """A card sorted in; ValueError if that cannot be."""
         subject, setting = Subject.of(card.asked), Setting.of(card)
-        if datetime.fromisoformat(card.where.finished).utcoffset() is None:
-            raise ValueError("where.finished has no time zone")
         input_size = " x ".join(map(str, card.asked["cost"].get("image_size") or ()))
         return cls(dataclasses.replace(subject, input_size=input_size), setting, card)
 
