@@ -41,10 +41,11 @@ EXPECTED = {
     "docs/dense-data.md": {"python": 1, "checked": 12, "run": 1, "file": 1},
     "docs/dense-prediction.md": {"python": 0, "checked": 17, "run": 0, "file": 0},
     "docs/hf.md": {"python": 4, "checked": 4, "run": 0, "file": 0},
-    "docs/leaderboard.md": {"python": 0, "checked": 3, "run": 0, "file": 0},
+    "docs/leaderboard.md": {"python": 0, "checked": 5, "run": 0, "file": 0},
     "docs/python.md": {"python": 8, "checked": 0, "run": 1, "file": 0},
     "docs/real-data.md": {"python": 0, "checked": 11, "run": 0, "file": 0},
     "docs/records.md": {"python": 0, "checked": 2, "run": 0, "file": 0},
+    "docs/speed.md": {"python": 0, "checked": 5, "run": 0, "file": 0},
     "docs/sweeps.md": {"python": 0, "checked": 5, "run": 0, "file": 0},
 }
 

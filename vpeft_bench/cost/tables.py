@@ -81,18 +81,20 @@ def sweep_table(rows: Sequence[Row]) -> Table:
     shared = [o for o in rows[0].overrides if all(o in row.overrides for row in rows)]
     shared = shared if len(rows) > 1 else []
     table = Table(title=escape(" ".join(["cost", *shared])), title_justify="left")
-    table.add_column("measurement", overflow="fold")
-    table.add_column("result")
+    table.add_column("measurement", overflow="fold", min_width=16)
+    table.add_column("result", no_wrap=True)
     for name in ("params", "train ms", "peak MiB", "infer ms", "GFLOPs"):
-        table.add_column(name, justify="right")
-    table.add_column("why", overflow="fold")
+        table.add_column(name, justify="right", no_wrap=True)
+    if explained := any(row.why or (row.card and row.card.labels) for row in rows):
+        table.add_column("why", overflow="fold")
     for overrides, result, why, card in rows:
         own = " ".join(override for override in overrides if override not in shared)
         colour = COLOURS.get(result, "red")
         measured = card.measured if card is not None else None
         numbers = [MISSING] * 5 if measured is None else _numbers(measured)
         notes = "; ".join(filter(None, [why, *(card.labels if measured and card else ())]))
-        table.add_row(escape(own), f"[{colour}]{result}[/{colour}]", *numbers, escape(notes))
+        why_not = [escape(notes)] if explained else []
+        table.add_row(escape(own), f"[{colour}]{result}[/{colour}]", *numbers, *why_not)
     return table
 
 
