@@ -139,6 +139,8 @@ def test_a_sweep_shares_them_on_disk(tiny_data: Path, tmp_path: Path) -> None:
     assert "7 maps of 260 pictures found" in other.stdout
     kept = [record.happened.frozen_features for record in (first, again)]
     assert [k.found for k in kept if k] == [False, True]
+    for path in (tmp_path / "kept").rglob("tokens.*"):
+        assert path.stat().st_mode == (path.parent / DiskStore.META).stat().st_mode, "who may read"
     assert first.happened.curves["train_loss"] == pytest.approx(
         record_of(tiny_data, tmp_path / "d", "method=lst").happened.curves["train_loss"], abs=1e-6
     )

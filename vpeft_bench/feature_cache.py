@@ -216,7 +216,10 @@ class DiskStore:
 
 
 def _map(path: Path, shape: tuple[int, ...], dtype: torch.dtype, *, shared: bool) -> Tensor:
-    """A file as a tensor: to be filled (``shared``, made where it is missing) or to be read."""
+    """A file as a tensor: a new one to be filled (``shared``), or one to be read."""
+    if shared:
+        with path.open("wb") as file:  # from_file would make it unreadable to a user's group
+            file.truncate(math.prod(shape) * dtype.itemsize)
     flat = torch.from_file(str(path), shared=shared, size=math.prod(shape), dtype=dtype)
     return flat.view(shape)
 
