@@ -2,7 +2,7 @@
 
     python scripts/benchmark_gpu.py                  # everything, about an hour on one fast GPU
     python scripts/benchmark_gpu.py cards_vit speed  # some of it
-    python scripts/benchmark_gpu.py --device cpu --tiny --out /tmp/tiny   # does the script work?
+    python scripts/benchmark_gpu.py --device cpu --tiny --out tiny   # does the script work?
 
 Cards go to ``results/cost``, bars to ``results/speed/<device>``. Each is written as soon as it is
 measured, and a card that is there is not measured again: where time on the GPU is short, the same

@@ -14,21 +14,22 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from tests.conftest import Cli
-from vpeft_bench import feature_cache
+from vpeft_bench import feature_store
 from vpeft_bench.build import build_model
 from vpeft_bench.choices import config_dir
 from vpeft_bench.config import RunConfig, register_schema, typed
 from vpeft_bench.data.dataset import open_dataset
-from vpeft_bench.feature_cache import DiskStore, FeatureReader, MemoryStore, TooLarge, refusal
+from vpeft_bench.feature_cache import FeatureReader, TooLarge, refusal
+from vpeft_bench.feature_store import DiskStore, MemoryStore
 from vpeft_bench.record import RunRecord
 from vpeft_bench.run import run
 
 
 @pytest.fixture(autouse=True)
 def empty_memory() -> Iterator[None]:
-    feature_cache.forget()
+    feature_store.forget()
     yield
-    feature_cache.forget()
+    feature_store.forget()
 
 
 def config(data: Path, *overrides: str) -> RunConfig:

@@ -93,10 +93,10 @@ AUTOCAST = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
 
 def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The arithmetic of forward and backward, as in training."""
+    """The arithmetic of forward and backward, as Lightning has it in training."""
     if precision not in AUTOCAST:
         return contextlib.nullcontext()
-    return torch.autocast(device.type, AUTOCAST[precision])
+    return torch.autocast(device.type, AUTOCAST[precision], cache_enabled=False)
 
 
 def device_of(accelerator: str) -> torch.device:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from vpeft_bench import strict_json
 from vpeft_bench.environment import Git, require_utc
-from vpeft_bench.errors import Problem, RecordError
+from vpeft_bench.errors import Problem
 from vpeft_bench.metric_names import TITLES
 
 SCHEMA_VERSION = 4
@@ -351,22 +351,7 @@ def find(directories: Iterable[Path]) -> Found:
 
     A file that two of the directories reach is read once.
     """
-    paths: set[Path] = set()
-    problems: list[Problem] = []
-    for directory in sorted(set(directories)):
-        if directory.is_dir():
-            paths.update(path.resolve() for path in directory.rglob(RECORD_NAME))
-        else:
-            problems.append(Problem(str(directory), "no such directory"))
-    records: list[tuple[Path, RunRecord]] = []
-    for path in sorted(paths):
-        try:
-            records.append((path, read(path)))
-        except RecordError as error:
-            problems.append(Problem(str(path), error.what))
-        except OSError as error:
-            problems.append(Problem(str(path), f"cannot be opened: {error.strerror}"))
-    return Found(records, problems)
+    return Found(*strict_json.find(directories, RECORD_NAME, read))
 
 
 def run_directory(

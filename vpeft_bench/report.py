@@ -61,6 +61,10 @@ def run_table(record: RunRecord) -> Table:
     rows["train time"] = f"{seconds.train:.1f} s" if seconds.train is not None else "not measured"
     speed = happened.train_images_per_second
     rows["training speed"] = f"{speed:,.0f} images/s" if speed is not None else "not measured"
+    if (kept := happened.frozen_features) is not None:
+        rows["training speed"] += ", from kept features"
+        how = "found" if kept.found else f"{seconds.features:.1f} s before training"
+        rows["frozen features"] = f"{kept.bytes / 2**20:,.1f} MiB in {kept.storage}, {how}"
     peak = happened.peak_memory_bytes
     rows["peak allocated memory"] = (
         f"{peak / 2**20:,.0f} MiB" if peak is not None else f"null: {happened.peak_memory_note}"

@@ -9,12 +9,12 @@ import os
 import types
 import typing
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from vpeft_bench.errors import RecordError
+from vpeft_bench.errors import Problem, RecordError
 
 
 class Versioned(Protocol):
@@ -28,6 +28,7 @@ class Versioned(Protocol):
 
 
 T = TypeVar("T", bound=Versioned)
+V = TypeVar("V")
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 """From the JSON of one version to that of the next; the first one upgrades version 1."""
 
@@ -106,6 +107,34 @@ def parse(kind: type[T], text: str, path: Path, upgrades: Sequence[Upgrade] = ()
     except ValueError as error:
         raise RecordError(path, str(error)) from error
     return value
+
+
+def find(
+    directories: Iterable[Path], name: str, read: Callable[[Path], V]
+) -> tuple[list[tuple[Path, V]], list[Problem]]:
+    """Read every file called ``name`` below ``directories``; damage is returned, not raised.
+
+    A file that two of the directories reach is read once.
+
+    Returns:
+        What could be read, sorted by path; and every file or directory that could not.
+    """
+    paths: set[Path] = set()
+    problems: list[Problem] = []
+    for directory in sorted(set(directories)):
+        if directory.is_dir():
+            paths.update(path.resolve() for path in directory.rglob(name))
+        else:
+            problems.append(Problem(str(directory), "no such directory"))
+    found: list[tuple[Path, V]] = []
+    for path in sorted(paths):
+        try:
+            found.append((path, read(path)))
+        except RecordError as error:
+            problems.append(Problem(str(path), error.what))
+        except OSError as error:
+            problems.append(Problem(str(path), f"cannot be opened: {error.strerror}"))
+    return found, problems
 
 
 def _refuse_constant(name: str) -> None:

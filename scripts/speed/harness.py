@@ -188,7 +188,7 @@ def bare_epochs(config: RunConfig, device: torch.device) -> float:
     optimizer, scheduler = optimizer_and_schedule(task)
     ends = []
     for epoch in range(config.train.epochs):
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # ours has it
         for images, labels in loader:
             loss = task.training_step((images.to(device), labels.to(device)), 0)
             optimizer.zero_grad()

@@ -21,7 +21,7 @@ from speed.harness import (
     vit_b16,
 )
 from speed.measure import Measure, Row, Settings, interleaved, ratios, seconds_of
-from vpeft_bench import feature_cache
+from vpeft_bench import feature_store
 from vpeft_bench.config import FeatureCache, RunConfig
 from vpeft_bench.cost import card as cards
 from vpeft_bench.cost.card import Memory
@@ -60,7 +60,7 @@ def _cached(method: str, epochs: int, bar: float, settings: Settings) -> list[Ro
 
         def run(name: str, fill: bool) -> float:
             if fill:
-                feature_cache.forget()
+                feature_store.forget()
 
             def action() -> None:
                 records[name] = finished_run(configs[name])
@@ -75,7 +75,7 @@ def _cached(method: str, epochs: int, bar: float, settings: Settings) -> list[Ro
                 found["uncached"].append(run("uncached", False))
             found["cached"].append(run("cached", True))
             found["cached already"].append(run("cached", False))
-        feature_cache.forget()
+        feature_store.forget()
     top1 = ", ".join(f"{name} {_top1(record):.2f} %" for name, record in records.items())
     note = (
         f"demo_vit, {config.data.name}, {config.train.epochs} epochs, batch 64, fp32; top-1: {top1}"
@@ -140,7 +140,7 @@ def hundred_epochs(settings: Settings) -> list[Row]:
             )
 
             def whole(config: RunConfig = config) -> None:
-                feature_cache.forget()
+                feature_store.forget()
                 finished_run(config)
 
             seconds = [seconds_of(whole, settings.device) for _ in range(settings.slow_repeats)]

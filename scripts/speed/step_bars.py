@@ -175,7 +175,7 @@ def opened_vs_timm(settings: Settings) -> list[Row]:
     rows = []
     for title, name, side, batch in cases:
         plain = create(name, 10, side).to(settings.device)
-        image_side = side or plain.patch_embed.img_size[0]  # type: ignore[union-attr,index]
+        image_side = side or plain.patch_embed.img_size[0]  # type: ignore[union-attr,index]  # timm's
         images = torch.randn(batch, 3, image_side, image_side, device=settings.device)
         labels = torch.randint(10, (batch,), device=settings.device)
         models = {

@@ -65,7 +65,7 @@ class OpenedSwin(OpenedModel, SwinTransformer):  # type: ignore[misc]  # takes n
         """Dropout and the linear head."""
         return cast(Tensor, self.head.fc(self.head.drop(features)))
 
-    def forward_intermediates(
+    def intermediates(
         self,
         x: Tensor,
         indices: int | list[int] | None = None,
@@ -75,15 +75,6 @@ class OpenedSwin(OpenedModel, SwinTransformer):  # type: ignore[misc]  # takes n
         intermediates_only: bool = False,
     ) -> Any:
         """As timm's; ``stop_early`` saves nothing, since the last stream may depend on all."""
-        if self.trunk is None:
-            return super().forward_intermediates(
-                x,
-                indices=indices,
-                norm=norm,
-                stop_early=stop_early,
-                output_fmt=output_fmt,
-                intermediates_only=intermediates_only,
-            )
         streams = self.around(x).streams
         last_of_stage = itertools.accumulate(len(stage.blocks) for stage in self.stages())
         outputs = [streams[blocks - 1] for blocks in last_of_stage]

@@ -74,6 +74,10 @@ class OpenedModel(nn.Module):
         """Pooled features ``(B, D)`` to logits."""
         raise NotImplementedError
 
+    def intermediates(self, x: Tensor, *args: Any, **options: Any) -> Any:
+        """The streams as timm's ``forward_intermediates`` gives them, with the same options."""
+        raise NotImplementedError
+
     # ---- running -------------------------------------------------------------------------------
 
     def steps(self) -> list[tuple[Callable[[Tensor], Tensor], OpenedBlock]]:
@@ -130,6 +134,12 @@ class OpenedModel(nn.Module):
     def _logits(self, output: TrunkOutput) -> Tensor:
         features = output.features
         return self.classify(self.pooled(output.streams[-1]) if features is None else features)
+
+    def forward_intermediates(self, x: Tensor, *args: Any, **options: Any) -> Any:
+        """As timm's; its own where nothing is placed."""
+        if self.trunk is None:
+            return super().forward_intermediates(x, *args, **options)  # type: ignore[misc]  # timm's
+        return self.intermediates(x, *args, **options)
 
     # ---- from frozen features ------------------------------------------------------------------
 

@@ -94,7 +94,7 @@ class OpenedViT(OpenedModel, VisionTransformer):  # type: ignore[misc]  # takes 
         """Dropout and the linear head."""
         return cast(Tensor, self.head(self.head_drop(features)))
 
-    def forward_intermediates(  # type: ignore[override]  # takes no mask
+    def intermediates(
         self,
         x: Tensor,
         indices: int | list[int] | None = None,
@@ -105,16 +105,6 @@ class OpenedViT(OpenedModel, VisionTransformer):  # type: ignore[misc]  # takes 
         intermediates_only: bool = False,
     ) -> Any:
         """As timm's; ``stop_early`` saves nothing, since the last stream may depend on all."""
-        if self.trunk is None:
-            return super().forward_intermediates(
-                x,
-                indices=indices,
-                return_prefix_tokens=return_prefix_tokens,
-                norm=norm,
-                stop_early=stop_early,
-                output_fmt=output_fmt,
-                intermediates_only=intermediates_only,
-            )
         streams = self.around(x).streams
         taken, _ = feature_take_indices(len(streams), indices)
         chosen = [self.norm(streams[i]) if norm else streams[i] for i in taken]

@@ -14,10 +14,24 @@ from typing import Any, NamedTuple
 
 from vpeft_bench import strict_json
 from vpeft_bench.environment import Git, require_utc
-from vpeft_bench.errors import Problem, RecordError
+from vpeft_bench.errors import Problem
 from vpeft_bench.record import Parameters
 
 CARD_NAME = "card.json"
+
+NOT_MEASURED = (
+    "hardware.name",
+    "hardware.accelerator",
+    "hardware.workers",
+    "hardware.eval_batch_size",
+    "hardware.feature_cache",
+    "hardware.feature_cache_dtype",
+    "hardware.feature_cache_gib",
+    "hardware.feature_cache_dir",
+    "cost.allow_busy",
+    "cost.results_dir",
+)
+"""Keys of ``asked`` that do not change what is measured; the device counts by its name."""
 
 
 class CardStatus(StrEnum):
@@ -269,22 +283,7 @@ def read(path: Path) -> CostCard:
 
 def find(directories: Iterable[Path]) -> FoundCards:
     """Read every card below ``directories``; damage is returned, not raised."""
-    paths: set[Path] = set()
-    problems: list[Problem] = []
-    for directory in sorted(set(directories)):
-        if directory.is_dir():
-            paths.update(path.resolve() for path in directory.rglob(CARD_NAME))
-        else:
-            problems.append(Problem(str(directory), "no such directory"))
-    cards: list[tuple[Path, CostCard]] = []
-    for path in sorted(paths):
-        try:
-            cards.append((path, read(path)))
-        except RecordError as error:
-            problems.append(Problem(str(path), error.what))
-        except OSError as error:
-            problems.append(Problem(str(path), f"cannot be opened: {error.strerror}"))
-    return FoundCards(cards, problems)
+    return FoundCards(*strict_json.find(directories, CARD_NAME, read))
 
 
 def _parse(text: str, path: Path) -> CostCard:

@@ -14,26 +14,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vpeft_bench.config import BackboneConfig, CostConfig, HardwareConfig, RunConfig
-from vpeft_bench.cost.card import CARD_NAME, Device
+from vpeft_bench.cost.card import CARD_NAME, NOT_MEASURED, Device
 from vpeft_bench.record import directory_name
 
 DEMO_LABEL = "demo backbone"
 BUSY_LABEL = "device in use by others"
-
-# Keys that do not change what is measured; the device counts by its name.
-NOT_IDENTIFYING = (
-    "backbone.weights",
-    "hardware.name",
-    "hardware.accelerator",
-    "hardware.workers",
-    "hardware.eval_batch_size",
-    "hardware.feature_cache",
-    "hardware.feature_cache_dtype",
-    "hardware.feature_cache_gib",
-    "hardware.feature_cache_dir",
-    "cost.allow_busy",
-    "cost.results_dir",
-)
 
 
 @dataclass
@@ -62,7 +47,7 @@ class Request:
     def card_id(self, device_name: str) -> str:
         """The directory of its card below ``cost.results_dir``."""
         asked = self.asked()
-        for key in NOT_IDENTIFYING:
+        for key in ("backbone.weights", *NOT_MEASURED):
             group, name = key.split(".")
             del asked[group][name]
         identity = json.dumps([asked, device_name], sort_keys=True, separators=(",", ":"))

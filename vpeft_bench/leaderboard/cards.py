@@ -15,30 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vpeft_bench.cost.card import CardStatus, CostCard
+from vpeft_bench.cost.card import NOT_MEASURED, CardStatus, CostCard
 from vpeft_bench.errors import Problem
 from vpeft_bench.formats import option_text, short_options
 from vpeft_bench.leaderboard.cells import UNKNOWN, Cell, method_in, text_in
 from vpeft_bench.leaderboard.once import once_each
 
 _NETWORK = ("model", "image_size", "model_args")
-_NO_SETTING = {
+_NO_SETTING = (
+    *NOT_MEASURED,
     # Told by other fields of the setting or of the subject.
-    "cost": ("batch_size", "image_size", "allow_busy", "results_dir"),
-    # The precision belongs to the subject, the device is told by the card; the rest has no part in
-    # a measurement.
-    "hardware": (
-        "name",
-        "accelerator",
-        "precision",
-        "workers",
-        "eval_batch_size",
-        "feature_cache",
-        "feature_cache_dtype",
-        "feature_cache_gib",
-        "feature_cache_dir",
-    ),
-}
+    *("cost.batch_size", "cost.image_size", "hardware.precision"),
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -103,9 +91,9 @@ class Setting:
             raise ValueError("asked.cost.batch_size is no whole number")
         options = sorted(
             option_text({f"{group}.{name}": value})
-            for group, left_out in _NO_SETTING.items()
+            for group in ("cost", "hardware")
             for name, value in card.asked[group].items()
-            if name not in left_out
+            if f"{group}.{name}" not in _NO_SETTING
         )
         device = card.where.device
         return cls(
