@@ -4,7 +4,7 @@
     python scripts/benchmark_gpu.py cards_vit speed  # some of it
     python scripts/benchmark_gpu.py --device cpu --tiny --out tiny   # does the script work?
 
-Cards go to ``results/cost``, bars to ``results/speed/<device>``. Each is written as soon as it is
+Cards go to ``results/cards``, bars to ``results/speed/<device>``. Each is written as soon as it is
 measured, and a card that is there is not measured again: where time on the GPU is short, the same
 command goes on where the last one was cut off. Needs no network: weights are random.
 """
@@ -71,7 +71,7 @@ def command(part: str, arguments: argparse.Namespace) -> list[str]:
     if arguments.tiny:
         asked = [TINY_METHODS, *TINY, *TINY_CARDS[part]]
     hardware = "gpu" if arguments.device == "cuda" else "cpu"
-    where = [f"hardware={hardware}", f"cost.results_dir={arguments.out / 'cost'}"]
+    where = [f"hardware={hardware}", f"cost.results_dir={arguments.out / 'cards'}"]
     return [sys.executable, "-m", "vpeft_bench", "cost", "-m", *asked, *where]
 
 

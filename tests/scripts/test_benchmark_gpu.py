@@ -19,7 +19,7 @@ def test_every_part_runs_and_what_is_there_is_kept(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--device", "cpu", "--tiny", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = cards.find([tmp_path / "cost"])
+    found = cards.find([tmp_path / "cards"])
     assert not found.problems
     status = sorted((card.asked["method"]["name"], str(card.status)) for _, card in found.cards)
     swin = [("linear", "ok"), ("vpt_deep", "unsupported")] * 2
