@@ -28,7 +28,7 @@ from speed import run_bars, step_bars
 from speed.measure import Row, Settings
 from speed.tables import circumstances, device_slug, write_item, write_tables
 
-from vpeft_bench.host_memory import keep_freed_memory
+from vpeft_bench.host import flush_denormals, keep_freed_memory
 
 ITEMS: dict[str, Callable[[Settings], list[Row]]] = {
     item.__name__: item for item in (*run_bars.ITEMS, *step_bars.ITEMS)
@@ -91,7 +91,8 @@ def title(name: str) -> str:
 
 def measure(name: str, settings: Settings, folder: Path) -> None:
     """Measure one item in this process and write it."""
-    keep_freed_memory()  # as every run does; here it serves both sides of a ratio
+    keep_freed_memory()  # as every run does; here both sides of a ratio profit
+    flush_denormals()
     where = circumstances(settings)
     rows = ITEMS[name](settings)
     write_item(folder, name, title(name), rows, settings, where)

@@ -48,7 +48,7 @@ from vpeft_bench.feature_cache import (
     refusal,
     worth_keeping,
 )
-from vpeft_bench.host_memory import keep_freed_memory
+from vpeft_bench.host import flush_denormals, keep_freed_memory
 from vpeft_bench.loggers import open_sinks
 from vpeft_bench.methods.registry import build_method
 from vpeft_bench.record import Metrics, RunRecord, Status
@@ -198,6 +198,7 @@ class _Run:
         _quiet_lightning()
         _quick_device_checks()
         keep_freed_memory()
+        flush_denormals()
         if self.config.hardware.threads is not None:
             torch.set_num_threads(self.config.hardware.threads)
         pl.seed_everything(self.config.seed, verbose=False)

@@ -30,26 +30,26 @@ from vpeft_bench.record import RunRecord
 
 def linear_cached(settings: Settings) -> list[Row]:
     """Linear probing, 100 epochs on 1,000 pictures, with and without kept features."""
-    return _cached("linear", 100, 40.0, settings)
+    return _cached("linear", 40.0, settings)
 
 
 def lst_cached(settings: Settings) -> list[Row]:
-    """LST, 20 epochs on 1,000 pictures, with and without kept features."""
-    return _cached("lst", 20, 2.5, settings)
+    """LST, 100 epochs on 1,000 pictures, with and without kept features."""
+    return _cached("lst", 2.5, settings)
 
 
 def last_cached(settings: Settings) -> list[Row]:
-    """LAST, 20 epochs on 1,000 pictures, with and without kept features."""
-    return _cached("last", 20, 2.5, settings)
+    """LAST, 100 epochs on 1,000 pictures, with and without kept features."""
+    return _cached("last", 2.5, settings)
 
 
-def _cached(method: str, epochs: int, bar: float, settings: Settings) -> list[Row]:
+def _cached(method: str, bar: float, settings: Settings) -> list[Row]:
     with TemporaryDirectory() as folder:
         config = config_of(
             settings,
             f"method={method}",
             *embedded(settings, Path(folder)),
-            f"train.epochs={2 if settings.quick else epochs}",
+            f"train.epochs={2 if settings.quick else 100}",
             "train.batch_size=64",  # of the published protocol
         )
         configs = {

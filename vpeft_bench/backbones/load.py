@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vpeft_bench.backbones import demo_vit as _demo_vit  # noqa: F401  registers the demo with timm
@@ -75,12 +76,27 @@ def load_backbone(
     if any_size and swin:
         model_args = SWIN_ANY_SIZE | model_args
     built = create(model, num_classes, image_size, **model_args)
+    _keep_tokens_contiguous(built)
     source = weights_source(weights, model)
     load_weights(built, source)
     config: dict[str, Any] = dict(built.pretrained_cfg)  # type: ignore[arg-type]  # timm's own dict
     size = (image_size, image_size) if image_size else tuple(config["input_size"][1:])
     any_size = any_size and swin
     return LoadedBackbone(built, source, config, (int(size[0]), int(size[1])), any_size)
+
+
+def _keep_tokens_contiguous(model: nn.Module) -> None:
+    """Lay patches out as rows of channels.
+
+    timm's are a transposed view of the convolution's output. Where no class token is put in front
+    of them, the residual stream would keep that layout, and every norm would copy it.
+    """
+    if isinstance(model, VisionTransformer) and model.num_prefix_tokens == 0:
+        model.patch_embed.register_forward_hook(_contiguous)
+
+
+def _contiguous(module: nn.Module, inputs: object, patches: torch.Tensor) -> torch.Tensor:
+    return patches.contiguous()
 
 
 def check_model(model: str) -> list[Problem]:

@@ -145,6 +145,18 @@ class OpenedAttention(nn.Module):
 
     SLOTS: ClassVar[tuple[str, ...]] = ("keys_values", "attention_map", "attention_parallel")
 
+    def split_heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """``(B, N, parts * D)`` to as many tensors ``(B, heads, N, d)``.
+
+        They are cut out one by one, as timm does not: the gradients then lie as the attention's
+        backward pass leaves them, and one concatenation joins them.
+        """
+        attention: Any = self
+        return tuple(
+            part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            for part in projected.chunk(parts, dim=-1)
+        )
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, biases: list[Tensor]) -> Tensor:
         """softmax(q k^T / sqrt(d) + biases) v with the slots applied, ``(B, heads, N, d)``.
 

@@ -35,8 +35,7 @@ class OpenedWindowAttention(OpenedAttention, WindowAttention):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Windows ``(B * windows, N, D)``; ``mask`` ``(windows, N, N)`` is added to the scores."""
         batch, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
+        q, k, v = self.split_heads(self.qkv(x), 3)
         biases = [self._get_rel_pos_bias()]
         if mask is not None:
             biases.append(mask[:, None].repeat(batch // len(mask), 1, 1, 1))

@@ -47,7 +47,7 @@ class OpenedViTAttention(OpenedAttention, TimmAttention):
             tokens = x.shape[1]
             future = x.new_full((tokens, tokens), -torch.inf).triu(1)
             attn_mask = future if attn_mask is None else future + attn_mask
-        q, k, v = self._heads(self.qkv(x), 3)
+        q, k, v = self.split_heads(self.qkv(x), 3)
         biases = [] if attn_mask is None else [attn_mask]
         return self._project(self.attend(self.q_norm(q), self.k_norm(k), v, biases), x)
 
@@ -56,15 +56,9 @@ class OpenedViTAttention(OpenedAttention, TimmAttention):
         weight, bias = self.qkv.weight, self.qkv.bias
         inner = len(weight) // 3
         q_bias, kv_bias = (None, None) if bias is None else (bias[:inner], bias[inner:])
-        (q,) = self._heads(nn.functional.linear(queries, weight[:inner], q_bias), 1)
-        k, v = self._heads(nn.functional.linear(x, weight[inner:], kv_bias), 2)
+        (q,) = self.split_heads(nn.functional.linear(queries, weight[:inner], q_bias), 1)
+        k, v = self.split_heads(nn.functional.linear(x, weight[inner:], kv_bias), 2)
         return self._project(self.attend(self.q_norm(q), self.k_norm(k), v, []), queries)
-
-    def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """``(B, N, parts * D)`` to as many tensors ``(B, heads, N, d)``."""
-        batch, tokens, _ = projected.shape
-        split = projected.reshape(batch, tokens, parts, self.num_heads, -1)
-        return split.permute(2, 0, 3, 1, 4).unbind(0)
 
     def _project(self, out: Tensor, x: Tensor) -> Tensor:
         """From the heads ``(B, heads, N, d)`` to the branch; x is what the queries came from."""

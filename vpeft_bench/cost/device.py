@@ -15,6 +15,7 @@ from vpeft_bench.config import HardwareConfig
 from vpeft_bench.cost.card import Device
 from vpeft_bench.cost.nvml import Nvml, NvmlError
 from vpeft_bench.environment import processor_name
+from vpeft_bench.host import flush_denormals
 
 BUSY_SHARE = 0.1
 """Of the processor's time, or of a GPU's, that others may use."""
@@ -51,6 +52,7 @@ def find_place(hardware: HardwareConfig) -> Place:
     """The device that the configuration names; to be called before anything is put on it."""
     from vpeft_bench.build import device_of  # with Lightning: the command line does without it
 
+    flush_denormals()  # as in a run
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
     device = device_of(hardware.accelerator)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vpeft_bench.cost.card import Memory
-from vpeft_bench.host_memory import give_back_freed, give_large_blocks_back, keep_freed_memory
+from vpeft_bench.host import give_back_freed, give_large_blocks_back, keep_freed_memory
 
 
 class Peak(NamedTuple):

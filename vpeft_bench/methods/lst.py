@@ -44,7 +44,7 @@ class Ladder(SideNetwork):
         state, *rungs = (down(x) for down, x in zip(self.downs, tokens, strict=True))
         for rung, alpha, block in zip(rungs, self.gates, self.blocks, strict=True):
             gate = torch.sigmoid(alpha / self.temperature)
-            state = block(gate * state + (1 - gate) * rung)
+            state = block(rung + gate * (state - rung))
         return TrunkOutput([self.up(self.norm(state))])
 
 

@@ -11,6 +11,8 @@ from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone, Block
+from vpeft_bench.backbones.sites import open_module
+from vpeft_bench.backbones.vit import OpenedViTAttention
 
 MLP_RATIO = 4
 PATHS = {
@@ -26,7 +28,8 @@ PATHS = {
 def side_block(width: int, heads: int) -> nn.Module:
     """A pre-norm ViT block; weights truncated normal 0.02."""
     norm_layer: Any = partial(nn.LayerNorm, eps=1e-6)
-    block: nn.Module = TimmBlock(width, heads, MLP_RATIO, qkv_bias=True, norm_layer=norm_layer)
+    block = TimmBlock(width, heads, MLP_RATIO, qkv_bias=True, norm_layer=norm_layer)
+    open_module(block.attn, OpenedViTAttention)  # the same operations, with a faster backward pass
     for module in block.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
