@@ -36,7 +36,8 @@ TINY = (
 
 def results_of(output: str) -> list[str]:
     """The second column of the closing table, top to bottom."""
-    return re.findall(r"│ (measured|kept|unsupported|oom|failed|busy|died) +│", output)
+    results = "measured|kept|unsupported|oom|failed|busy|died"
+    return re.findall(rf"^ .*? ({results}) +[\d–]", output, re.MULTILINE)
 
 
 def test_a_sweep_and_the_same_again(cli: Cli, tmp_path: Path) -> None:
@@ -44,7 +45,10 @@ def test_a_sweep_and_the_same_again(cli: Cli, tmp_path: Path) -> None:
     first = cli("cost", "-m", "method=linear,lora,hf/c3a", *TINY)
     assert first.returncode == 0, first.stdout + first.stderr
     assert results_of(first.stdout) == ["measured", "measured", "unsupported"]
-    assert "demo backbone" in first.stdout
+    header = next(line for line in first.stdout.splitlines() if "GFLOPs" in line)
+    assert len(header) <= 80
+    assert "method=linear, method=lora: demo backbone" in first.stdout
+    assert "method=hf/c3a: " in first.stdout
     assert "cards: results/cost" in first.stdout
     found = cards.find([tmp_path / "results" / "cost"])
     assert found.problems == []

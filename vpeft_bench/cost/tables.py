@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
@@ -76,26 +78,33 @@ class Row(NamedTuple):
     card: CostCard | None
 
 
-def sweep_table(rows: Sequence[Row]) -> Table:
-    """One row per measurement; overrides that all share stand in the title."""
+def sweep_table(rows: Sequence[Row]) -> Group:
+    """One row per measurement, and what there is to say of it below.
+
+    Overrides that all share stand in the title. The table fits into 80 columns.
+    """
     shared = [o for o in rows[0].overrides if all(o in row.overrides for row in rows)]
     shared = shared if len(rows) > 1 else []
-    table = Table(title=escape(" ".join(["cost", *shared])), title_justify="left")
+    title = escape(" ".join(["cost", *shared]))
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
     table.add_column("measurement", overflow="fold", min_width=16)
     table.add_column("result", no_wrap=True)
     for name in ("params", "train ms", "peak MiB", "infer ms", "GFLOPs"):
         table.add_column(name, justify="right", no_wrap=True)
-    if explained := any(row.why or (row.card and row.card.labels) for row in rows):
-        table.add_column("why", overflow="fold")
+    said: dict[str, list[str]] = {}
     for overrides, result, why, card in rows:
-        own = " ".join(override for override in overrides if override not in shared)
+        own = escape(" ".join(override for override in overrides if override not in shared))
         colour = COLOURS.get(result, "red")
         measured = card.measured if card is not None else None
         numbers = [MISSING] * 5 if measured is None else _numbers(measured)
-        notes = "; ".join(filter(None, [why, *(card.labels if measured and card else ())]))
-        why_not = [escape(notes)] if explained else []
-        table.add_row(escape(own), f"[{colour}]{result}[/{colour}]", *numbers, *why_not)
-    return table
+        table.add_row(own, f"[{colour}]{result}[/{colour}]", *numbers)
+        for note in filter(None, [why, *(card.labels if measured and card else ())]):
+            said.setdefault(note, []).append(own)
+    notes = (
+        escape(note) if len(of) == len(rows) else f"{', '.join(of)}: {escape(note)}"
+        for note, of in said.items()
+    )
+    return Group(table, *notes)
 
 
 def _numbers(measured: Measured) -> list[str]:
