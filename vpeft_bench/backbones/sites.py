@@ -74,11 +74,13 @@ class OpenedBlock(nn.Module):
         Args:
             added: where given, it receives what the attention and the MLP add to the stream.
         """
-        x = apply(self.stream_in, x)
-        beside = None if self.block_parallel is None else cast(Any, self).block_parallel(x)
-        x = apply(self.stream_mid, self._attention_half(x, args, kwargs, added))
+        slots = self._modules  # found at once; as attributes, nn.Module searches for them
+        x = apply(slots["stream_in"], x)
+        parallel = slots["block_parallel"]
+        beside = None if parallel is None else parallel(x)
+        x = apply(slots["stream_mid"], self._attention_half(x, args, kwargs, added))
         x = self._mlp_half(x, added)
-        return apply(self.stream_out, x if beside is None else x + beside)
+        return apply(slots["stream_out"], x if beside is None else x + beside)
 
     # Each half is a call of its own, so that what it needs on the way is freed before the next.
 
@@ -86,18 +88,20 @@ class OpenedBlock(nn.Module):
         self, x: Tensor, args: Any, kwargs: Any, added: list[Tensor] | None
     ) -> Tensor:
         block: Any = self
-        normed = apply(self.attn_in, block.norm1(x))
-        residual = apply(self.attn_out, self.attn_branch(normed, *args, **kwargs))
-        residual = apply(self.attn_added, block.drop_path1(residual))
+        slots = self._modules
+        normed = apply(slots["attn_in"], block.norm1(x))
+        residual = apply(slots["attn_out"], self.attn_branch(normed, *args, **kwargs))
+        residual = apply(slots["attn_added"], block.drop_path1(residual))
         if added is not None:
             added.append(residual)
         return self._add_branch("attn", x, normed, residual)
 
     def _mlp_half(self, x: Tensor, added: list[Tensor] | None) -> Tensor:
         block: Any = self
-        normed = apply(self.mlp_in, block.norm2(x))
-        residual = apply(self.mlp_out, self.mlp_branch(normed))
-        residual = apply(self.mlp_added, block.drop_path2(residual))
+        slots = self._modules
+        normed = apply(slots["mlp_in"], block.norm2(x))
+        residual = apply(slots["mlp_out"], self.mlp_branch(normed))
+        residual = apply(slots["mlp_added"], block.drop_path2(residual))
         if added is not None:
             added.append(residual)
         return self._add_branch("mlp", x, normed, residual)
@@ -117,11 +121,12 @@ class OpenedBlock(nn.Module):
             normed: what the branch itself read.
             residual: the branch output after drop-path.
         """
-        x = apply(getattr(self, f"{branch}_shortcut"), stream) + residual
-        parallel = getattr(self, f"{branch}_parallel")
+        slots = self._modules
+        x = apply(slots[f"{branch}_shortcut"], stream) + residual
+        parallel = slots[f"{branch}_parallel"]
         if parallel is not None:
             x = x + parallel(stream)
-        parallel_normed = getattr(self, f"{branch}_parallel_normed")
+        parallel_normed = slots[f"{branch}_parallel_normed"]
         if parallel_normed is not None:
             x = x + parallel_normed(normed)
         return x
@@ -148,14 +153,13 @@ class OpenedAttention(nn.Module):
     def split_heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         """``(B, N, parts * D)`` to as many tensors ``(B, heads, N, d)``.
 
-        They are cut out one by one, as timm does not: the gradients then lie as the attention's
-        backward pass leaves them, and one concatenation joins them.
+        They are taken apart before tokens and heads change places, not after as in timm: the
+        gradients are then joined as the attention's backward pass leaves them.
         """
-        attention: Any = self
-        return tuple(
-            part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-            for part in projected.chunk(parts, dim=-1)
-        )
+        batch, tokens, _ = projected.shape
+        heads: Any = self.num_heads
+        split = projected.reshape(batch, tokens, parts, heads, -1)
+        return tuple(part.transpose(1, 2) for part in split.unbind(2))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, biases: list[Tensor]) -> Tensor:
         """softmax(q k^T / sqrt(d) + biases) v with the slots applied, ``(B, heads, N, d)``.
@@ -164,12 +168,14 @@ class OpenedAttention(nn.Module):
             biases: each added to the scores, ``(B or 1, heads or 1, N, N)`` or broadcast to it.
         """
         attention: Any = self
-        if self.keys_values is not None:
+        slots = self._modules
+        keys_values, attention_map = slots["keys_values"], slots["attention_map"]
+        if keys_values is not None:
             rows = k.shape[-2]
-            k, v = attention.keys_values(k, v)
+            k, v = keys_values(k, v)
             biases = [nn.functional.pad(bias, (0, k.shape[-2] - rows)) for bias in biases]
         probabilities = None
-        if self.attention_map is not None or not attention.fused_attn:
+        if attention_map is not None or not attention.fused_attn:
             scores = (q * attention.scale) @ k.transpose(-2, -1)
             for bias in biases:
                 scores = scores + bias
@@ -185,11 +191,12 @@ class OpenedAttention(nn.Module):
                 dropout_p=attention.attn_drop.p if self.training else 0.0,
                 scale=attention.scale,
             )
-        if self.attention_map is not None:
-            change = attention.attention_map(probabilities) - probabilities
+        if attention_map is not None:
+            change = attention_map(probabilities) - probabilities
             out = out + attention.attn_drop(change) @ v
-        if self.attention_parallel is not None:
-            out = out + attention.attention_parallel(q)
+        attention_parallel = slots["attention_parallel"]
+        if attention_parallel is not None:
+            out = out + attention_parallel(q)
         return cast(Tensor, out)
 
 
@@ -211,13 +218,15 @@ class OpenedLeaf(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The leaf's own output, changed by what is placed on it."""
         leaf: Any = self
-        x = apply(self.input, x)
-        if self.weight_update is None and self.bias_update is None:
+        slots = self._modules
+        weight_update, bias_update = slots["weight_update"], slots["bias_update"]
+        x = apply(slots["input"], x)
+        if weight_update is None and bias_update is None:
             y = super().forward(x)
         else:
-            weight = apply(self.weight_update, leaf.weight)
-            y = self._forward_with(x, weight, apply(self.bias_update, leaf.bias))
-        delta = self.delta
+            weight = apply(weight_update, leaf.weight)
+            y = self._forward_with(x, weight, apply(bias_update, leaf.bias))
+        delta = slots["delta"]
         return cast(Tensor, y if delta is None else delta(x, y))
 
     def _forward_with(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
