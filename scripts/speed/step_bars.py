@@ -205,7 +205,7 @@ def opened_vs_timm(settings: Settings) -> list[Row]:
 
 
 def _opened(plain: nn.Module, open_: Callable[[Backbone], None]) -> nn.Module:
-    """A copy with the same weights, not their copies: where these lie makes a few percent."""
+    """A copy that shares the weights, so that nothing but the classes differs."""
     model = copy.deepcopy(plain, {id(p): p for p in plain.parameters()})
     open_(block_map(model))
     return model

@@ -36,7 +36,7 @@ class Shift(MergeableModule):
     @torch.no_grad()
     def merge_into(self, leaf: nn.Module) -> None:
         if self.folds:
-            leaf.bias.add_(self.shift)  # type: ignore[operator,union-attr]
+            leaf.bias.add_(self.shift)  # type: ignore[operator,union-attr]  # a linear's
 
 
 @dataclass
@@ -90,7 +90,7 @@ class Miscounts(Honest):
 
 class Uncounted(Honest):
     def parameter_count(self, backbone: Backbone) -> int:
-        return None  # type: ignore[return-value]
+        return None  # type: ignore[return-value]  # the mistake itself
 
 
 class ReadsTooLate(Honest):

@@ -494,12 +494,12 @@ def test_photometric_distortion() -> None:
 
 def test_augmentation_leaves_global_generators_alone() -> None:
     torch.manual_seed(0)
-    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002  the global one
     for split in (ToyObjects(), ToyMaps()):
         split_loader = loader(split)
         split_loader.dataset[0, np.arange(len(split))]
     assert torch.equal(torch.get_rng_state(), state)
-    assert np.random.get_state()[1].tolist() == numpy_state  # noqa: NPY002
+    assert np.random.get_state()[1].tolist() == numpy_state  # noqa: NPY002  the global one
 
 
 EXTREME = [(1, 1), (4000, 50), (50, 4000), (5000, 1), (1, 7)]

@@ -190,10 +190,10 @@ def test_crops_come_from_the_resized_picture_and_half_are_flipped(split: Split) 
 
 def test_randaugment_leaves_global_generators_alone(split: Split) -> None:
     python_state = random.getstate()
-    numpy_state = np.random.get_state()[1].tolist()  # noqa: NPY002
+    numpy_state = np.random.get_state()[1].tolist()  # noqa: NPY002  the global one
     epoch(loader(split, RANDAUGMENT), 0)
     assert random.getstate() == python_state
-    assert np.random.get_state()[1].tolist() == numpy_state  # noqa: NPY002
+    assert np.random.get_state()[1].tolist() == numpy_state  # noqa: NPY002  the global one
 
 
 def test_every_randaugment_operation_works_at_its_strongest(split: Split) -> None:
