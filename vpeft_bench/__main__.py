@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 HELP = """\
@@ -28,8 +29,8 @@ examples
 """
 
 
-def main() -> int:
-    """Dispatch to a sub-command or a run; the process's exit status."""
+def _dispatch() -> int:
+    """Call a sub-command or a run; its exit status."""
     arguments = sys.argv[1:]
     if arguments and arguments[0] in ("-h", "--help", "help"):
         print_help()
@@ -76,6 +77,18 @@ def print_help() -> None:
         for group, names in choices_on_disk().items()
     ]
     print(HELP.format(groups="\n".join(lines) + "\n"), end="")
+
+
+def main() -> int:
+    """The process's exit status; no traceback where the output's reader leaves (``| head``)."""
+    try:
+        status = _dispatch()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes once more at its end, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
 
 
 if __name__ == "__main__":

@@ -205,7 +205,10 @@ def _read(source: WeightsSource) -> dict[str, torch.Tensor]:
         return dict(torch.load(source.path, map_location="cpu", weights_only=True))
     except UNREADABLE as error:
         reason = str(error).partition("\n")[0]
-        raise WeightsMismatchError(f"{source.path} cannot be read as weights: {reason}") from error
+        raise WeightsMismatchError(
+            f"{source.path} cannot be read as weights: {reason} (an incomplete copy? fetch it "
+            "again; *.safetensors is read as such, all else by torch.load)"
+        ) from error
 
 
 def _to_timm_names(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
