@@ -173,7 +173,7 @@ def test_every_truncation_is_noticed(record: RunRecord, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        (["schema_version"], 5, "schema version 5; this code reads 1 to 4"),
+        (["schema_version"], 6, "schema version 6; this code reads 1 to 5"),
         (["schema_version"], 0, "schema version 0"),
         (["schema_version"], None, "schema version None"),
         (["schema_version"], True, "schema version True"),

@@ -29,6 +29,7 @@ from vpeft_bench.errors import (
     NotMergeableError,
     NotSelectedError,
 )
+from vpeft_bench.files import replacing
 from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.data_pass import BatchData, Selection, SelectionData, same_selection
 from vpeft_bench.methods.registry import build_method
@@ -255,9 +256,8 @@ class Attached:
         self._require_selected()
         tensors = {name: t.detach().cpu().contiguous() for name, t in self._stored().items()}
         path = Path(path)
-        temporary = path.with_name(f"{path.name}.tmp")
-        save_file(tensors, temporary, metadata={HEADER_KEY: self._header_text()})
-        os.replace(temporary, path)  # whole or not at all
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={HEADER_KEY: self._header_text()})
         return path.stat().st_size
 
     def stored_bytes(self) -> int:

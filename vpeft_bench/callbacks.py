@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from vpeft_bench.attachment import Attached
+from vpeft_bench.files import replacing, write_atomically
 from vpeft_bench.loggers import Sink
 from vpeft_bench.metric_names import TITLES
 from vpeft_bench.tasks.base import Task
@@ -180,7 +180,7 @@ class Curves(pl.Callback):
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.curves)
         writer.writerows(zip(*self.curves.values(), strict=True))
-        write_atomically(self.path, text.getvalue().encode())
+        write_atomically(self.path, text.getvalue().encode(), durable=False)
 
 
 class EpochCheckpoint(pl.Callback):
@@ -203,11 +203,8 @@ class EpochCheckpoint(pl.Callback):
         start = time.perf_counter()
         if start < self._not_before and not last:
             return
-        temporary = self.path.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # a power cut must not leave an empty file under the name
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            trainer.save_checkpoint(temporary)
         end = time.perf_counter()
         self._not_before = end + (end - start) / self.SHARE
 
@@ -276,10 +273,3 @@ class ProgressBar(pl.Callback):
         """Give the terminal back before anything else is printed."""
         if self.progress is not None:
             self.progress.stop()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside ``path``, then rename over it."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

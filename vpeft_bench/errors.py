@@ -53,6 +53,29 @@ class MissingDataError(ProblemsError):
     """A data set is not on disk, or not in the layout it should have."""
 
 
+class UnsoundDataError(ProblemsError):
+    """A data set can be read, but a result on it could not mean what it says."""
+
+
+class DivergedError(VpeftBenchError):
+    """A loss, weight, gradient norm or metric is not finite, and training was ended.
+
+    Attributes:
+        quantity: what is not finite: ``loss``, ``gradient norm``, ``weight NAME``, ``metric NAME``.
+        epoch: in which it happened, from 1.
+        step: batch of that epoch, from 1; 0 where it was found between steps.
+    """
+
+    def __init__(self, quantity: str, epoch: int, step: int) -> None:
+        self.quantity, self.epoch, self.step = quantity, epoch, step
+        where = f"epoch {epoch}, step {step}" if step else f"epoch {epoch}"
+        super().__init__(f"diverged: the {quantity} is not finite in {where}")
+
+    def __reduce__(self) -> tuple[type[DivergedError], tuple[str, int, int]]:
+        """Pickled with what its constructor takes."""
+        return type(self), (self.quantity, self.epoch, self.step)
+
+
 class MissingWeightsError(ProblemsError):
     """Pretrained weights are neither on disk nor to be had from the hub."""
 

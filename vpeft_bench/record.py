@@ -19,7 +19,7 @@ from vpeft_bench.environment import Git, require_utc
 from vpeft_bench.errors import Problem
 from vpeft_bench.metric_names import TITLES
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 RECORD_NAME = "record.json"
 
 
@@ -168,6 +168,21 @@ class FrozenFeatures:
 
 
 @dataclass(frozen=True)
+class Diverged:
+    """What was no longer finite, and when.
+
+    Attributes:
+        quantity: ``loss``, ``gradient norm``, ``weight NAME`` or ``metric NAME``.
+        epoch: in which it happened, from 1.
+        step: batch of that epoch, from 1; 0 where it was found between steps.
+    """
+
+    quantity: str
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
 class Happened:
     """What the run did; every field of a run that died early may stay null.
 
@@ -184,6 +199,10 @@ class Happened:
         peak_memory_bytes: peak of allocated accelerator memory, bytes.
         peak_memory_note: why ``peak_memory_bytes`` is null.
         resumed: how often the run was taken up again after an interruption.
+        train_loss: mean loss of the last epoch.
+        diverged: what was no longer finite, for a run that failed by that.
+        checksums: ``sha256:`` and digest, by name, of each file beside the record that it vouches
+            for.
     """
 
     last_epoch: Metrics | None = None
@@ -197,6 +216,9 @@ class Happened:
     peak_memory_bytes: int | None = None
     peak_memory_note: str | None = None
     resumed: int = 0
+    train_loss: float | None = None
+    diverged: Diverged | None = None
+    checksums: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -207,11 +229,13 @@ class Weights:
         source: file or hub name they came from; null for random weights.
         fingerprint: hash of their values.
         label: what kind they are.
+        identity: what of them belongs to the run's identity; null in records that did not say.
     """
 
     source: str | None
     fingerprint: str | None
     label: WeightsLabel
+    identity: str | None = None
 
 
 @dataclass(frozen=True)
@@ -232,6 +256,28 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class DataFacts:
+    """What was counted in the data set before training.
+
+    Attributes:
+        pictures: number of pictures by split.
+        classes: number of classes.
+        counts: further numbers by split, then by what is counted: ``classes`` that occur,
+            ``objects``, ``ignored_objects``, ``pixels``, ``ignored_pixels``; label maps are counted
+            in a sample, whose size is ``sampled``.
+        image_format: ``jpeg``, ``png``, ...; ``array`` where pictures are rendered; several are
+            joined by ``+``.
+        pixels: by split, the hash of the decoded pixels of a seeded sample.
+    """
+
+    pictures: dict[str, int] = field(default_factory=dict)
+    classes: int | None = None
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    image_format: str | None = None
+    pixels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Where:
     """Circumstances of the run. The first five fields come from `environment`.
 
@@ -246,6 +292,7 @@ class Where:
         started: ISO 8601, UTC.
         finished: ISO 8601, UTC.
         data_fingerprint: hash of the data set as it was read.
+        data: what was counted in it.
         weights: what the backbone started from.
         preprocessing: what the images went through.
 
@@ -263,6 +310,7 @@ class Where:
     device: str | None = None
     threads: int | None = None
     data_fingerprint: str | None = None
+    data: DataFacts | None = None
     weights: Weights | None = None
     preprocessing: Preprocessing | None = None
 
@@ -420,8 +468,22 @@ def _from_version_3(raw: dict[str, Any]) -> dict[str, Any]:
     return raw | {"schema_version": 4}
 
 
+def _from_version_4(raw: dict[str, Any]) -> dict[str, Any]:
+    """Version 4 counted nothing in its data, and vouched for no file beside it."""
+    happened, where = raw.get("happened"), raw.get("where")
+    if isinstance(happened, dict):
+        happened.setdefault("train_loss", None)
+        happened.setdefault("diverged", None)
+        happened.setdefault("checksums", {})
+    if isinstance(where, dict):
+        where.setdefault("data", None)
+        if isinstance(where.get("weights"), dict):
+            where["weights"].setdefault("identity", None)
+    return raw | {"schema_version": 5}
+
+
 _ACCURACIES = ("top1", "mean_per_class_accuracy")
-_UPGRADES = (_from_version_1, _from_version_2, _from_version_3)
+_UPGRADES = (_from_version_1, _from_version_2, _from_version_3, _from_version_4)
 
 
 def _parse(text: str, path: Path) -> RunRecord:

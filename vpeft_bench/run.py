@@ -39,6 +39,7 @@ from vpeft_bench.build import (
 from vpeft_bench.callbacks import Curves, EpochCheckpoint, MethodSteps, ProgressBar, StepSeed
 from vpeft_bench.config import FeatureCache, Precision, Protocol, RunConfig, config_hash, plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
+from vpeft_bench.data.inspection import Inspection, inspect
 from vpeft_bench.environment import environment, processor_name, utc_now
 from vpeft_bench.errors import ConfigError, Problem
 from vpeft_bench.feature_cache import (
@@ -105,8 +106,8 @@ def run(config: RunConfig, console: Console) -> Outcome:
     # method than its value.
     config = replace(config, method={"name": method.name, **method.options()})
     dataset = open_dataset(config.data)
-    weights = weights_source(config.backbone.weights, config.backbone.model)
-    hash_ = config_hash(config, dataset.fingerprint, weights.identity())
+    weights = weights_source(config.backbone.weights, config.backbone.model).identity()
+    hash_ = config_hash(config, dataset.fingerprint, weights)
     directory = records.run_directory(
         Path(config.results_dir),
         config.protocol.name.value,
@@ -128,7 +129,9 @@ def run(config: RunConfig, console: Console) -> Outcome:
                     (directory / name).unlink(missing_ok=True)
             elif (done := _finished(directory)) is not None:
                 return Outcome(Result.SKIPPED, directory, done, "a finished record exists")
-            return _Run(config, dataset, hash_, directory, console).execute()
+            inspection = inspect(dataset, config.data)
+            inspection.require_sound()
+            return _Run(config, dataset, inspection, weights, hash_, directory, console).execute()
     except Timeout:
         return Outcome(Result.BUSY, directory, None, "another process is working on this run")
 
@@ -158,10 +161,18 @@ class _Run:
     """The story of one run, and what has become known of it so far."""
 
     def __init__(
-        self, config: RunConfig, dataset: Dataset, hash_: str, directory: Path, console: Console
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        inspection: Inspection,
+        weights_identity: str,
+        hash_: str,
+        directory: Path,
+        console: Console,
     ) -> None:
         self.config = config
         self.dataset = dataset
+        self.weights_identity = weights_identity
         self.hash = hash_
         self.directory = directory
         self.console = console
@@ -170,8 +181,11 @@ class _Run:
         self.environment = environment()  # now: the checkout may change during a long run
         self.curves = Curves(directory / "metrics.csv", [])
         self.happened: dict[str, Any] = {}
-        self.where: dict[str, Any] = {"data_fingerprint": dataset.fingerprint}
-        self.labels: list[str] = []
+        self.where: dict[str, Any] = {
+            "data_fingerprint": dataset.fingerprint,
+            "data": inspection.facts,
+        }
+        self.labels: list[str] = list(inspection.notices)
 
     def execute(self) -> Outcome:
         """Run to the end, and record how it ended."""
@@ -195,6 +209,8 @@ class _Run:
         return Outcome(Result.FAILED, self.directory, record, error or "")
 
     def _execute(self) -> tuple[Model, Task]:
+        for notice in self.labels:
+            self.console.print(f"note: {notice}", highlight=False, markup=False, soft_wrap=True)
         _quiet_lightning()
         _quick_device_checks()
         keep_freed_memory()
@@ -410,7 +426,10 @@ class _Run:
         if published is not None and published != here:
             self.labels.append(f"test split of {here:,} images, published {published:,}")
         self.where["weights"] = records.Weights(
-            None if random else backbone.source.name, attached.base_fingerprint(), label
+            None if random else backbone.source.name,
+            attached.base_fingerprint(),
+            label,
+            self.weights_identity,
         )
         self.where["preprocessing"] = records.Preprocessing(
             list(preprocessing.mean),
@@ -456,6 +475,7 @@ class _Run:
             peak_memory_bytes=known.get("peak_memory_bytes"),
             peak_memory_note=known.get("peak_memory_note"),
             resumed=curves.resumed,
+            train_loss=_finite(curves.curves["train_loss"][-1]) if curves.curves else None,
         )
         where = records.Where(
             **self.environment, started=self.started, finished=utc_now(), **self.where

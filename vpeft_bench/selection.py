@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from vpeft_bench.config import Protocol, RunConfig
 from vpeft_bench.data.dataset import Dataset
 from vpeft_bench.data.loading import Preprocessing, build_loader
 from vpeft_bench.data.splits import LabelledSplit
+from vpeft_bench.files import replacing
 
 SELECTION = "selection.safetensors"
 
@@ -99,8 +99,8 @@ def select(attached: Attached, data: RunData, directory: Path) -> None:
         attached.place_selection(load_file(path, device=str(data.device)))
         return
     attached.select(data)
-    temporary = path.with_suffix(".tmp")
-    save_file({n: t.cpu().contiguous() for n, t in (attached.selection or {}).items()}, temporary)
-    os.replace(temporary, path)
+    selection = attached.selection or {}
+    with replacing(path) as temporary:
+        save_file({n: t.cpu().contiguous() for n, t in selection.items()}, temporary)
     if data.resume_path is not None:
         data.resume_path.unlink(missing_ok=True)

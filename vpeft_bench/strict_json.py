@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import types
 import typing
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from vpeft_bench.errors import Problem, RecordError
+from vpeft_bench.files import write_atomically
 
 
 class Versioned(Protocol):
@@ -52,23 +51,7 @@ def write(value: Versioned, path: Path, parse: Callable[[str, Path], object]) ->
         raise RecordError(path, f"not written, a value is not JSON: {error}") from error
     parse(text, path)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(f"{text}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    # The new name is an entry of the directory, which needs a sync of its own.
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    write_atomically(path, f"{text}\n".encode())
 
 
 def read_text(path: Path) -> str:

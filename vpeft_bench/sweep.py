@@ -16,6 +16,7 @@ from rich.table import Table
 
 from vpeft_bench.config import Protocol, typed
 from vpeft_bench.errors import ProblemsError
+from vpeft_bench.files import write_atomically
 from vpeft_bench.metric_names import TITLES
 from vpeft_bench.record import Metrics, leaderboard_command
 
@@ -38,7 +39,6 @@ def run_job(job: Job, config: DictConfig, console: Console) -> float | None:
         The headline metric of the last epoch, percent, under ``protocol=select``; else None.
     """
     from vpeft_bench import validation
-    from vpeft_bench.callbacks import write_atomically
     from vpeft_bench.run import Outcome, run
 
     def note(result: str, reason: str, record: str | None, last: Metrics | None) -> None:

@@ -30,6 +30,7 @@ from vpeft_bench.errors import (
     RecordError,
     VpeftBenchError,
 )
+from vpeft_bench.files import write_atomically
 from vpeft_bench.launch import EXIT_FAILED, Command, SingleJob
 from vpeft_bench.launch import main as launch
 from vpeft_bench.purpose import Purpose
@@ -180,9 +181,8 @@ def _measure_job(job: sweep.Job, config: DictConfig, console: Console) -> None:
     """One combination of a sweep; whatever goes wrong, the next one gets its turn."""
 
     def note(name: str, outcome: dict[str, Any]) -> None:
-        temporary = job.directory / f"{name}.tmp"
-        temporary.write_text(json.dumps({"overrides": job.overrides, **outcome}, indent=1))
-        os.replace(temporary, job.directory / name)
+        content = json.dumps({"overrides": job.overrides, **outcome}, indent=1)
+        write_atomically(job.directory / name, content.encode())
 
     job.directory.mkdir(parents=True, exist_ok=True)
     note(sweep.JOB, {"result": "died", "reason": "the process ended abruptly", "card": None})

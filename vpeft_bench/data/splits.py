@@ -158,6 +158,8 @@ class Dataset:
         fingerprint: sha256 of the contents of its lists, or of the generator's identity.
         splits: ``train``, ``val``, ``trainval`` (the two joined) and ``test``.
         class_names: one name per class where the data set comes with them.
+        notices: what its reader left out or changed, and what else belongs beside every result on
+            it, one short clause each.
     """
 
     name: str
@@ -165,6 +167,7 @@ class Dataset:
     fingerprint: str
     splits: Mapping[str, Split]
     class_names: tuple[str, ...] | None = None
+    notices: tuple[str, ...] = ()
 
     @property
     def task(self) -> str:

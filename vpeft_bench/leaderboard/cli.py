@@ -12,6 +12,7 @@ from rich.console import Console
 
 from vpeft_bench.cost.card import find as find_cards
 from vpeft_bench.errors import Problem
+from vpeft_bench.files import write_atomically
 from vpeft_bench.formats import Row, shortest, to_csv, to_markdown
 from vpeft_bench.leaderboard.benchmarks import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.cards import Joined, Measurement, chosen, collect_cards, join
@@ -273,7 +274,7 @@ def _write(
     }
     for path, text in texts.items():
         # A lone surrogate in some error message must not keep the table from being written.
-        path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+        write_atomically(path, text.encode(errors="backslashreplace"))
     return list(texts)
 
 

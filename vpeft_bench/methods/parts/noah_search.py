@@ -10,7 +10,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.errors import NotSelectedError
+from vpeft_bench.files import replacing
 from vpeft_bench.methods.base import option
 from vpeft_bench.methods.data_pass import SelectionData, evaluating
 from vpeft_bench.methods.parts.subnetwork import PARTS, Subnetwork, Widths, live_parameters
@@ -157,9 +157,8 @@ class Progress:
             return
         scores = json.dumps(list(self.scores.items()))
         header = {"search": self.of, "epochs": str(self.epochs), "scores": scores}
-        temporary = self.path.with_name(f"{self.path.name}.tmp")
-        save_file({n: t.cpu().contiguous() for n, t in self.tensors.items()}, temporary, header)
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            save_file({n: t.cpu().contiguous() for n, t in self.tensors.items()}, temporary, header)
         self._saved = time.monotonic()
 
 
