@@ -10,9 +10,14 @@ from vpeft_bench.files import replacing, set_aside, sha256, sweep_temporary, wri
 def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "kept.txt"
     write_atomically(path, b"old")
-    with pytest.raises(RuntimeError, match="half-way"), replacing(path) as temporary:
-        temporary.write_bytes(b"ne")
-        raise RuntimeError("half-way")
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"ne")
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        fail()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
