@@ -62,10 +62,10 @@ class ToyObjects(ObjectSplit):
         for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
             mask[top:bottom, left:right] = True
         return Objects(
-            boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
             labels=np.arange(len(boxes), dtype=np.int64),
             ignored=np.arange(len(boxes)) == 2,
-            areas=masks.sum(axis=(1, 2)).astype(np.float32),
+            areas=masks.sum(axis=(1, 2)).astype(np.float64),
             masks=masks if self.masks else None,
         )
 
@@ -290,9 +290,22 @@ def test_pictures_without_objects_have_empty_targets() -> None:
             "ignored": (0,),
             "areas": (0,),
             "masks": (0, 25, 25),
-        }
+        } | ({} if train else {"rank": ()})
+        real = torch.float32 if train else torch.float64
         dtypes = [target[name].dtype for name in ("boxes", "labels", "ignored", "areas", "masks")]
-        assert dtypes == [torch.float32, torch.int64, torch.bool, torch.float32, torch.uint8]
+        assert dtypes == [real, torch.int64, torch.bool, real, torch.uint8]
+
+
+def test_evaluation_knows_the_order_of_ids() -> None:
+    class Numbered(ToyObjects):
+        def image_ids(self) -> list[int | str] | None:
+            return [30, 4, 100, "a", *range(200, 200 + len(self) - 4)]
+
+    split = Numbered()
+    targets = [loader(split, train=False).dataset[0, np.array([n])][1][0] for n in range(4)]
+    assert [int(target["rank"]) for target in targets] == [1, 0, 2, 8]
+    plain = [loader(ToyObjects(), train=False).dataset[0, np.array([n])][1][0] for n in range(4)]
+    assert [int(target["rank"]) for target in plain] == [0, 1, 2, 3]
 
 
 def test_flips_move_picture_boxes_and_masks_together() -> None:

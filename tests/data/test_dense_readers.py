@@ -105,7 +105,7 @@ def test_real_coco(config_dir: Path, shared_data: Path) -> None:
     trainval = object_split(dataset, "trainval")
     [empty] = [i for i in range(26) if len(trainval.objects(i).labels) == 0]
     objects = trainval.objects(empty)
-    assert (objects.boxes.shape, objects.boxes.dtype) == ((0, 4), np.float32)
+    assert (objects.boxes.shape, objects.boxes.dtype) == ((0, 4), np.float64)
     assert objects.masks is not None
     assert objects.masks.shape[0] == 0
 
@@ -278,21 +278,25 @@ def test_coco_boxes_classes_and_ignored_regions(make_coco: MakeCoco) -> None:
         annotation(0, 4, ignore=1, iscrowd=0, segmentation=SQUARE),
         annotation(0, 4, difficult=True),
         annotation(0, 4, bbox=[3, 3, 0, 5]),
-        annotation(0, 4, bbox=[600.5, 3, 1e-6, 5]),
+        annotation(0, 4, bbox=[600.5, 3, 1e-6, 5], segmentation=SQUARE),
         annotation(0, 4, bbox=[3, 3, 0.5, 0.25], segmentation=SQUARE),
     ]
     dataset = read_coco(make_coco(make_coco.content(annotations=annotations)))
-    assert dataset.class_names == ("cat", "dog")  # ids 4 and 9
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.category_ids == (4, 9)
     split = object_split(dataset, "trainval")
     objects = split.objects(0)
-    assert objects.labels.tolist() == [1, 0, 0, 0, 0]  # without those that have no area
-    assert objects.ignored.tolist() == [False, True, True, True, False]
+    assert objects.labels.tolist() == [1, 0, 0, 0, 0, 0]  # without the one that has no area
+    assert objects.ignored.tolist() == [False, True, True, True, False, False]
+    assert objects.crowds is not None
+    assert objects.crowds.tolist() == [False, True, False, False, False, False]  # COCO's own flag
     np.testing.assert_array_equal(objects.boxes[0], [0.5, 1.25, 10.5, 21.25])
-    np.testing.assert_array_equal(objects.areas, [77.5, 200, 200, 200, 0.125])
+    np.testing.assert_array_equal(objects.boxes[4], [600.5, 3, 600.5 + 1e-6, 8])
+    np.testing.assert_array_equal(objects.areas, [77.5, 200, 200, 200, 5 * 1e-6, 0.125])
     # The crowd without a mask does not keep the others from having theirs; it fills its box.
     assert split.has_masks
     assert objects.masks is not None
-    assert objects.masks.sum(axis=(1, 2)).tolist() == [100, 200, 100, 200, 100]
+    assert objects.masks.sum(axis=(1, 2)).tolist() == [100, 200, 100, 200, 100, 100]
     assert objects.masks[1, 2:22, 1:11].all()
     assert len(split.objects(1).labels) == 0
 
@@ -621,6 +625,9 @@ def test_label_maps_hold_indices(masks: DataConfig) -> None:
     values = [np.unique(split.label_map(i)).tolist() for i in range(3)]
     assert values == [[IGNORED_LABEL], [0], [1]]
     assert np.unique(map_split(dataset, "test").label_map(0)).tolist() == [IGNORED_LABEL]
+    # and back to what a file would hold
+    written = split.file_values(np.array([[0, 1, IGNORED_LABEL]], dtype=np.uint8))
+    assert (written.dtype, written.tolist()) == (np.uint8, [[1, 2, IGNORED_LABEL]])
 
 
 def test_bad_label_maps_are_named_when_read(masks: DataConfig) -> None:

@@ -119,7 +119,7 @@ def test_truth_is_consistent() -> None:
                 assert (left, right) == (columns.min(), columns.max() + 1)
                 assert (top, bottom) == (rows.min(), rows.max() + 1)
             arrays = (truth.boxes, truth.labels, truth.areas, truth.masks)
-            assert [array.dtype for array in arrays] == ["float32", "int64", "float32", "bool"]
+            assert [array.dtype for array in arrays] == ["float64", "int64", "float64", "bool"]
 
 
 @pytest.mark.parametrize("name", ["train", "val", "test"])

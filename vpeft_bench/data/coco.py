@@ -44,7 +44,8 @@ from vpeft_bench.errors import Problem, VpeftBenchError
 
 TABLES = ("images", "annotations", "categories")
 IGNORED_FIELDS = ("iscrowd", "ignore", "difficult")
-"""An annotation in which one of these is set is neither trained on nor counted as missed."""
+"""An annotation in which one of these is set is not trained on; nor is it counted as missed, but
+that COCO's metric, like COCO's own code, leaves out those with ``iscrowd`` alone."""
 
 Id = int | str
 Record = Mapping[str, Any]
@@ -72,6 +73,7 @@ class _Annotated:
     corners: tuple[float, float, float, float]
     label: int
     ignored: bool
+    crowd: bool
     area: float
     outline: Outline | None
 
@@ -81,12 +83,16 @@ class CocoPicture(ObjectFile):
     """A picture, its boxes and their masks.
 
     Attributes:
+        id: in its JSON file.
         size: width and height, pixels.
         outlines: of every object; None where it has no mask.
+        crowds: (N,) bool: COCO's own code leaves these out and no others that are ignored.
     """
 
+    id: Id
     size: tuple[int, int]
     outlines: tuple[Outline | None, ...]
+    crowds: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +123,13 @@ class CocoSplit(FileObjects):
         """
         picture = self.pictures[index]
         drawn = _draw(picture) if masks and self.has_masks else None
-        return Objects(picture.boxes, picture.labels, picture.ignored, picture.areas, drawn)
+        return Objects(
+            picture.boxes, picture.labels, picture.ignored, picture.areas, drawn, picture.crowds
+        )
+
+    def image_ids(self) -> list[Id]:
+        """The id of every picture in its JSON file."""
+        return [picture.id for picture in self.pictures]
 
 
 def read_coco(config: DataConfig) -> Dataset:
@@ -159,6 +171,7 @@ def read_coco(config: DataConfig) -> Dataset:
         fingerprint=fingerprint(contents),
         splits={name: CocoSplit(split, has_masks) for name, split in pictures.items()},
         class_names=tuple(categories.values()),
+        category_ids=tuple(categories),
     )
 
 
@@ -307,6 +320,7 @@ def _annotated(record: Record, labels: Mapping[Id, int], image: Record) -> _Anno
         corners=(left, top, left + width, top + height),
         label=labels[category],
         ignored=any(map(record.get, IGNORED_FIELDS)),
+        crowd=bool(record.get("iscrowd")),
         area=area,
         outline=_outline(record.get("segmentation"), image),
     )
@@ -383,7 +397,7 @@ def _decompressed(text: str) -> list[int]:
 
 def _picture(image: Record, annotations: Sequence[_Annotated], images: Path) -> CocoPicture:
     """One picture and its objects: those whose boxes have no area are left out."""
-    boxes = np.array([item.corners for item in annotations], dtype=np.float32).reshape(-1, 4)
+    boxes = np.array([item.corners for item in annotations], dtype=np.float64).reshape(-1, 4)
     (has_area,) = np.nonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
     kept = [annotations[index] for index in has_area.tolist()]
     return CocoPicture(
@@ -392,9 +406,11 @@ def _picture(image: Record, annotations: Sequence[_Annotated], images: Path) -> 
         boxes=boxes[has_area],
         labels=np.array([item.label for item in kept], dtype=np.int64),
         ignored=np.array([item.ignored for item in kept], dtype=np.bool_),
-        areas=np.array([item.area for item in kept], dtype=np.float32),
+        areas=np.array([item.area for item in kept], dtype=np.float64),
+        id=image["id"],
         size=(image["width"], image["height"]),
         outlines=tuple(item.outline for item in kept),
+        crowds=np.array([item.crowd for item in kept], dtype=np.bool_),
     )
 
 

@@ -60,18 +60,18 @@ class ObjectFile:
     Attributes:
         name: as in its list.
         path: the file.
-        boxes: (N, 4) float32 left, top, right, bottom; see :class:`Objects`.
+        boxes: (N, 4) float64 left, top, right, bottom; see :class:`Objects`.
         labels: (N,) int64 classes from 0.
         ignored: (N,) bool.
-        areas: (N,) float32 pixels.
+        areas: (N,) float64 pixels.
     """
 
     name: str
     path: str
-    boxes: NDArray[np.float32]
+    boxes: NDArray[np.float64]
     labels: NDArray[np.int64]
     ignored: NDArray[np.bool_]
-    areas: NDArray[np.float32]
+    areas: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +93,10 @@ class FileObjects(ObjectSplit):
     def image(self, index: int) -> Image.Image:
         """Picture ``index`` as 8-bit RGB; raises VpeftBenchError where it cannot be decoded."""
         return read_picture(self.pictures[index].path)
+
+    def file(self, index: int) -> str:
+        """The path of picture ``index``."""
+        return self.pictures[index].path
 
     def objects(self, index: int, masks: bool = True) -> Objects:
         """The objects of picture ``index``, which have no masks."""
@@ -137,6 +141,10 @@ class FileMaps(LabelMapSplit):
         """Picture ``index`` as 8-bit RGB; raises VpeftBenchError where it cannot be decoded."""
         return read_picture(self.pictures[index].path)
 
+    def file(self, index: int) -> str:
+        """The path of picture ``index``."""
+        return self.pictures[index].path
+
     def label_map(self, index: int) -> NDArray[np.uint8]:
         """(H, W) classes from 0 of picture ``index``; ``IGNORED_LABEL`` where there is none.
 
@@ -157,6 +165,12 @@ class FileMaps(LabelMapSplit):
             return values
         # In 8 bits 0 - 1 is 255: without a class, as it should be.
         return np.where(values == IGNORED_LABEL, values, values - np.uint8(1))
+
+    def file_values(self, label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A map of classes from 0 as the data set's own files would hold it."""
+        if not self.zero_is_ignored:
+            return label_map
+        return np.where(label_map == IGNORED_LABEL, label_map, label_map + np.uint8(1))
 
 
 def _read_values(picture: MapFile) -> NDArray[np.uint8]:

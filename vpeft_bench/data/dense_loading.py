@@ -60,10 +60,12 @@ def build_dense_loader(
     """Batches of ``(images, targets)``, two lists of equal length.
 
     Images are (3, h, w) uint8. The target of a picture with n objects is a dict of ``boxes`` (n, 4)
-    float32 as in :class:`~vpeft_bench.data.splits.Objects`, ``labels`` (n,) int64 from 0,
-    ``ignored`` (n,) bool, ``areas`` (n,) float32 and, where wanted and there, ``masks``
-    (n, h, w) uint8. Training leaves out ignored objects and boxes narrower than a pixel, which may
-    leave none.
+    as in :class:`~vpeft_bench.data.splits.Objects`, ``labels`` (n,) int64 from 0, ``ignored``
+    (n,) bool, ``areas`` (n,) and, where wanted and there, ``masks`` (n, h, w) uint8. Training
+    leaves out ignored objects and boxes narrower than a pixel, which may leave none, and has boxes
+    and areas in float32; evaluation has them in float64, and adds ``crowds`` (n,) bool where there
+    are any, and ``rank`` (), the place of the picture by its id: COCO's metric takes equal scores
+    in this order.
 
     The target of segmentation is a (H, W) uint8 label map: in training of the picture's size, which
     is ``input.crop`` squared; in evaluation of the original size, while the picture is resized to
@@ -125,6 +127,7 @@ class _Batches(TorchDataset[DenseBatch]):
         self.crops = train and isinstance(split, LabelMapSplit)
         self.in_memory = self._estimated_bytes() <= cache_gib * 2**30
         self._memory: list[Decoded] | None = None
+        self._ranks = [] if train else _ranks(split)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -183,7 +186,10 @@ class _Batches(TorchDataset[DenseBatch]):
             _check_size(index, image, "masks", objects.masks.shape[1:])
             target["masks"] = torch.tensor(objects.masks, dtype=torch.uint8)
         if not self.train:
-            return image, target
+            if objects.crowds is not None:
+                target["crowds"] = torch.tensor(objects.crowds)
+            return image, target | {"rank": torch.tensor(self._ranks[index])}
+        target |= {name: target[name].float() for name in ("boxes", "areas")}
         sides = target["boxes"][:, 2:] - target["boxes"][:, :2]
         usable = ~target["ignored"] & (sides >= 1).all(dim=1)
         target = {name: values[usable] for name, values in target.items()}
@@ -211,6 +217,18 @@ class _Batches(TorchDataset[DenseBatch]):
 
     def _rng(self, epoch: int, index: int) -> Generator:
         return np.random.default_rng([self.seed, epoch, index])
+
+
+def _ranks(split: ObjectSplit | LabelMapSplit) -> list[int]:
+    """The place of each picture of a split by its id, and without ids by its index."""
+    ids = split.image_ids() if isinstance(split, ObjectSplit) else None
+    if ids is None:
+        return list(range(len(split)))
+    order = sorted(range(len(ids)), key=lambda index: (type(ids[index]).__name__, ids[index]))
+    ranks = [0] * len(ids)
+    for rank, index in enumerate(order):
+        ranks[index] = rank
+    return ranks
 
 
 def _check_size(index: int, image: Image.Image | Tensor, what: str, size: tuple[int, ...]) -> None:

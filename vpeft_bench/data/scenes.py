@@ -88,12 +88,12 @@ def objects(instances: NDArray[np.uint8], classes: NDArray[np.uint8], with_masks
     """
     labels = classes[classes != NO_CLASS].astype(np.int64)
     masks = instances == np.arange(1, len(labels) + 1)[:, None, None]
-    boxes = np.array([_box(mask) for mask in masks], dtype=np.float32)
+    boxes = np.array([_box(mask) for mask in masks], dtype=np.float64)
     return Objects(
         boxes=boxes.reshape(-1, 4),
         labels=labels,
         ignored=np.zeros(len(labels), dtype=np.bool_),
-        areas=masks.sum(axis=(1, 2)).astype(np.float32),
+        areas=masks.sum(axis=(1, 2)).astype(np.float64),
         masks=masks if with_masks else None,
     )
 

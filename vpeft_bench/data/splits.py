@@ -34,6 +34,10 @@ class Split(ABC):
     def image(self, index: int) -> Image.Image:
         """Picture ``index`` as 8-bit RGB, at its own size."""
 
+    def file(self, index: int) -> str | None:
+        """The path of picture ``index``; None where it is rendered."""
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledSplit(Split):
@@ -60,20 +64,22 @@ class Objects:
     """The objects of one picture, N of them (0 is allowed).
 
     Attributes:
-        boxes: (N, 4) float32 left, top, right, bottom in pixels, from 0 at the picture's corner;
+        boxes: (N, 4) float64 left, top, right, bottom in pixels, from 0 at the picture's corner;
             the right and bottom edges are exclusive.
         labels: (N,) int64 classes from 0.
         ignored: (N,) bool: regions that are neither trained on nor counted as missed (COCO's
             crowds, Pascal VOC's difficult objects).
-        areas: (N,) float32 pixels, by which COCO's metric tells small from large.
+        areas: (N,) float64 pixels, by which COCO's metric tells small from large.
         masks: (N, H, W) bool, or None where the data set has none.
+        crowds: (N,) bool: those of the ignored that COCO's metric leaves out; None: all of them.
     """
 
-    boxes: NDArray[np.float32]
+    boxes: NDArray[np.float64]
     labels: NDArray[np.int64]
     ignored: NDArray[np.bool_]
-    areas: NDArray[np.float32]
+    areas: NDArray[np.float64]
     masks: NDArray[np.bool_] | None = None
+    crowds: NDArray[np.bool_] | None = None
 
 
 class ObjectSplit(Split):
@@ -90,6 +96,10 @@ class ObjectSplit(Split):
     def objects(self, index: int, masks: bool = True) -> Objects:
         """The objects of picture ``index``; without their masks where they are not wanted."""
 
+    def image_ids(self) -> list[int | str] | None:
+        """The id of every picture in its annotation file; None where it has none."""
+        return None
+
 
 class LabelMapSplit(Split):
     """Pictures and a class for every pixel."""
@@ -99,6 +109,10 @@ class LabelMapSplit(Split):
     @abstractmethod
     def label_map(self, index: int) -> NDArray[np.uint8]:
         """(H, W) classes from 0 of picture ``index``; ``IGNORED_LABEL`` where there is none."""
+
+    def file_values(self, label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A map of classes from 0 as the data set's own files would hold it."""
+        return label_map
 
 
 def read_picture(path: str) -> Image.Image:
@@ -130,6 +144,10 @@ class FileSplit(LabelledSplit):
         """Picture ``index`` as 8-bit RGB; raises VpeftBenchError where it cannot be decoded."""
         return read_picture(self.paths[index])
 
+    def file(self, index: int) -> str:
+        """The path of picture ``index``."""
+        return self.paths[index]
+
 
 @dataclass(frozen=True, eq=False)
 class ArraySplit(LabelledSplit):
@@ -158,6 +176,7 @@ class Dataset:
         fingerprint: sha256 of the contents of its lists, or of the generator's identity.
         splits: ``train``, ``val``, ``trainval`` (the two joined) and ``test``.
         class_names: one name per class where the data set comes with them.
+        category_ids: one id per class where its annotation files have them.
         notices: what its reader left out or changed, and what else belongs beside every result on
             it, one short clause each.
     """
@@ -167,6 +186,7 @@ class Dataset:
     fingerprint: str
     splits: Mapping[str, Split]
     class_names: tuple[str, ...] | None = None
+    category_ids: tuple[int | str, ...] | None = None
     notices: tuple[str, ...] = ()
 
     @property

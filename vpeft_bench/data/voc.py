@@ -323,7 +323,7 @@ def _class_problems(
 
 
 def _objects(entry: _Entry, boxes: Sequence[_Box], numbers: dict[str, int]) -> ObjectFile:
-    corners = np.array([box.corners for box in boxes], dtype=np.float32).reshape(-1, 4)
+    corners = np.array([box.corners for box in boxes], dtype=np.float64).reshape(-1, 4)
     sides = corners[:, 2:] - corners[:, :2]
     kept = (sides > 0).all(axis=1)
     labels = np.array([numbers[box.label] for box in boxes], dtype=np.int64)
