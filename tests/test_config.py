@@ -13,7 +13,6 @@ from vpeft_bench import validation
 from vpeft_bench.choices import choices_on_disk, config_dir
 from vpeft_bench.config import (
     HEADS,
-    NOT_SCIENTIFIC,
     RunConfig,
     Schedule,
     config_hash,
@@ -22,6 +21,7 @@ from vpeft_bench.config import (
     typed,
 )
 from vpeft_bench.data.listing import compose_data_configs
+from vpeft_bench.identity import NOT_SCIENTIFIC
 from vpeft_bench.methods.base import default_options
 from vpeft_bench.methods.registry import list_methods, method_class
 from vpeft_bench.overrides import check_overrides

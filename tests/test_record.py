@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from vpeft_bench import strict_json
 from vpeft_bench.environment import environment, utc_now
 from vpeft_bench.errors import RecordError
 from vpeft_bench.record import (
@@ -200,6 +202,13 @@ def test_every_truncation_is_noticed(record: RunRecord, tmp_path: Path) -> None:
         (["where", "finished"], "yesterday", "Invalid isoformat"),
         (["where", "weights", "label"], "guessed", "not a valid WeightsLabel"),
         (["error"], "but", "the status is ok, yet there is an error"),
+        (["happened", "parameters", "method"], -1, "method is -1, which must not be negative"),
+        (["happened", "parameters", "method"], 10**400, "is beyond any count"),
+        (["happened", "parameters", "method"], 2**63, "is beyond any count"),
+        (["happened", "seconds", "train"], -0.5, "train is -0.5, which must not be negative"),
+        (["happened", "resumed"], -1, "resumed is -1, which must not be negative"),
+        (["happened", "curves"], {"a": [1.0], "b": []}, "curves have different lengths"),
+        (["asked", "seed"], 10**30, "is beyond any count"),
     ],
 )
 def test_reading_is_strict(
@@ -246,6 +255,50 @@ def test_other_files_are_no_records(tmp_path: Path, text: bytes) -> None:
     path.write_bytes(text)
     with pytest.raises(RecordError):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "nested more than 64 levels"),
+        ('{"schema_version": 5, "asked": ' + "[" * 70 + "]" * 70 + "}", "nested more than 64"),
+        ('{"schema_version": 1e999}', "1e999 is not a finite number"),
+        ('{"status": "ok", "status": "failed"}', "'status' is given twice"),
+        (" " * (strict_json.MOST_BYTES + 1), "larger than 32 MiB"),
+    ],
+)
+def test_what_goes_beyond_all_bounds_costs_only_itself(
+    record: RunRecord, tmp_path: Path, text: str, message: str
+) -> None:
+    write(record, tmp_path / "a" / "record.json")
+    odd = tmp_path / "b" / "record.json"
+    odd.parent.mkdir()
+    odd.write_text(text)
+    found = find([tmp_path])
+    assert [one for _, one in found.records] == [record]
+    assert [problem.where for problem in found.problems] == [str(odd)]
+    assert message in found.problems[0].what
+
+
+def test_a_pipe_is_no_record_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "record.json")
+    (problem,) = find([tmp_path]).problems
+    assert problem.what == "not a file"
+
+
+@pytest.mark.parametrize("error", [RecursionError, OverflowError, MemoryError, KeyError])
+def test_whatever_a_record_raises_costs_only_itself(tmp_path: Path, error: type[Exception]) -> None:
+    def read_one(path: Path) -> str:
+        if path.parent.name == "odd":
+            raise error("damaged")
+        return path.parent.name
+
+    for name in ("good", "odd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "record.json").write_text("{}")
+    found, problems = strict_json.find([tmp_path], "record.json", read_one)
+    assert [name for _, name in found] == ["good"]
+    assert "damaged" in problems[0].what
 
 
 def test_a_missing_field_is_named(record: RunRecord, tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ Importing this module does not import torch: the command line starts without it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -15,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from vpeft_bench.data.schema import DataConfig
+from vpeft_bench.identity import asked_hash
 
 
 @dataclass
@@ -369,58 +368,6 @@ class RunConfig:
     render: bool = False
 
 
-# Keys that say where and how conveniently, not what: the same experiment on another machine keeps
-# its identity. The seed has a directory of its own; data and weights enter by content, not by path.
-NOT_SCIENTIFIC = (
-    "seed",
-    "results_dir",
-    "rerun",
-    "render",
-    "logger",
-    "cost",
-    "train.learning_rates",
-    "hardware.name",
-    "hardware.accelerator",
-    "hardware.threads",
-    "hardware.workers",
-    "hardware.eval_batch_size",
-    "hardware.feature_cache",
-    "hardware.feature_cache_gib",
-    "hardware.feature_cache_dir",
-    "hardware.fused_attention",
-    "hardware.fused_optimizer",
-    "hardware.channels_last",
-    "hardware.compile",
-    "hardware.gradient_checkpointing",
-    "backbone.weights",
-    "data.root",
-    "data.title",
-    "data.folders",
-    "data.train_size",
-    "data.val_size",
-    "data.test_size",
-    "data.cache_gib",
-    "data.licence",
-    "data.source",
-)
-
-# Keys that came later, and the values at which a run is what it was before: with these they are no
-# part of its identity, so that earlier runs keep theirs.
-ADDED: dict[str, Any] = {
-    "head": None,
-    "input": None,
-    "train.schedule": "cosine",
-    "train.milestones": [],
-    "train.layer_decay": 1.0,
-    "train.head_lr_factor": 1.0,
-    "data.lists": {},
-    "data.hold_out": 0.0,
-    "data.box_metric": "coco",
-    "data.zero_is_ignored": False,
-    "hardware.feature_cache_dtype": "fp32",
-}
-
-
 def register_schema() -> None:
     """Make the schema known to Hydra; ``config.yaml`` names it first in its defaults."""
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
@@ -456,14 +403,4 @@ def from_plain(asked: dict[str, Any]) -> RunConfig:
 
 def config_hash(config: RunConfig, data_fingerprint: str, weights_identity: str) -> str:
     """Ten hex digits naming the experiment: all that is scientific, data and weights by content."""
-    scientific = plain(config)
-    for key in (*NOT_SCIENTIFIC, *ADDED):
-        *parents, last = key.split(".")
-        node = scientific
-        for parent in parents:
-            node = node[parent]
-        if key in NOT_SCIENTIFIC or node[last] == ADDED[key]:
-            del node[last]
-    identity = {"config": scientific, "data": data_fingerprint, "weights": weights_identity}
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    return asked_hash(plain(config), data_fingerprint, weights_identity)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vpeft_bench.formats import printable, printable_lines
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -23,8 +25,8 @@ class Problem:
     fix: str = ""
 
     def __str__(self) -> str:
-        fix = "".join(f"\n      {line}" for line in self.fix.splitlines())
-        return f"{self.where}: {self.what}{fix}"
+        fix = "".join(f"\n      {printable(line)}" for line in self.fix.splitlines())
+        return f"{printable(self.where)}: {printable_lines(self.what)}{fix}"
 
 
 class VpeftBenchError(Exception):

@@ -7,6 +7,7 @@ column name to text. All rows of a table have the same columns.
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import re
@@ -23,6 +24,10 @@ GIB = 1024**3
 GIGA = 10**9
 
 _BARE_WORD = re.compile(r"[A-Za-z_][\w./+-]*")
+_FORMULA = ("=", "+", "-", "@")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+_MARKUP = re.compile(r"[|\\`*\[\]~]|(?<![^\W_])_|_(?![^\W_])|^[#+-]+(?=\s)")
+"""What Markdown reads as markup; underscores within a word, as of ``vpt_deep``, are none."""
 _JSON_WORDS = ("true", "false", "null")
 _NO_PUNCTUATION = str.maketrans("", "", '"[]')
 
@@ -74,22 +79,54 @@ def span(counts: Collection[int]) -> str:
     return exact(low) if low == high else f"{exact(low)}..{exact(high)}"
 
 
+def printable(text: str) -> str:
+    """``text`` with what a terminal would obey, or could not show, written out: ``\\x1b``.
+
+    Names come from files that others wrote. Escape sequences, line breaks, marks that turn the
+    direction of writing and halves of characters are shown, and have no effect.
+    """
+    if text.isascii() and text.isprintable():  # nearly every text
+        return text
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in text
+    )
+
+
+def printable_lines(text: str) -> str:
+    """:func:`printable`, of a text whose line breaks are meant."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def to_csv(rows: Sequence[Row]) -> str:
-    """Rows as CSV with ``\\n`` line ends; the same rows always give the same text."""
+    """Rows as CSV with ``\\n`` line ends; the same rows always give the same text.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it, which
+    spreadsheets hide.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(
+        {name: _no_formula(printable(value)) for name, value in row.items()} for row in rows
+    )
     return text.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """Rows as a Markdown table, without the columns that are empty throughout."""
     names = [name for name in rows[0] if any(row[name] for row in rows)]
-    lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
-    return "".join(
-        f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |\n" for line in lines
-    )
+    lines = [names, *([row[name] for name in names] for row in rows)]
+    heading, *others = (f"| {' | '.join(map(markdown, line))} |\n" for line in lines)
+    return "".join([heading, f"| {' | '.join(['---'] * len(names))} |\n", *others])
+
+
+def markdown(text: str) -> str:
+    """``text`` as Markdown shows it word for word: no markup, no HTML, no new line."""
+    return _MARKUP.sub(r"\\\g<0>", html.escape(printable(text), quote=False))
 
 
 def option_text(options: dict[str, Any]) -> str:

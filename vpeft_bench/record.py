@@ -18,6 +18,7 @@ from vpeft_bench import strict_json
 from vpeft_bench.environment import Git, require_utc
 from vpeft_bench.errors import Problem
 from vpeft_bench.metric_names import TITLES
+from vpeft_bench.strict_json import require_no_negative
 
 SCHEMA_VERSION = 5
 RECORD_NAME = "record.json"
@@ -79,8 +80,7 @@ class Metrics:
                 raise ValueError(f"{name} is {value}, which is no percentage")
         if self.headline not in self.values:
             raise ValueError(f"the headline {self.headline} is not among the values")
-        if self.epoch < 0 or self.images < 0:
-            raise ValueError(f"epoch {self.epoch} and images {self.images} must not be negative")
+        require_no_negative(self)
 
     @property
     def value(self) -> float | None:
@@ -99,7 +99,7 @@ class Parameters:
         model: the whole model, trained or frozen.
 
     Raises:
-        ValueError: the total is not the sum.
+        ValueError: the total is not the sum, or a number is negative.
     """
 
     method: int
@@ -109,6 +109,7 @@ class Parameters:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be true."""
+        require_no_negative(self)
         if self.total != self.method + self.head:
             raise ValueError(f"total {self.total} is not method {self.method} + head {self.head}")
 
@@ -124,6 +125,10 @@ class StoredBytes:
 
     delta: int | None = None
     head: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be true."""
+        require_no_negative(self)
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,10 @@ class Seconds:
     train: float | None = None
     eval: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be true."""
+        require_no_negative(self)
+
 
 @dataclass(frozen=True)
 class FrozenFeatures:
@@ -166,6 +175,10 @@ class FrozenFeatures:
     bytes: int
     found: bool
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be true."""
+        require_no_negative(self)
+
 
 @dataclass(frozen=True)
 class Diverged:
@@ -180,6 +193,10 @@ class Diverged:
     quantity: str
     epoch: int
     step: int
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be true."""
+        require_no_negative(self)
 
 
 @dataclass(frozen=True)
@@ -219,6 +236,12 @@ class Happened:
     train_loss: float | None = None
     diverged: Diverged | None = None
     checksums: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be true: counts below 0, or curves of different lengths."""
+        require_no_negative(self, "train_images_per_second", "peak_memory_bytes", "resumed")
+        if len({len(values) for values in self.curves.values()}) > 1:
+            raise ValueError("the curves have different lengths")
 
 
 @dataclass(frozen=True)
@@ -317,6 +340,7 @@ class Where:
     def __post_init__(self) -> None:
         """Refuse what cannot be true."""
         require_utc(started=self.started, finished=self.finished)
+        require_no_negative(self)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,13 @@ class Versioned(Protocol):
     def schema_version(self) -> int:
         """1, 2, ..."""
 
+
+MOST_BYTES = 32 * 2**20
+"""Of a file; the curves of 100,000 epochs fit."""
+DEEPEST = 64
+"""Levels of lists and objects within each other."""
+LARGEST_INTEGER = 2**63 - 1
+"""A count of anything: bytes, parameters, operations."""
 
 T = TypeVar("T", bound=Versioned)
 V = TypeVar("V")
@@ -58,11 +66,17 @@ def read_text(path: Path) -> str:
     """The text of a file.
 
     Raises:
-        RecordError: it is not UTF-8.
+        RecordError: it is no regular file, too large, or not UTF-8.
         OSError: the file cannot be opened.
     """
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise RecordError(path, "not a file")
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise RecordError(path, f"larger than {MOST_BYTES >> 20} MiB")
     try:
-        return path.read_bytes().decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecordError(path, f"not UTF-8 text: {error}") from error
 
@@ -74,11 +88,19 @@ def parse(kind: type[T], text: str, path: Path, upgrades: Sequence[Upgrade] = ()
         upgrades: one for each older version that is still read.
 
     Raises:
-        RecordError: the text is truncated, of another schema version, or holds anything else.
+        RecordError: the text is truncated, of another schema version, holds anything else, or
+            numbers and nesting beyond all bounds.
     """
     newest = len(upgrades) + 1
     try:
-        raw = json.loads(text, parse_constant=_refuse_constant)
+        raw = json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_int=_integer,
+            parse_float=_finite,
+            object_pairs_hook=_members,
+        )
+        _require_shallow(raw)
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if type(version) is not int or not 1 <= version <= newest:
             raise ValueError(f"schema version {version!r}; this code reads 1 to {newest}")
@@ -87,6 +109,8 @@ def parse(kind: type[T], text: str, path: Path, upgrades: Sequence[Upgrade] = ()
         value: T = _decode(kind, raw, "")
     except json.JSONDecodeError as error:
         raise RecordError(path, f"not a whole JSON file: {error}") from error
+    except RecursionError as error:
+        raise RecordError(path, _TOO_DEEP) from error
     except ValueError as error:
         raise RecordError(path, str(error)) from error
     return value
@@ -117,11 +141,69 @@ def find(
             problems.append(Problem(str(path), error.what))
         except OSError as error:
             problems.append(Problem(str(path), f"cannot be opened: {error.strerror}"))
+        except Exception as error:  # whatever a damaged file raises costs only itself
+            problems.append(Problem(str(path), f"{type(error).__name__}: {error}"))
     return found, problems
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not allowed; what was not measured is null")
+
+
+def _integer(digits: str) -> int:
+    """A whole number within bounds; Python itself refuses only some thousand digits."""
+    if len(digits) > len(str(LARGEST_INTEGER)) + 1 or abs(int(digits)) > LARGEST_INTEGER:
+        raise ValueError(f"{digits[:12]}... of {len(digits)} digits is beyond any count")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    """A number that float64 holds: ``1e999`` would be read as infinity."""
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:20]} is not a finite number")
+    return value
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of two members of one name, readers disagree which one counts."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is given twice")
+    return members
+
+
+_TOO_DEEP = f"lists and objects are nested more than {DEEPEST} levels deep"
+
+
+def _require_shallow(value: Any) -> None:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError(_TOO_DEEP)
+        level = [
+            member
+            for node in level
+            if isinstance(node, dict | list)
+            for member in (node.values() if isinstance(node, dict) else node)
+        ]
+
+
+def require_no_negative(value: Any, *names: str) -> None:
+    """Raise ValueError where a count, a size or a time in a dataclass is below 0.
+
+    Args:
+        value: the dataclass; a field may also hold a list.
+        names: the fields that are looked at; all of them where none is named.
+    """
+    for name in names or [field.name for field in dataclasses.fields(value)]:
+        held = getattr(value, name)
+        for number in held if isinstance(held, list) else [held]:
+            if type(number) in (int, float) and number < 0:
+                raise ValueError(f"{name} is {number}, which must not be negative")
 
 
 @functools.cache

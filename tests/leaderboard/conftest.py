@@ -9,6 +9,7 @@ import pytest
 
 from vpeft_bench.cost import card as cards
 from vpeft_bench.cost.card import CardStatus, CardWhere, CostCard, Device, Measured, Timing
+from vpeft_bench.identity import asked_hash
 from vpeft_bench.record import (
     Happened,
     Metrics,
@@ -24,7 +25,7 @@ from vpeft_bench.record import (
     write,
 )
 
-DEMO_WEIGHTS = Weights("embedded", "sha256:0123456789ab", WeightsLabel.DEMO)
+DEMO_WEIGHTS = Weights("embedded", "sha256:0123456789ab", WeightsLabel.DEMO, "sha256:file")
 
 
 def digest(*values: object) -> str:
@@ -40,6 +41,7 @@ def make_run(
     options: dict[str, Any] | None = None,
     seed: int = 0,
     config_hash: str | None = None,
+    train: dict[str, Any] | None = None,
     protocol: str = "final",
     split: Split | None = None,
     backbone: str = "demo_vit",
@@ -57,9 +59,19 @@ def make_run(
 ) -> RunRecord:
     """A believable run; every argument is something a test wants to differ."""
     options = {"rank": 8} if options is None else options
-    config_hash = config_hash or digest(
-        protocol, data, backbone, weights, normalization, method, options, precision, network, head
-    )
+    asked = {
+        "data": {"name": data, "benchmark": benchmark, "normalization": normalization},
+        "backbone": {"name": backbone, "weights": weights and weights.label, **(network or {})},
+        "method": {"name": method, **options},
+        "protocol": {"name": protocol},
+        "train": train or {"lr": 1e-3},
+        "hardware": {"precision": precision},
+        "head": head,
+        "seed": seed,
+    }
+    if config_hash is None:
+        identity = (weights and weights.identity) or "none"
+        config_hash = asked_hash(asked, data_fingerprint or "", identity)
     if split is None:
         split = Split.TEST if protocol == "final" else Split.VAL
     ok = status is Status.OK
@@ -79,15 +91,7 @@ def make_run(
         config_hash=config_hash,
         status=status,
         error=None if ok else error or "RuntimeError: it broke",
-        asked={
-            "data": {"name": data, "benchmark": benchmark, "normalization": normalization},
-            "backbone": {"name": backbone, "weights": weights and weights.label, **(network or {})},
-            "method": {"name": method, **options},
-            "protocol": {"name": protocol},
-            "hardware": {"precision": precision},
-            "head": head,
-            "seed": seed,
-        },
+        asked=asked,
         happened=happened if ok else Happened(),
         where=Where(
             versions={"torch": "2"},

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from vpeft_bench.files import sha256
 from vpeft_bench.formats import option_text
+from vpeft_bench.identity import asked_hash
 from vpeft_bench.leaderboard.cells import Cell, Collection, Spread, collect
-from vpeft_bench.record import RunRecord, Split, Status, Weights, WeightsLabel
+from vpeft_bench.leaderboard.verify import DEMO_WEIGHTS
+from vpeft_bench.record import RunRecord, Split, Status, Weights, WeightsLabel, Where
 
 Run = Callable[..., RunRecord]
 
@@ -38,25 +41,23 @@ def test_a_single_seed_has_no_deviation(run: Run) -> None:
         {"method": "ssf"},
         {"options": {"rank": 4}},
         {"backbone": "vit_b16"},
-        {"weights": Weights("other", "sha256:ff", WeightsLabel.DEMO)},
+        {"weights": Weights("other", "sha256:ff", WeightsLabel.DEMO, "sha256:other")},
         {"weights": Weights(None, None, WeightsLabel.RANDOM)},
         {"normalization": "imagenet"},
         {"protocol": "select"},
         {"data": "demo/sprites_count"},
-        {"config_hash": "another learning rate"},
+        {"train": {"lr": 1e-2}},
     ],
 )
 def test_what_differs_is_not_averaged(run: Run, difference: dict[str, object]) -> None:
     first = run(seed=0)
-    other = run(seed=1, **{"config_hash": first.config_hash, **difference})
+    other = run(seed=1, **difference)
     assert len(gather(first, other).cells) == 2
 
 
 def test_random_weights_of_several_seeds_stay_together(run: Run) -> None:
     runs = [
-        run(
-            seed=seed, config_hash="h", weights=Weights(None, f"sha256:{seed}", WeightsLabel.RANDOM)
-        )
+        run(seed=seed, weights=Weights(None, f"sha256:{seed}", WeightsLabel.RANDOM, "none"))
         for seed in range(3)
     ]
     assert only(gather(*runs)).entry.weights == "random"
@@ -106,7 +107,8 @@ def test_an_unplaceable_record_is_left_out_with_its_reason(run: Run) -> None:
     def without(group: str) -> RunRecord:
         record = run(method=f"no_{group}")
         asked = {name: value for name, value in record.asked.items() if name != group}
-        return dataclasses.replace(record, asked=asked)
+        true = asked_hash(asked, "d1", "sha256:file")
+        return dataclasses.replace(record, asked=asked, config_hash=true)
 
     reasons = [
         problem.what
@@ -126,7 +128,7 @@ def test_an_unplaceable_record_is_left_out_with_its_reason(run: Run) -> None:
         "left out: asked.method.name is missing",
         "left out: asked.backbone.name is missing",
         "left out: asked.hardware.precision is missing",
-        "left out: asked.seed is no whole number",
+        "left out: asked.seed is no whole number from 0",
         "left out: protocol 'final' scores test images, "
         "yet the last epoch was scored on val images",
         "left out: protocol 'select' scores val images, "
@@ -140,9 +142,69 @@ def test_labels_of_any_seed_mark_the_cell(run: Run) -> None:
     assert cell.labels == ["demo data", "limited"]
 
 
-def test_data_that_changed_between_seeds_is_noticed(run: Run) -> None:
-    cell = only(gather(run(seed=0), run(seed=1, data_fingerprint="d2")))
-    assert cell.labels == ["data differ between seeds"]
+def test_an_edited_record_is_set_aside(run: Run) -> None:
+    good = run(97.0)
+    for changed in (
+        dataclasses.replace(good, asked={**good.asked, "seed": 1, "train": {"lr": 9.0}}),
+        dataclasses.replace(
+            run(seed=1), where=dataclasses.replace(good.where, data_fingerprint="d2")
+        ),
+        run(seed=1, config_hash="0123456789"),
+    ):
+        collection = gather(good, changed)
+        assert only(collection).score == Spread(1, 97.0, 97.0, 97.0, None)
+        (problem,) = collection.left_out
+        assert problem.where == "1/record.json"
+        assert f"config_hash is {changed.config_hash}, but what was asked has" in problem.what
+
+
+# Weights in a file of the user's, in a record from before schema 5, or of a run that died early.
+UNTOLD = Weights("/home/me/weights.pth", "sha256:aa", WeightsLabel.PRETRAINED)
+
+
+def test_a_record_that_cannot_be_checked_is_believed_alone(run: Run) -> None:
+    one = run(60.0, weights=UNTOLD, config_hash="0123456789")
+    assert only(gather(one, dataclasses.replace(one, asked={**one.asked, "seed": 1}))).score.n == 2
+
+
+def test_records_of_one_hash_that_were_asked_for_different_things_are_set_aside(run: Run) -> None:
+    one = run(60.0, weights=UNTOLD, config_hash="0123456789")
+    other = run(99.0, weights=UNTOLD, config_hash="0123456789", seed=1, train={"lr": 9.0})
+    collection = gather(one, other)
+    assert not collection.cells
+    assert len(collection.left_out) == 2
+    assert all("config_hash 0123456789" in problem.what for problem in collection.left_out)
+
+
+def test_the_packaged_weights_of_older_records_are_known(run: Run) -> None:
+    packaged = Weights("vpeft_demo_vit", "sha256:22", WeightsLabel.DEMO)
+    record = run(weights=packaged)
+    asked = {**record.asked, "backbone": {"name": "demo_vit", "weights": "hub"}}
+    true = asked_hash(asked, "d1", sha256(DEMO_WEIGHTS))
+    assert only(gather(dataclasses.replace(record, asked=asked, config_hash=true))).score.n == 1
+    (problem,) = gather(dataclasses.replace(record, asked=asked)).left_out
+    assert "config_hash" in problem.what
+
+
+def test_one_run_under_two_names_counts_once(run: Run) -> None:
+    first = run(60.0)
+    second = dataclasses.replace(first, run_id="final/copy/seed0")
+    third = dataclasses.replace(second, labels=["edited"], where=later(first.where))
+    collection = gather(first, second, third)
+    assert only(collection).score.n == 1
+    assert len(collection.left_out) == 2
+
+
+def test_a_date_in_the_future_does_not_win(run: Run) -> None:
+    collection = gather(run(99.0, finished="2999-01-01T00:00:00+00:00"), run(60.0))
+    assert only(collection).score.mean == 60.0
+    (problem,) = collection.left_out
+    assert problem.where == "0/record.json"
+    assert "its date 2999-01-01 is still to come" in problem.what
+
+
+def later(where: Where) -> Where:
+    return dataclasses.replace(where, finished="2026-01-02T03:04:06+00:00")
 
 
 def test_a_measurement_that_one_seed_lacks_has_no_mean(run: Run) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import random
 import shutil
 import subprocess
@@ -69,7 +70,7 @@ def mixed(run: Run) -> list[RunRecord]:
     ]
     return [
         *records,
-        run(1.25, config_hash="other", labels=("limited",)),
+        run(1.25, train={"lr": 1e-2}, labels=("limited",)),
         run(77.7, protocol="select"),
         run(9.5, weights=random_weights, labels=("random weights",)),
         run(method="ssf", status=Status.OOM, error="out of [memory]", weights=None),
@@ -194,7 +195,7 @@ def test_no_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_not_shown_is_said(
     run: Run, save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = save(run(50.0), run(60.0, finished="2027-01-01T00:00:00Z"), run(protocol="peek"))
+    records = save(run(50.0), run(60.0, finished="2026-02-01T00:00:00Z"), run(protocol="peek"))
     save(run(data="demo/birds"))
     (records / "torn").mkdir()
     (records / "torn" / "record.json").write_text('{"schema_version": 1')
@@ -208,6 +209,50 @@ def test_what_is_not_shown_is_said(
     assert f"{records}/002/record.json: left out: no table is defined for protocol 'peek'" in text
     assert f"  {out}/datasets_final.csv\n" in text
     assert "60.00 (1)" in (out / "demo_final_summary.csv").read_text()
+
+
+def test_strict_fails_where_anything_was_set_aside(
+    run: Run, save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records, out = save(run(50.0)), tmp_path / "out"
+    asked = ["--records", str(records), "--out", str(out), "--strict"]
+    assert main(asked) == 0
+    (records / "torn").mkdir()
+    (records / "torn" / "record.json").write_text("{")
+    assert main(asked) == 1
+    assert main(asked[:-1]) == 0
+    assert "not shown:" in capsys.readouterr().out
+
+
+def test_names_from_records_have_no_effect_where_they_are_shown(
+    run: Run, save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = save(
+        run(
+            97.0,
+            data="=1+1",
+            benchmark="\x1b]0;title\x07",
+            method="<script>alert(1)</script>",
+            options={"name\n# of": "\x1b[31m"},
+            backbone="\x1b[31mred\x1b[0m",
+            labels=("first line\n# second line", "@SUM(1)"),
+        ),
+        run(status=Status.FAILED, error="\x1b[2J | gone\nreally", method="-1+cmd"),
+    )
+    out = tmp_path / "out"
+    assert main(["--records", str(records), "--out", str(out)]) == 0
+    printed = "".join(capsys.readouterr())
+    texts = {path.suffix: path.read_text() for path in out.iterdir()}
+    for text in (printed, *texts.values()):
+        assert all(line.isprintable() for line in text.splitlines())
+    for path in out.glob("*.csv"):
+        for row in csv.reader(path.open()):
+            assert not [field for field in row if field[:1] in ("=", "+", "-", "@")]
+    for path in out.glob("*.md"):
+        heading, *lines = path.read_text().splitlines()
+        assert heading.startswith("# ")
+        assert "<" not in path.read_text()
+        assert not [line for line in lines if line.startswith("#")]
 
 
 def test_published_numbers_never_enter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -367,7 +412,7 @@ def test_cards_are_looked_for_in_one_place_unless_told(
 
 
 def test_the_leaderboard_knows_records_and_cards_and_nothing_else() -> None:
-    known = {"record", "cost.card", "errors", "files", "formats", "metric_names"}
+    known = {"record", "cost.card", "errors", "files", "formats", "identity", "metric_names"}
     package = Path(main.__code__.co_filename).parent
     seen = set()
     for path in package.glob("*.py"):

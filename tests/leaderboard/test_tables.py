@@ -142,7 +142,7 @@ def test_a_missing_cell_is_visible_and_blocks_its_means(run: Run) -> None:
 
 def test_two_configurations_are_ambiguous_and_never_the_better_one(run: Run) -> None:
     runs = [run(60, data=f"demo/{name}") for name in DEMO.datasets]
-    (line,) = summary_csv_rows(summary(*runs, run(99, config_hash="lr=0.01")), SCORES)
+    (line,) = summary_csv_rows(summary(*runs, run(99, train={"lr": 1e-2})), SCORES)
     assert line["digits"] == "ambiguous (2 configurations)"
     assert (line["mean over 4 datasets"], line["complete"]) == ("", "3/4")
 

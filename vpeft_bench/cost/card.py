@@ -16,6 +16,7 @@ from vpeft_bench import strict_json
 from vpeft_bench.environment import Git, require_utc
 from vpeft_bench.errors import Problem
 from vpeft_bench.record import Parameters
+from vpeft_bench.strict_json import require_no_negative
 
 CARD_NAME = "card.json"
 
@@ -61,6 +62,10 @@ class Timing:
     blocks: list[float]
     images_per_second: float
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be true."""
+        require_no_negative(self)
+
     @property
     def interquartile_range(self) -> float:
         """Milliseconds."""
@@ -82,6 +87,10 @@ class Flops:
     training_step: int
     plain: int
     closed_form: int | None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be true."""
+        require_no_negative(self)
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,7 @@ class Memory:
 
     def __post_init__(self) -> None:
         """Refuse a split that does not add up."""
+        require_no_negative(self, "weights", "gradients", "optimizer_state", "saved_for_backward")
         if (self.peak is None) != (self.activations is None):
             raise ValueError("activations are known exactly where there is a peak")
         parts = self.weights + self.gradients + self.optimizer_state + (self.activations or 0)
@@ -156,6 +166,10 @@ class Measured:
     training_joules_per_image: float | None
     energy_note: str | None
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be true."""
+        require_no_negative(self)
+
 
 @dataclass(frozen=True)
 class Device:
@@ -176,6 +190,10 @@ class Device:
     driver: str | None
     power_limit_watts: float | None
     busy: str | None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be true."""
+        require_no_negative(self)
 
 
 @dataclass(frozen=True)

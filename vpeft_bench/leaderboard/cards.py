@@ -222,14 +222,18 @@ def collect_cards(found: Iterable[tuple[Path, CostCard]]) -> Measurements:
     for path, card in found:
         try:
             Measurement.of(card)
-        except ValueError as error:
+        except Exception as error:  # whatever a damaged card raises costs only itself
             left_out.append(Problem(str(path), f"left out: {error}"))
         else:
             sound.append((path, card))
-    kept, older, copies = once_each(sound, "card", lambda card: card.card_id)
+    kept, older, copies = once_each(sound, "card", _card_id, _card_id)
     measurements = [Measurement.of(card) for _, card in kept]
     measurements.sort(key=lambda one: (one.group, one.subject, one.card.card_id))
     return Measurements(measurements, sorted([*left_out, *older], key=str), copies)
+
+
+def _card_id(card: CostCard) -> str:
+    return card.card_id
 
 
 def told_apart(settings: Iterable[Setting]) -> dict[Setting, str]:

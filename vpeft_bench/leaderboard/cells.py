@@ -15,6 +15,7 @@ from vpeft_bench.errors import Problem
 from vpeft_bench.formats import option_text
 from vpeft_bench.leaderboard.benchmarks import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.once import once_each
+from vpeft_bench.leaderboard.verify import run_name, verified
 from vpeft_bench.record import Metrics, RunRecord, Status, Weights, WeightsLabel
 
 UNKNOWN = "unknown"
@@ -152,8 +153,6 @@ class Cell:
     def labels(self) -> list[str]:
         """Notices that any of the runs carries, and what is said of the card."""
         notices = {label for record in self.records for label in record.labels}
-        if len(self.data_versions) > 1:
-            notices.add("data differ between seeds")
         return sorted(notices.union(self.card_remarks))
 
     def each(self, measure: Callable[[RunRecord], T | None]) -> list[T]:
@@ -179,7 +178,9 @@ class Collection(NamedTuple):
 
 def collect(found: Iterable[tuple[Path, RunRecord]]) -> Collection:
     """Sort records into cells, each run once."""
-    kept, left_out, copies = once_each(found, "record of run", lambda record: record.run_id)
+    shown, left_out = verified(found)
+    kept, older, copies = once_each(shown, "record of run", run_name, lambda record: record.run_id)
+    left_out += older
     weights = _weights_by_backbone(record for _, record in kept)
     cells: dict[tuple[Entry, str, str, str], list[RunRecord]] = defaultdict(list)
     for path, record in kept:
@@ -189,9 +190,10 @@ def collect(found: Iterable[tuple[Path, RunRecord]]) -> Collection:
                 text_in(record.asked, "data", "benchmark"),
                 text_in(record.asked, "data", "name"),
             )
-            if type(record.asked.get("seed")) is not int:
-                raise ValueError("asked.seed is no whole number")
-        except ValueError as error:
+            seed = record.asked.get("seed")
+            if type(seed) is not int or seed < 0:
+                raise ValueError("asked.seed is no whole number from 0")
+        except Exception as error:  # whatever a damaged record raises costs only itself
             left_out.append(Problem(str(path), f"left out: {error}"))
         else:
             cells[entry, *data, record.config_hash].append(record)

@@ -13,7 +13,15 @@ from rich.console import Console
 from vpeft_bench.cost.card import find as find_cards
 from vpeft_bench.errors import Problem
 from vpeft_bench.files import write_atomically
-from vpeft_bench.formats import Row, shortest, to_csv, to_markdown
+from vpeft_bench.formats import (
+    Row,
+    markdown,
+    printable,
+    printable_lines,
+    shortest,
+    to_csv,
+    to_markdown,
+)
 from vpeft_bench.leaderboard.benchmarks import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.cards import Joined, Measurement, chosen, collect_cards, join
 from vpeft_bench.leaderboard.cells import Cell, collect
@@ -50,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
     """Read run records and cost cards, print their tables and write them as CSV and Markdown.
 
     Returns:
-        the exit status: 0, or 1 if there is nothing to show or nothing that was asked for.
+        the exit status: 0, or 1 if there is nothing to show or nothing that was asked for, or
+        under ``--strict`` if anything was set aside.
     """
     options, scores = _parsed(argv)
     found, found_cards = find(options.records), find_cards(options.cards)
@@ -82,13 +91,13 @@ def main(argv: Sequence[str]) -> int:
     if filtered:
         print(f"{filtered} left out: not asked for")
     for name in strangers(wanted):
-        print(f"not in the summary: {name}")
+        print(f"not in the summary: {printable(name)}")
     if wanted and candidates and not joined.settings:
         print("no card columns: no cost card has a run's method, options, network and precision")
     print(_listing(f"no card columns: {_SEVERAL_SETTINGS}; choose:", joined.choices), end="")
     print(_listing("not shown:", problems), end="")
     print(_listing("written:", written), end="")
-    return 0
+    return int(options.strict and bool(problems))
 
 
 def _cost_tables(console: Console, measurements: Sequence[Measurement], out: Path) -> list[Path]:
@@ -193,6 +202,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"where the tables are written (default: {DEFAULT_OUT})",
     )
     parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit with 1 where any record or card was set aside, after the tables are written",
+    )
+    parser.add_argument(
         "--benchmark", metavar="NAME", help="only this benchmark, such as vtab1k or demo"
     )
     parser.add_argument("--protocol", choices=sorted(PROTOCOL_SPLIT), help="only this protocol")
@@ -247,10 +261,11 @@ def _wanted(cell: Cell, options: argparse.Namespace) -> bool:
 def _nothing_to_show(
     options: argparse.Namespace, cells: Sequence[Cell], problems: Sequence[Problem]
 ) -> str:
-    places = ", ".join(str(directory) for directory in options.records)
+    places = ", ".join(printable(str(directory)) for directory in options.records)
     if cells:
         have = sorted({f"{cell.benchmark} ({cell.entry.protocol})" for cell in cells})
-        return f"none of the records below {places} was asked for; there are: {', '.join(have)}"
+        names = ", ".join(map(printable, have))
+        return f"none of the records below {places} was asked for; there are: {names}"
     return (
         f"no run records to show below {places}\n"
         f"{_listing('not shown:', problems)}"
@@ -259,7 +274,8 @@ def _nothing_to_show(
 
 
 def _listing(heading: str, items: Sequence[object]) -> str:
-    return "".join(f"{line}\n" for line in (heading, *(f"  {item}" for item in items)) if items)
+    lines = (heading, *(f"  {printable_lines(str(item))}" for item in items))
+    return "".join(f"{line}\n" for line in lines if items)
 
 
 def _write(
@@ -269,12 +285,11 @@ def _write(
     texts = {
         stem.with_name(f"{stem.name}.csv"): to_csv(exact),
         stem.with_name(f"{stem.name}.md"): "\n\n".join(
-            [f"# {heading[0]}", *heading[1:], to_markdown(readable)]
+            [f"# {markdown(heading[0])}", *map(markdown, heading[1:]), to_markdown(readable)]
         ),
     }
     for path, text in texts.items():
-        # A lone surrogate in some error message must not keep the table from being written.
-        write_atomically(path, text.encode(errors="backslashreplace"))
+        write_atomically(path, text.encode())
     return list(texts)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -31,13 +31,22 @@ class Once(NamedTuple, Generic[T]):
     copies: int
 
 
-def once_each(found: Iterable[tuple[Path, T]], what: str, name: Callable[[T], str]) -> Once[T]:
+def once_each(
+    found: Iterable[tuple[Path, T]],
+    what: str,
+    name: Callable[[T], str],
+    title: Callable[[T], str],
+) -> Once[T]:
     """One file per name; of several that differ, the one that finished last.
+
+    A file from the future, as a wrong clock or an edit makes it, is newer than none.
 
     Args:
         what: what the files are, for messages.
         name: what two files of the same thing have in common.
+        title: what it is called in messages.
     """
+    tomorrow = datetime.now(UTC) + timedelta(days=1)  # clocks of one cluster differ by less
     versions: dict[str, dict[str, tuple[Path, T]]] = defaultdict(dict)
     total = 0
     for path, item in sorted(found, key=lambda pair: pair[0]):
@@ -46,13 +55,20 @@ def once_each(found: Iterable[tuple[Path, T]], what: str, name: Callable[[T], st
         total += 1
     kept: list[tuple[Path, T]] = []
     older: list[Problem] = []
-    for named, contents in versions.items():
+    for contents in versions.values():
         # The content decides between equal times, so that file names never matter.
+        finished = {
+            text: datetime.fromisoformat(item.where.finished)
+            for text, (_, item) in contents.items()
+        }
         *rest, newest = sorted(
-            contents,
-            key=lambda text: (datetime.fromisoformat(contents[text][1].where.finished), text),
+            contents, key=lambda text: (finished[text] < tomorrow, finished[text], text)
         )
         kept.append(contents[newest])
-        newer = f"left out: {contents[newest][0]} is a newer {what} {named}"
-        older += [Problem(str(contents[content][0]), newer) for content in rest]
+        path, item = contents[newest]
+        for content in rest:
+            ahead = finished[content] >= tomorrow
+            why = f"its date {finished[content]:%Y-%m-%d} is still to come; " if ahead else ""
+            than = f"{path} is {'another' if ahead else 'a newer'} {what} {title(item)}"
+            older.append(Problem(str(contents[content][0]), f"left out: {why}{than}"))
     return Once(kept, older, total - len(kept) - len(older))

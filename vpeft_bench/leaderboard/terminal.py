@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vpeft_bench.formats import MISSING, Row
+from vpeft_bench.formats import MISSING, Row, printable, printable_lines
 from vpeft_bench.leaderboard.cards import Measurement
 from vpeft_bench.leaderboard.cells import Cell
 from vpeft_bench.leaderboard.costs import cost_rows
@@ -81,7 +81,7 @@ _LEFT_ALIGNED = {"method", "options", "config", "data version", *_SAID_ONCE}
 def print_notes(console: Console, notes: Sequence[str]) -> None:
     """Print what holds for all tables that follow."""
     for note in notes:
-        console.print(Text(note, style="dim"))
+        console.print(Text(printable(note), style="dim"))
     if notes:
         console.print()
 
@@ -146,7 +146,7 @@ def _print(console: Console, title: str, rows: Sequence[Row], below: Sequence[st
     remarks: list[str] = []
     unmeasured: list[str] = []
     for name in rows[0]:
-        texts = [row[name] for row in rows]
+        texts = [printable_lines(row[name]) for row in rows]
         if not any(texts):
             continue
         if name in _MEASURED and set(texts) == {MISSING}:
@@ -165,7 +165,7 @@ def _print(console: Console, title: str, rows: Sequence[Row], below: Sequence[st
             )
     for line in zip(*columns, strict=True):
         table.add_row(*map(Text, line))
-    console.print(Text(title, style="bold"))
+    console.print(Text(printable(title), style="bold"))
     # A terminal that is too narrow may break lines, but no number loses its last digits.
     needed = console.measure(table, options=console.options.update_width(_UNLIMITED)).minimum
     if needed > console.width:
@@ -176,7 +176,7 @@ def _print(console: Console, title: str, rows: Sequence[Row], below: Sequence[st
     if remarks:
         below = [f"in every row: {'; '.join(remarks)}", *below]
     for remark in below:
-        console.print(Text(remark, style="dim"))
+        console.print(Text(printable(remark), style="dim"))
     if below:
         console.print()
 

@@ -1,0 +1,88 @@
+"""Which keys of a configuration make a run what it is, and the hash that follows from them.
+
+Importing this module imports nothing else: leaderboards check hashes without the config schema.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from typing import Any
+
+# Keys that say where and how conveniently, not what: the same experiment on another machine keeps
+# its identity. The seed has a directory of its own; data and weights enter by content, not by path.
+NOT_SCIENTIFIC = (
+    "seed",
+    "results_dir",
+    "rerun",
+    "render",
+    "logger",
+    "cost",
+    "train.learning_rates",
+    "hardware.name",
+    "hardware.accelerator",
+    "hardware.threads",
+    "hardware.workers",
+    "hardware.eval_batch_size",
+    "hardware.feature_cache",
+    "hardware.feature_cache_gib",
+    "hardware.feature_cache_dir",
+    "hardware.fused_attention",
+    "hardware.fused_optimizer",
+    "hardware.channels_last",
+    "hardware.compile",
+    "hardware.gradient_checkpointing",
+    "backbone.weights",
+    "data.root",
+    "data.title",
+    "data.folders",
+    "data.train_size",
+    "data.val_size",
+    "data.test_size",
+    "data.cache_gib",
+    "data.licence",
+    "data.source",
+)
+
+# Keys that came later, and the values at which a run is what it was before: with these they are no
+# part of its identity, so that earlier runs keep theirs.
+ADDED: dict[str, Any] = {
+    "head": None,
+    "input": None,
+    "train.schedule": "cosine",
+    "train.milestones": [],
+    "train.layer_decay": 1.0,
+    "train.head_lr_factor": 1.0,
+    "data.lists": {},
+    "data.hold_out": 0.0,
+    "data.box_metric": "coco",
+    "data.zero_is_ignored": False,
+    "hardware.feature_cache_dtype": "fp32",
+}
+
+
+def asked_hash(asked: dict[str, Any], data_fingerprint: str, weights_identity: str) -> str:
+    """:func:`config_hash` of a config as a record keeps it, whichever version wrote it."""
+    identity = {
+        "config": scientific(asked),
+        "data": data_fingerprint,
+        "weights": weights_identity,
+    }
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def scientific(asked: dict[str, Any]) -> dict[str, Any]:
+    """What of a plain config belongs to a run's identity; a key that came later may be absent."""
+    kept = copy.deepcopy(asked)
+    for key in (*NOT_SCIENTIFIC, *ADDED):
+        *parents, last = key.split(".")
+        node: Any = kept
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
+            continue
+        if key in NOT_SCIENTIFIC or node[last] == ADDED[key]:
+            del node[last]
+    return kept
