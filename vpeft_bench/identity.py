@@ -35,6 +35,8 @@ NOT_SCIENTIFIC = (
     "hardware.gradient_checkpointing",
     "backbone.weights",
     "data.root",
+    "data.allow_duplicates",
+    "data.allow_unseen_classes",
     "data.title",
     "data.folders",
     "data.train_size",

@@ -18,11 +18,12 @@ from vpeft_bench.config import IGNORED_LABEL
 from vpeft_bench.data.ade20k import read_ade20k
 from vpeft_bench.data.coco import CocoSplit, read_coco
 from vpeft_bench.data.dense_files import FileMaps, FileObjects
+from vpeft_bench.data.inspection import inspect
 from vpeft_bench.data.listing import compose_data_configs
 from vpeft_bench.data.schema import BoxMetric, DataConfig, Reader
 from vpeft_bench.data.splits import SPLITS, Dataset
 from vpeft_bench.data.voc import read_voc_boxes, read_voc_masks
-from vpeft_bench.errors import MissingDataError, VpeftBenchError
+from vpeft_bench.errors import MissingDataError, UnsoundDataError, VpeftBenchError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning:pycocotools")
 
@@ -188,7 +189,8 @@ def test_real_ade20k_sample(config_dir: Path, shared_data: Path, tmp_path: Path)
     assert "no images/training, annotations/training in it" in text
 
     config.lists["train"] = "validation"
-    assert "3 of the 3 test pictures are in train or val" in problems_of(read_ade20k, config)
+    with pytest.raises(UnsoundDataError, match="3 of the 3 test pictures are in train"):
+        inspect(read_ade20k(config), config).require_sound()
 
     for kind in ("images", "annotations"):  # two of its three pictures to train on
         for place, file in enumerate(sorted((shared_data / "ade20k_sample" / kind).rglob("*.*g"))):
@@ -730,9 +732,9 @@ def test_no_picture_is_trained_and_tested_on(devkit: DataConfig, masks: DataConf
     """The same name in two years is two pictures; one picture in two splits is a problem."""
     assert read_voc_boxes(devkit)
     masks.lists["val"] = masks.lists["test"]  # validated on what is tested on
-    with pytest.raises(MissingDataError, match="1 of the 1 test pictures are in train or val"):
-        read_voc_masks(masks)
+    with pytest.raises(UnsoundDataError, match="1 of the 1 test pictures are in train"):
+        inspect(read_voc_masks(masks), masks).require_sound()
     masks.lists["val"], masks.lists["test"] = "", "train"
-    with pytest.raises(MissingDataError, match=r"3 of the 3 (.|\n)*data\.lists\.test=") as caught:
-        read_voc_masks(masks)
+    with pytest.raises(UnsoundDataError, match=r"3 of the 3 (.|\n)*data\.lists\.test=") as caught:
+        inspect(read_voc_masks(masks), masks).require_sound()
     assert "v0" in str(caught.value)

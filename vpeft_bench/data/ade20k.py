@@ -58,6 +58,7 @@ def read_ade20k(config: DataConfig) -> Dataset:
             for name, pictures in splits.items()
         },
         class_names=names if len(names) == num_classes else None,
+        lists={name: f"{IMAGES}/{part}" for name, part in listed_splits(config).items()},
     )
 
 

@@ -116,6 +116,10 @@ class CocoSplit(FileObjects):
             raise VpeftBenchError(f"{picture.path} is {sizes}")
         return image
 
+    def entry(self, index: int) -> str:
+        """Picture ``index`` as a message names it: its file and the id of its record."""
+        return f"{self.pictures[index].path} (image {self.pictures[index].id})"
+
     def objects(self, index: int, masks: bool = True) -> Objects:
         """The objects of picture ``index``; masks are drawn now, where there are any.
 
@@ -172,6 +176,7 @@ def read_coco(config: DataConfig) -> Dataset:
         splits={name: CocoSplit(split, has_masks) for name, split in pictures.items()},
         class_names=tuple(categories.values()),
         category_ids=tuple(categories),
+        lists=files,
     )
 
 

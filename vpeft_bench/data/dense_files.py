@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vpeft_bench.config import IGNORED_LABEL
-from vpeft_bench.data.folders import shortened
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import (
     SPLITS,
@@ -44,10 +43,6 @@ class Named(Protocol):
     @property
     def name(self) -> str:
         """Decides, where there is no list of validation pictures, whether it is one."""
-
-    @property
-    def path(self) -> str:
-        """The file: no picture is trained and tested on."""
 
 
 Item = TypeVar("Item", bound=Named)
@@ -236,8 +231,7 @@ def complete(
     Args:
         config: of the data set; ``hold_out`` counts where ``val`` is not listed.
         listed: ``train``, ``test`` and perhaps others.
-        problems: gets one more where there are too few pictures, and where a picture to be tested
-            on is one to train or validate on.
+        problems: gets one more where there are too few pictures.
     """
     train, test = tuple(listed["train"]), tuple(listed["test"])
     if "val" in listed:
@@ -254,11 +248,6 @@ def complete(
             what = f"too few training pictures to hold some out: {len(both)}"
             problems.append(Problem(f"data.hold_out={config.hold_out}", what))
     trainval = tuple(listed.get("trainval", both))
-    seen = {item.path for item in (*train, *val, *trainval)}
-    if shared := [item.path for item in test if item.path in seen]:
-        what = f"{len(shared)} of the {len(test)} test pictures are in train or val as well:"
-        fix = [*shortened(shared), "give the test split a list of its own: data.lists.test=..."]
-        problems.append(Problem(f"data={config.name}", what, "\n".join(fix)))
     return {"train": train, "val": val, "trainval": trainval, "test": test}
 
 

@@ -68,25 +68,49 @@ def missing_lists(folder: Path, files: Iterable[str]) -> list[Problem]:
     return [Problem(str(folder), f"no {', '.join(missing)} in it")] if missing else []
 
 
-def missing_images(where: Path, paths: Iterable[str]) -> list[Problem]:
-    """One problem that counts the ``paths`` listed by the file ``where`` that lead nowhere.
+class Folders:
+    """The files in folders, each of which is listed once.
 
-    Every folder is listed once instead of asking for every file: test sets have 70,000 of them.
+    Asking for every file instead takes long: test sets have 70,000 of them.
     """
-    listings: dict[str, frozenset[str]] = {}
-    missing = []
-    for path in paths:
+
+    def __init__(self) -> None:
+        """Nothing is listed yet."""
+        self._listings: dict[str, tuple[str, dict[str, bool]]] = {}
+
+    def has(self, path: str) -> bool:
+        """Whether ``path`` is a file, or a link that leads to one."""
         folder, name = os.path.split(path)
-        if folder not in listings:
-            names = os.listdir(folder) if os.path.isdir(folder) else ()
-            listings[folder] = frozenset(names)
-        if name not in listings[folder]:
-            missing.append(path)
+        return name in self._listing(folder)[1]
+
+    def file(self, path: str) -> str:
+        """The file that ``path`` leads to: the same for all paths that lead to it."""
+        folder, name = os.path.split(path)
+        real_folder, files = self._listing(folder)
+        return os.path.realpath(path) if files.get(name, True) else f"{real_folder}{os.sep}{name}"
+
+    def _listing(self, folder: str) -> tuple[str, dict[str, bool]]:
+        """Where the folder is, and for each file in it whether it is a link."""
+        if folder not in self._listings:
+            files = {}
+            if os.path.isdir(folder):
+                with os.scandir(folder) as entries:
+                    files = {e.name: e.is_symlink() for e in entries if e.is_file()}
+            self._listings[folder] = os.path.realpath(folder), files
+        return self._listings[folder]
+
+
+def missing_images(where: Path, paths: Iterable[str]) -> list[Problem]:
+    """One problem that counts the ``paths`` listed by the file ``where`` that lead nowhere."""
+    folders = Folders()
+    missing = [path for path in paths if not folders.has(path)]
     if not missing:
         return []
     count = f"{len(missing)} of the pictures it lists are not there"
-    examples = shortened(missing)
-    return [Problem(str(where), f"{count}:", "\n".join(examples))]
+    lines = shortened(missing)
+    if os.sep != "\\" and any("\\" in path for path in missing):
+        lines.append("folders are separated by / in it, not by \\")
+    return [Problem(str(where), f"{count}:", "\n".join(lines))]
 
 
 def shortened(lines: Sequence[str]) -> list[str]:

@@ -56,6 +56,7 @@ def read_image_list(config: DataConfig) -> Dataset:
         fingerprint=fingerprint((folder / file).read_bytes() for file in LISTS.values()),
         splits=splits,
         class_names=_class_names(folder / "classes.txt", num_classes),
+        lists=LISTS,
     )
 
 

@@ -8,53 +8,67 @@ they cannot read; what can be read and is wrong all the same is found here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
+from vpeft_bench.data.findings import Inspection, Track, untracked
+from vpeft_bench.data.folders import Folders
+from vpeft_bench.data.inspect_labels import inspect_labels
+from vpeft_bench.data.inspect_lists import inspect_lists
+from vpeft_bench.data.inspect_maps import inspect_maps
+from vpeft_bench.data.inspect_objects import inspect_objects
+from vpeft_bench.data.inspect_pictures import inspect_pictures
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import Dataset
-from vpeft_bench.errors import Problem, UnsoundDataError
 from vpeft_bench.record import DataFacts
 
+__all__ = ["Inspection", "inspect"]
 
-@dataclass
-class Inspection:
-    """What was found; inspectors add to it.
+Inspector = Callable[[Dataset, DataConfig, Inspection], None]
+"""Looks for one kind of fault, and adds what it finds."""
 
-    Attributes:
-        problems: why a result on this data set could not mean what it says.
-        notices: what is told beside every result, one short clause each: they become labels.
-        facts: what was counted.
-    """
-
-    problems: list[Problem] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
-    facts: DataFacts = field(default_factory=DataFacts)
-
-    def refuse(self, where: str, what: str, fix: str = "") -> None:
-        """A result could not mean what it says."""
-        self.problems.append(Problem(where, what, fix))
-
-    def tell(self, notice: str) -> None:
-        """Something that belongs beside every result."""
-        self.notices.append(notice)
-
-    def require_sound(self) -> None:
-        """Raise UnsoundDataError with everything that was refused, if there is anything."""
-        if self.problems:
-            raise UnsoundDataError(self.problems)
+OF_ALL: tuple[Inspector, ...] = (inspect_lists, inspect_pictures)
+"""What holds for every data set."""
+OF_TASK: dict[str, tuple[Inspector, ...]] = {
+    "classification": (inspect_labels,),
+    "detection": (inspect_objects,),
+    "segmentation": (inspect_maps,),
+}
 
 
-def inspect(dataset: Dataset, config: DataConfig, *, full: bool = False) -> Inspection:
+def inspect(
+    dataset: Dataset, config: DataConfig, *, full: bool = False, track: Track = untracked
+) -> Inspection:
     """Look at a data set.
 
     Args:
         dataset: as its reader opened it.
         config: its configuration.
-        full: decode every picture and every label map, not a sample of them.
+        full: look at every picture and every label map, not at a sample of them.
+        track: shows the progress of what takes long.
     """
-    inspection = Inspection(notices=list(dataset.notices))
-    inspection.facts = DataFacts(
-        pictures={name: len(split) for name, split in dataset.splits.items()},
-        classes=dataset.num_classes,
+    inspection = Inspection(
+        full=full,
+        track=track,
+        files=_files(dataset),
+        notices=list(dataset.notices),
+        facts=DataFacts(
+            pictures={name: len(split) for name, split in dataset.splits.items()},
+            classes=dataset.num_classes,
+        ),
     )
+    for inspector in (*OF_ALL, *OF_TASK[dataset.task]):
+        inspector(dataset, config, inspection)
     return inspection
+
+
+def _files(dataset: Dataset) -> dict[str, list[str]]:
+    """The file of every picture; see :class:`Inspection`."""
+    folders = Folders()
+    known: dict[str, str] = {}
+    files = {}
+    for name, split in dataset.splits.items():
+        paths = [path for path in map(split.file, range(len(split))) if path is not None]
+        known |= {path: folders.file(path) for path in paths if path not in known}
+        if len(paths) == len(split):
+            files[name] = [known[path] for path in paths]
+    return files

@@ -71,6 +71,8 @@ def read_json_splits(config: DataConfig) -> Dataset:
         fingerprint=fingerprint((folder / file).read_bytes() for file in LISTS.values()),
         splits=splits,
         class_names=_class_names(folder / "classes.txt", ids),
+        lists=LISTS,
+        category_ids=tuple(ids),
     )
 
 

@@ -89,6 +89,10 @@ class DataConfig:
             data set has one.
         box_metric: the headline of a detection data set.
         zero_is_ignored: label maps count classes from 1, and 0 is no class (ADE20K).
+        allow_duplicates: run although pictures of the evaluated split are, by content, in the
+            training part under other names. The record says so; numbers are the same either way.
+        allow_unseen_classes: classify although test pictures are of classes that no training
+            picture is of. The record says so; numbers are the same either way.
     """
 
     name: str = ""
@@ -115,3 +119,5 @@ class DataConfig:
     hold_out: float = 0.0
     box_metric: BoxMetric = BoxMetric.coco
     zero_is_ignored: bool = False
+    allow_duplicates: bool = False
+    allow_unseen_classes: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -37,6 +37,10 @@ class Split(ABC):
     def file(self, index: int) -> str | None:
         """The path of picture ``index``; None where it is rendered."""
         return None
+
+    def entry(self, index: int) -> str:
+        """Picture ``index`` as a message names it, so that it can be found in its list."""
+        return self.file(index) or f"picture {index}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,9 +180,11 @@ class Dataset:
         fingerprint: sha256 of the contents of its lists, or of the generator's identity.
         splits: ``train``, ``val``, ``trainval`` (the two joined) and ``test``.
         class_names: one name per class where the data set comes with them.
-        category_ids: one id per class where its annotation files have them.
+        category_ids: what its files call each class, where that is not its number.
         notices: what its reader left out or changed, and what else belongs beside every result on
             it, one short clause each.
+        lists: the file or folder that lists each split, as messages name it; a split that is made
+            of others is not in it.
     """
 
     name: str
@@ -188,6 +194,7 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     category_ids: tuple[int | str, ...] | None = None
     notices: tuple[str, ...] = ()
+    lists: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -205,3 +212,11 @@ class Dataset:
         if name not in self.splits:
             raise ConfigError([unknown_name("split", name, self.splits)])
         return self.splits[name]
+
+    def listed_in(self, split: str) -> str:
+        """The file or folder that lists a split; its name where it is made of other splits."""
+        return self.lists.get(split, split)
+
+    def listed_label(self, label: int) -> str:
+        """Class ``label`` as the lists call it."""
+        return str(label if self.category_ids is None else self.category_ids[label])

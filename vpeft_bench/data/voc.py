@@ -79,10 +79,12 @@ class _Lists:
     """What the lists of a data set say.
 
     Attributes:
+        files: the lists of each split that has one, as messages name them.
         entries: pictures of each split that has a list.
         contents: of the list files, for the fingerprint.
     """
 
+    files: dict[str, str]
     entries: dict[str, list[_Entry]] = field(default_factory=dict)
     contents: list[bytes] = field(default_factory=list)
 
@@ -130,6 +132,7 @@ def read_voc_boxes(config: DataConfig) -> Dataset:
             for name, entries in pictures.items()
         },
         class_names=names,
+        lists=lists.files,
     )
 
 
@@ -169,6 +172,7 @@ def read_voc_masks(config: DataConfig) -> Dataset:
             for name, entries in pictures.items()
         },
         class_names=names if len(names) == num_classes else None,
+        lists=lists.files,
     )
 
 
@@ -200,7 +204,7 @@ def _read_lists(
     files = dict.fromkeys(part.file for parts in sets.values() for part in parts)
     problems += missing_lists(folder, files)
     listings = _Listings(config.image_folder or IMAGES, annotations, suffix)
-    lists = _Lists()
+    lists = _Lists({name: " + ".join(s.file for s in parts) for name, parts in sets.items()})
     for name, parts in sets.items():
         lists.entries[name] = []
         for part in parts:

@@ -1,0 +1,78 @@
+"""What the lists of every data set are looked at for: each picture in one place, and only once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from vpeft_bench.data.findings import Inspection
+from vpeft_bench.data.folders import shortened
+from vpeft_bench.data.schema import DataConfig
+from vpeft_bench.data.splits import SPLITS, Dataset
+
+TRAINING_PART = ("train", "val", "trainval")
+"""What is trained on or chosen by, before the result on ``test`` is reported."""
+
+
+def inspect_lists(dataset: Dataset, config: DataConfig, inspection: Inspection) -> None:
+    """Refuse empty splits, pictures listed twice, and pictures of two splits that must differ."""
+    for split in SPLITS:
+        if not len(dataset.split(split)):
+            inspection.refuse(dataset.listed_in(split), f"there are no {split} pictures")
+    for split in dataset.lists:
+        held_out = split == "train" and "val" not in dataset.lists
+        _refuse_repeated(dataset, (split, "val") if held_out else (split,), inspection)
+    if "val" in dataset.lists:
+        _refuse_shared(dataset, "val", ("train",), config, inspection)
+    _refuse_shared(dataset, "test", TRAINING_PART, config, inspection)
+
+
+def _refuse_repeated(dataset: Dataset, splits: Sequence[str], inspection: Inspection) -> None:
+    """Refuse a list that names one file more than once: it would count more than the others.
+
+    ``splits`` are what was made of the list, the first of them under its own name.
+    """
+    entries: dict[str, list[str]] = {}
+    for split in splits:
+        for index, file in enumerate(inspection.files.get(split, ())):
+            entries.setdefault(file, []).append(dataset.split(split).entry(index))
+    repeated = [named for named in entries.values() if len(named) > 1]
+    if repeated:
+        what = f"{len(repeated)} of its {len(entries)} pictures are listed twice or more:"
+        lines = [" and ".join(dict.fromkeys(named)) for named in repeated]
+        fix = "list every picture once, under one name"
+        inspection.refuse(dataset.listed_in(splits[0]), what, _lines(lines, fix))
+
+
+def _refuse_shared(
+    dataset: Dataset,
+    split: str,
+    others: Sequence[str],
+    config: DataConfig,
+    inspection: Inspection,
+) -> None:
+    """Refuse pictures of ``split`` that are in one of ``others`` as well."""
+    files = inspection.files.get(split, ())
+    places: dict[str, list[str]] = {}
+    for other in others:
+        for file in dict.fromkeys(inspection.files.get(other, ())):
+            places.setdefault(file, []).append(dataset.listed_in(other))
+    shared = [index for index, file in enumerate(files) if file in places]
+    if not shared:
+        return
+    counts = Counter(place for index in shared for place in dict.fromkeys(places[files[index]]))
+    # What is made of the listed splits says nothing that they do not say.
+    listed = {place: n for place, n in counts.items() if place in dataset.lists.values()}
+    found = ", ".join(f"{count} in {place}" for place, count in (listed or counts).items())
+    what = (
+        f"{len(shared)} of the {len(files)} {split} pictures are in {' or '.join(others)} as well "
+        f"({found}):"
+    )
+    lines = [dataset.split(split).entry(index) for index in shared]
+    key = f": data.lists.{split}=..." if config.lists else ""
+    fix = f"a picture that was learnt from tells nothing: give {split} a list of its own{key}"
+    inspection.refuse(dataset.listed_in(split), what, _lines(lines, fix))
+
+
+def _lines(examples: Sequence[str], fix: str) -> str:
+    return "\n".join([*shortened(examples), fix])
