@@ -60,6 +60,7 @@ ADDED: dict[str, Any] = {
     "data.hold_out": 0.0,
     "data.box_metric": "coco",
     "data.zero_is_ignored": False,
+    "data.skip_malformed": False,
     "hardware.feature_cache_dtype": "fp32",
 }
 

@@ -293,11 +293,13 @@ def _data(config: RunConfig) -> Iterator[Problem]:
             )
     if config.head is not None and config.head.name in MASK_HEADS and not dataset.has_masks:
         boxes = ", ".join(name for name in HEADS["detection"] if name not in MASK_HEADS)
+        lacking = "some objects of" if dataset.unmasked else "the objects of"
         yield Problem(
             f"head={config.head.name}",
-            f"predicts masks, and the objects of {config.data.name} have none",
+            f"predicts masks, and {lacking} {config.data.name} have none",
             f"one of these: head={boxes}",
         )
+        yield from dataset.unmasked
 
 
 def _method_and_backbone(config: RunConfig) -> Iterator[Problem]:

@@ -43,7 +43,7 @@ def read_ade20k(config: DataConfig) -> Dataset:
     for split, part in listed_splits(config).items():
         listed[split], described = _read_part(folder, part, problems)
         contents.append(described.encode())
-    names = class_names(config, folder) or _names_of_ade20k(folder / NAMES_FILE)
+    names = class_names(config, folder, problems) or _names_of_ade20k(folder / NAMES_FILE)
     num_classes = number_of_classes(config, folder, names, problems)
     splits = {} if problems else complete(config, listed, problems)
     if problems:

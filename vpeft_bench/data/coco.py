@@ -5,17 +5,16 @@ from. Category ids may start anywhere and leave gaps: classes are numbered from 
 
 Pictures without annotations are kept, in training too: a detector learns from them that everything
 there is background. (Some published recipes leave them out of training.) Boxes without area are
-dropped; smaller ones than a pixel are not, so that scores are those of COCO's own code.
+kept as well, so that scores are those of COCO's own code; training leaves them out.
 Source: the format description at cocodataset.org.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vpeft_bench.data.coco_masks import Outline, draw, outline_of
 from vpeft_bench.data.dense_files import (
+    MOST_SIDE,
     FileObjects,
+    Malformed,
     ObjectFile,
+    alike,
     complete,
     list_problems,
     listed_splits,
@@ -47,35 +50,42 @@ IGNORED_FIELDS = ("iscrowd", "ignore", "difficult")
 """An annotation in which one of these is set is not trained on; nor is it counted as missed, but
 that COCO's metric, like COCO's own code, leaves out those with ``iscrowd`` alone."""
 
+MOST_PIXELS = 2**32
+"""Of a picture: run lengths are 32-bit."""
+SKIP_UNMASKED = "to ignore these objects where masks are predicted: data.skip_malformed=true"
+
 Id = int | str
 Record = Mapping[str, Any]
 
 
-@dataclass(frozen=True, eq=False)
-class RunLengths:
-    """A mask as run lengths, down the columns, beginning with the background.
-
-    Attributes:
-        counts: (R,) uint32 the lengths, pixels.
-    """
-
-    counts: NDArray[np.uint32]
-
-
-Outline = tuple[NDArray[np.float64], ...] | RunLengths
-"""What is kept of a mask until it is asked for: polygons (x0, y0, x1, ...), or run lengths."""
-
-
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Annotated:
     """What is read of an annotation; ``corners`` are left, top, right, bottom."""
 
     corners: tuple[float, float, float, float]
     label: int
-    ignored: bool
-    crowd: bool
+    flags: tuple[str, ...]
     area: float
     outline: Outline | None
+
+
+@dataclass
+class _Read:
+    """What is read of a JSON file.
+
+    Attributes:
+        pictures: in its order.
+        flags: of ``IGNORED_FIELDS`` those that are set somewhere.
+        has_outlines: whether any object that is not ignored has a mask.
+        missing: the objects that are not ignored and have no segmentation.
+        malformed: the objects that have one that cannot be drawn.
+    """
+
+    pictures: list[CocoPicture] = field(default_factory=list)
+    flags: set[str] = field(default_factory=set)
+    has_outlines: bool = False
+    missing: list[str] = field(default_factory=list)
+    malformed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +94,6 @@ class CocoPicture(ObjectFile):
 
     Attributes:
         id: in its JSON file.
-        size: width and height, pixels.
         outlines: of every object; None where it has no mask.
         crowds: (N,) bool: COCO's own code leaves these out and no others that are ignored.
     """
@@ -123,12 +132,20 @@ class CocoSplit(FileObjects):
     def objects(self, index: int, masks: bool = True) -> Objects:
         """The objects of picture ``index``; masks are drawn now, where there are any.
 
-        An ignored region without a mask of its own fills its box.
+        With masks, an object that has none of its own is ignored: what it should be is not known.
+        Its mask fills its box, as that of an ignored region does.
         """
         picture = self.pictures[index]
-        drawn = _draw(picture) if masks and self.has_masks else None
+        if not (masks and self.has_masks):
+            return replace(super().objects(index), crowds=picture.crowds)
+        unknown = np.array([outline is None for outline in picture.outlines], dtype=np.bool_)
         return Objects(
-            picture.boxes, picture.labels, picture.ignored, picture.areas, drawn, picture.crowds
+            picture.boxes,
+            picture.labels,
+            picture.ignored | unknown,
+            picture.areas,
+            draw(picture.outlines, picture.boxes, picture.size),
+            picture.crowds | unknown,
         )
 
     def image_ids(self) -> list[Id]:
@@ -139,7 +156,9 @@ class CocoSplit(FileObjects):
 def read_coco(config: DataConfig) -> Dataset:
     """Read the JSON files of a data set in COCO's layout.
 
-    The data set has masks if every annotation that is not ignored has a ``segmentation``.
+    The data set has masks if every annotation that is not ignored has a ``segmentation``; a
+    malformed one counts, and its object is ignored where masks are asked for. With
+    ``skip_malformed`` the same holds for those that have none.
 
     Raises MissingDataError with everything that is wrong with the folder, its JSON files and the
     pictures they name.
@@ -148,9 +167,11 @@ def read_coco(config: DataConfig) -> Dataset:
     problems = list_problems(config, [f"{split}_images" for split in SPLITS])
     files = listed_splits(config)
     problems += missing_lists(folder, dict.fromkeys(files.values()))
-    listed: dict[str, tuple[CocoPicture, ...]] = {}
+    read: dict[str, _Read] = {}
     contents = []
+    notices: list[str] = []
     categories: dict[Id, str] = {}
+    parents: frozenset[int] = frozenset()
     for split, name in files.items():
         file = folder / name
         if not file.is_file():
@@ -160,23 +181,34 @@ def read_coco(config: DataConfig) -> Dataset:
         tables = _tables(file, content, problems)
         if tables is None:
             continue
-        categories = categories or _categories(config, file, tables["categories"], problems)
+        if not categories:
+            categories = _categories(config, file, tables["categories"], problems)
+            parents = _parents(tables["categories"], categories)
         problems += _other_categories(file, tables["categories"], categories)
         images = folder / config.image_folder / config.lists.get(f"{split}_images", "")
-        listed[split] = _pictures(file, tables, images, list(categories), problems)
-        problems += missing_images(file, (picture.path for picture in listed[split]))
+        annotations = Malformed(name, file, len(tables["annotations"]), config.skip_malformed)
+        read[split] = _pictures(file, tables, images, list(categories), annotations, problems)
+        problems += annotations.problems
+        notices += annotations.notices
+        problems += missing_images(file, (picture.path for picture in read[split].pictures))
+    listed = {split: part.pictures for split, part in read.items()}
     pictures = {} if problems else complete(config, listed, problems)
     if problems:
         raise missing_data(config, problems)
-    has_masks = _have_masks([picture for split in listed.values() for picture in split])
+    has_masks = any(part.has_outlines for part in read.values())
+    has_masks = has_masks and (config.skip_malformed or not any(p.missing for p in read.values()))
+    flags = tuple(sorted({flag for part in read.values() for flag in part.flags}))
     return Dataset(
         name=config.name,
         num_classes=len(categories),
         fingerprint=fingerprint(contents),
-        splits={name: CocoSplit(split, has_masks) for name, split in pictures.items()},
+        splits={name: CocoSplit(split, has_masks, flags) for name, split in pictures.items()},
         class_names=tuple(categories.values()),
         category_ids=tuple(categories),
         lists=files,
+        parents=parents,
+        unmasked=() if has_masks else _unmasked(folder, files, read),
+        notices=tuple(notices),
     )
 
 
@@ -184,7 +216,7 @@ def _tables(file: Path, content: bytes, problems: list[Problem]) -> dict[str, li
     """The three tables of ``file``; None, and a problem, where it is something else."""
     try:
         parsed = json.loads(content)
-    except ValueError as error:  # not UTF-8, or not JSON: the message names the line
+    except (ValueError, RecursionError) as error:  # the message names the line, or the depth
         problems.append(Problem(str(file), f"is not JSON: {error}"))
         return None
     found = parsed if isinstance(parsed, dict) else {}
@@ -207,8 +239,9 @@ def _categories(
     config: DataConfig, file: Path, records: Sequence[Record], problems: list[Problem]
 ) -> dict[Id, str]:
     """Names by id, in the order that numbers the classes."""
-    ids = [record.get("id") for record in records]
-    bad = [str(id_) for id_ in ids if type(id_) not in (int, str) or ids.count(id_) > 1]
+    ids = Counter(_identity(record.get("id")) for record in records)
+    bad = [str(id_) for id_, count in ids.items() if count > 1]
+    bad += [str(record.get("id")) for record in records if not _is_id(record.get("id"))]
     if bad or not ids:
         what = f"{len(bad)} category ids are missing or not unique:" if ids else "has no categories"
         problems.append(Problem(str(file), what, ", ".join(shortened(bad))))
@@ -219,7 +252,20 @@ def _categories(
         problems.append(Problem(str(file), what, fix))
     # Numbers and texts in one data set sort by their type first, so that ids always have an order.
     ordered = sorted(records, key=lambda record: (type(record["id"]).__name__, record["id"]))
-    return {record["id"]: str(record.get("name", record["id"])) for record in ordered}
+    names = {record["id"]: str(record.get("name", record["id"])) for record in ordered}
+    problems += alike(str(file), "categories", names)
+    return names
+
+
+def _parents(records: Sequence[Record], categories: Mapping[Id, str]) -> frozenset[int]:
+    """The classes that other categories name as their supercategory."""
+    named = {
+        record.get("supercategory")
+        for record in records
+        if isinstance(record.get("supercategory"), str)
+        and record["supercategory"] != record.get("name")
+    }
+    return frozenset(number for number, name in enumerate(categories.values()) if name in named)
 
 
 def _other_categories(
@@ -243,8 +289,9 @@ def _pictures(
     tables: Mapping[str, Sequence[Record]],
     images: Path,
     category_ids: Sequence[Id],
+    malformed: Malformed,
     problems: list[Problem],
-) -> tuple[CocoPicture, ...]:
+) -> _Read:
     """The well-formed pictures of ``file``; what is wrong with it is added to ``problems``."""
     records: dict[Id, Record] = {}
     bad = []
@@ -257,33 +304,47 @@ def _pictures(
         else:
             records[record["id"]] = record
     problems += _counted(file, "malformed images", bad)
+    problems += _repeated(file, tables["annotations"])
 
-    labels = {id_: number for number, id_ in enumerate(category_ids)}
     by_image: dict[Id, list[Record]] = defaultdict(list)
     for record in tables["annotations"]:
         by_image[_identity(record.get("image_id"))].append(record)
-    strangers = [
-        f"annotation {record.get('id')}: image_id {record.get('image_id')!r}"
-        for id_, annotations in by_image.items()
-        if id_ not in records
-        for record in annotations
-    ]
     # A picture with a malformed record is a problem already; its annotations are not another one.
     if not bad:
-        problems += _counted(file, "annotations of images that are not in it", strangers)
+        strangers = [
+            f"{_name(record)}: image_id {record.get('image_id')!r}"
+            for id_, annotations in by_image.items()
+            if id_ not in records
+            for record in annotations
+        ]
+        what = "annotations of images that are not in it"
+        malformed.leave_out(len(strangers), what, shortened(strangers))
 
+    labels = {id_: number for number, id_ in enumerate(category_ids)}
+    read = _Read()
     wrong: list[str] = []
-    pictures = []
     for id_, record in records.items():
+        size = (record["width"], record["height"])
         sound = []
         for annotation in by_image.get(id_, ()):
             try:
-                sound.append(_annotated(annotation, labels, record))
+                item = _annotated(annotation, labels)
             except ValueError as error:
-                wrong.append(f"annotation {annotation.get('id')}: {error}")
-        pictures.append(_picture(record, sound, images))
-    problems += _counted(file, "malformed annotations", wrong)
-    return tuple(pictures)
+                wrong.append(f"{_name(annotation)}: {error}")
+                continue
+            if segmentation := annotation.get("segmentation"):
+                item.outline, reason = outline_of(segmentation, size)
+                if reason:
+                    read.malformed.append(f"{_name(annotation)}: {reason}")
+            elif not item.flags:
+                read.missing.append(_name(annotation))
+            read.has_outlines |= item.outline is not None and not item.flags
+            read.flags.update(item.flags)
+            sound.append(item)
+        read.pictures.append(_picture(record, sound, images))
+    malformed.leave_out(len(wrong), "malformed annotations", shortened(wrong))
+    malformed.tell("a sound segmentation", read.malformed)
+    return read
 
 
 def _counted(file: Path, what: str, lines: Sequence[str]) -> list[Problem]:
@@ -293,157 +354,109 @@ def _counted(file: Path, what: str, lines: Sequence[str]) -> list[Problem]:
     return [Problem(str(file), f"{len(lines)} {what}:", "\n".join(shortened(lines)))]
 
 
+def _repeated(file: Path, annotations: Sequence[Record]) -> list[Problem]:
+    """Ids that several annotations have: COCO's own code would keep one object of each."""
+    ids = [record["id"] for record in annotations if _is_id(record.get("id"))]
+    if len(set(ids)) == len(ids):
+        return []
+    lines = [f"annotation {id_}: {count} times" for id_, count in Counter(ids).items() if count > 1]
+    fix = [*shortened(lines), "give every object an id of its own"]
+    what = f"{len(lines)} annotation ids are listed twice or more:"
+    return [Problem(str(file), what, "\n".join(fix))]
+
+
+def _name(annotation: Record) -> str:
+    """An annotation as messages name it."""
+    return f"annotation {annotation.get('id')}"
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) in (int, str)
+
+
 def _identity(id_: Any) -> Id:
     """The id; a text that is none of the ids where it is not one."""
     return id_ if type(id_) in (int, str) else f"malformed {id_!r}"
 
 
 def _wrong_image(record: Record) -> str:
-    if type(record.get("id")) not in (int, str):
+    if not _is_id(record.get("id")):
         return "its id is neither an integer nor a text"
     if not isinstance(record.get("file_name"), str) or not record["file_name"]:
         return "it has no file_name"
     sides = (record.get("width"), record.get("height"))
-    if not all(type(side) is int and side > 0 for side in sides):
+    if not all(type(side) is int and 0 < side < MOST_SIDE for side in sides):
         return "width {!r}, height {!r}".format(*sides)
+    if record["width"] * record["height"] >= MOST_PIXELS:
+        return "width {}, height {}".format(*sides)
     return ""
 
 
-def _annotated(record: Record, labels: Mapping[Id, int], image: Record) -> _Annotated:
-    """An annotation of ``image``; raises ValueError, with what is wrong, for a malformed one."""
+def _annotated(record: Record, labels: Mapping[Id, int]) -> _Annotated:
+    """An annotation without its mask; raises ValueError, with what is wrong with it."""
     category = _identity(record.get("category_id"))
     if category not in labels:
         raise ValueError(f"category_id {record.get('category_id')!r} is not in categories")
     box = record.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        raise ValueError(f"bbox {box!r} is not [left, top, width, height]")
-    area = record.get("area", box[2] * box[3])
-    if not _is_number(area):
-        raise ValueError(f"area {area!r} is not a number")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_length, box)):
+        raise ValueError(f"bbox {box!r} is not [left, top, width, height] in pixels")
     left, top, width, height = box
+    area = record.get("area", width * height)
+    # A comparison that NaN fails, and that an integer of any size can pass.
+    if type(area) not in (int, float) or not abs(area) < MOST_SIDE**2:
+        raise ValueError(f"area {area!r} is not a number of pixels")
     return _Annotated(
         corners=(left, top, left + width, top + height),
         label=labels[category],
-        ignored=any(map(record.get, IGNORED_FIELDS)),
-        crowd=bool(record.get("iscrowd")),
+        flags=_flags(record),
         area=area,
-        outline=_outline(record.get("segmentation"), image),
+        outline=None,
     )
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _is_length(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < MOST_SIDE
 
 
-def _outline(segmentation: Any, image: Record) -> Outline | None:
-    """A compact form of a ``segmentation``: COCO's 40 million corners fit in memory.
-
-    Raises ValueError, with what is wrong, for a malformed one.
-    """
-    if not segmentation:
-        return None
-    if isinstance(segmentation, dict):
-        return _run_lengths(segmentation, image)
-    try:
-        polygons = tuple(np.array(polygon, dtype=np.float64) for polygon in segmentation)
-    except (TypeError, ValueError):
-        polygons = ()
-    if not polygons or not all(map(_is_polygon, polygons)):
-        message = "its segmentation is neither run lengths nor polygons of three corners or more"
-        raise ValueError(message)
-    return polygons
-
-
-def _is_polygon(values: NDArray[np.float64]) -> bool:
-    flat = values.ndim == 1 and len(values) >= 6 and len(values) % 2 == 0
-    return flat and bool(np.isfinite(values).all())
-
-
-def _run_lengths(segmentation: Record, image: Record) -> RunLengths:
-    counts, height, width = segmentation.get("counts"), image["height"], image["width"]
-    if segmentation.get("size") != [height, width]:
-        size = segmentation.get("size")
-        raise ValueError(f"size {size!r} of its run lengths is not {[height, width]}")
-    if isinstance(counts, str):
-        lengths = _decompressed(counts)
-    elif isinstance(counts, list) and all(type(count) is int for count in counts):
-        lengths = counts
-    else:
-        raise ValueError("its run lengths are neither integers nor a text")
-    # The decoder trusts the lengths: wrong ones would write beyond the end of its memory.
-    if any(length < 0 for length in lengths) or sum(lengths) != height * width:
-        raise ValueError(f"its run lengths do not make up {height}x{width} pixels")
-    return RunLengths(np.array(lengths, dtype=np.uint32))
-
-
-def _decompressed(text: str) -> list[int]:
-    """The lengths in COCO's compressed text; a negative one where it breaks off.
-
-    Each character carries five bits, from code 48 on, the lowest first, and a sixth that says
-    whether the number goes on; from the fourth length on the difference to the last but one is
-    stored. Source: the format of ``maskApi.c`` in cocodataset/cocoapi.
-    """
-    lengths: list[int] = []
-    value, shift, open_ = 0, 0, False
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64:
-            return [-1]
-        value |= (bits & 31) << shift
-        shift += 5
-        open_ = bool(bits & 32)
-        if not open_:
-            if bits & 16:
-                value -= 1 << shift
-            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-            value, shift = 0, 0
-    return [-1] if open_ else lengths
+def _flags(record: Record) -> tuple[str, ...]:
+    """Those of ``IGNORED_FIELDS`` that are set; raises ValueError where one is no flag."""
+    flags: tuple[str, ...] = ()
+    for name in IGNORED_FIELDS:
+        value = record.get(name, 0)
+        if value not in (0, 1):
+            raise ValueError(f"{name} {value!r} is none of 0, 1, true and false")
+        if value:
+            flags += (name,)
+    return flags
 
 
 def _picture(image: Record, annotations: Sequence[_Annotated], images: Path) -> CocoPicture:
-    """One picture and its objects: those whose boxes have no area are left out."""
-    boxes = np.array([item.corners for item in annotations], dtype=np.float64).reshape(-1, 4)
-    (has_area,) = np.nonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
-    kept = [annotations[index] for index in has_area.tolist()]
+    """One picture and its objects."""
+    corners = [item.corners for item in annotations]
     return CocoPicture(
         name=image["file_name"],
         path=str(images / image["file_name"]),
-        boxes=boxes[has_area],
-        labels=np.array([item.label for item in kept], dtype=np.int64),
-        ignored=np.array([item.ignored for item in kept], dtype=np.bool_),
-        areas=np.array([item.area for item in kept], dtype=np.float64),
+        boxes=np.array(corners, dtype=np.float64).reshape(-1, 4),
+        labels=np.array([item.label for item in annotations], dtype=np.int64),
+        ignored=np.array([bool(item.flags) for item in annotations], dtype=np.bool_),
+        areas=np.array([item.area for item in annotations], dtype=np.float64),
         id=image["id"],
         size=(image["width"], image["height"]),
-        outlines=tuple(item.outline for item in kept),
-        crowds=np.array([item.crowd for item in kept], dtype=np.bool_),
+        outlines=tuple(item.outline for item in annotations),
+        crowds=np.array(["iscrowd" in item.flags for item in annotations], dtype=np.bool_),
     )
 
 
-def _have_masks(pictures: Sequence[CocoPicture]) -> bool:
-    """Whether there are objects, and each has a mask or is an ignored region."""
-    masked = [
-        outline is not None
-        for picture in pictures
-        for outline, ignored in zip(picture.outlines, picture.ignored.tolist(), strict=True)
-        if not ignored
-    ]
-    return bool(masked) and all(masked)
-
-
-def _draw(picture: CocoPicture) -> NDArray[np.bool_]:
-    """(N, H, W) the masks of a picture's objects."""
-    # Imported here because it takes longer than reading a small data set.
-    from faster_coco_eval.core import mask as coco_mask
-
-    width, height = picture.size
-    masks = np.zeros((len(picture.outlines), height, width), dtype=np.bool_)
-    for drawn, outline, box in zip(masks, picture.outlines, picture.boxes, strict=True):
-        if isinstance(outline, RunLengths):
-            lengths = {"size": [height, width], "counts": outline.counts.tolist()}
-            encoded = coco_mask.frPyObjects(lengths, height, width)
-        else:
-            polygons = outline or (box[[0, 1, 2, 1, 2, 3, 0, 3]],)
-            lists = [polygon.tolist() for polygon in polygons]
-            encoded = coco_mask.merge(coco_mask.frPyObjects(lists, height, width))
-        drawn[...] = coco_mask.decode(encoded)
-    return masks
+def _unmasked(
+    folder: Path, files: Mapping[str, str], read: Mapping[str, _Read]
+) -> tuple[Problem, ...]:
+    """What keeps a data set from having masks, by file; nothing where no object has any."""
+    some = any(part.has_outlines for part in read.values())
+    found = []
+    for split, part in read.items():
+        lines = part.missing if some else part.malformed
+        if lines:
+            what = f"{len(lines)} objects have no {'' if some else 'sound '}segmentation:"
+            fix = [*shortened(lines), SKIP_UNMASKED] if some else shortened(lines)
+            found.append(Problem(str(folder / files[split]), what, "\n".join(fix)))
+    return tuple(found)

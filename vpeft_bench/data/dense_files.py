@@ -11,7 +11,8 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -34,6 +35,10 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MOST_CLASSES = IGNORED_LABEL
 """A label map is 8-bit, and its last value is kept for pixels without a class."""
 
+MOST_SIDE = 2**20
+"""No picture has this many pixels a side: a coordinate beyond is a slip, and float32 still holds a
+sixteenth of a pixel below."""
+
 _NUMBERED_LINE = re.compile(r"(\d+)\s+(\S.*)")
 
 
@@ -46,6 +51,7 @@ class Named(Protocol):
 
 
 Item = TypeVar("Item", bound=Named)
+Id = TypeVar("Id")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +65,7 @@ class ObjectFile:
         labels: (N,) int64 classes from 0.
         ignored: (N,) bool.
         areas: (N,) float64 pixels.
+        size: width and height in pixels by the annotations; None where they do not say.
     """
 
     name: str
@@ -67,6 +74,7 @@ class ObjectFile:
     labels: NDArray[np.int64]
     ignored: NDArray[np.bool_]
     areas: NDArray[np.float64]
+    size: tuple[int, int] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +84,12 @@ class FileObjects(ObjectSplit):
     Attributes:
         pictures: in the order of their list.
         has_masks: whether ``objects`` gives masks.
+        flags: what annotations are called that make an object ignored, of those that are set.
     """
 
     pictures: Sequence[ObjectFile]
     has_masks: bool = False
+    flags: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -187,6 +197,61 @@ def _read_values(picture: MapFile) -> NDArray[np.uint8]:
         ) from error
 
 
+@dataclass
+class Malformed:
+    """What of a file's objects cannot be read: refused, or left out and told.
+
+    Attributes:
+        name: of the file, in notices.
+        where: it lies, in problems.
+        total: number of its objects.
+        skipped: whether what is malformed is left out.
+        problems: of what is refused.
+        notices: of what is left out.
+    """
+
+    name: str
+    where: Path
+    total: int
+    skipped: bool
+    problems: list[Problem] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def leave_out(self, count: int, what: str, lines: Sequence[str]) -> None:
+        """Refuse or leave out ``count`` objects; ``lines`` name them and say what is wrong."""
+        if count and self.skipped:
+            told = f"{count} of {self.total} objects of {self.name} are left out as {what}"
+            self.notices.append(told)
+        elif count:
+            fix = "\n".join([*lines, "to leave them out: data.skip_malformed=true"])
+            self.problems.append(Problem(str(self.where), f"{count} {what}:", fix))
+
+    def tell(self, what: str, lines: Sequence[str]) -> None:
+        """Objects that are kept without ``what``; ``lines`` name each and say what is wrong."""
+        if lines:
+            count = f"{len(lines)} of {self.total} objects"
+            self.notices.append(f"{count} of {self.name} are without {what} ({lines[0]})")
+
+
+def alike(where: str, what: str, names: Mapping[Id, str]) -> list[Problem]:
+    """One problem that tells which of ``names``, by id, are the same, or none.
+
+    Args:
+        where: they stand.
+        what: has these names: ``categories``, ``classes``.
+        names: by what else identifies them.
+    """
+    ids: dict[str, list[Id]] = {}
+    for id_, name in names.items():
+        ids.setdefault(name, []).append(id_)
+    repeated = {name: those for name, those in ids.items() if len(those) > 1}
+    if not repeated:
+        return []
+    lines = [f"{name}: {', '.join(map(str, those))}" for name, those in repeated.items()]
+    fix = "\n".join([*shortened(lines), "give each a name of its own, or merge them"])
+    return [Problem(where, f"{len(lines)} names are those of several {what}:", fix)]
+
+
 def listed_splits(config: DataConfig) -> dict[str, str]:
     """Of ``config.lists`` the splits that have a list, in the order of ``SPLITS``."""
     return {split: config.lists[split] for split in SPLITS if config.lists.get(split)}
@@ -275,22 +340,37 @@ def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, os.DirEntr
     return found
 
 
-def class_names(config: DataConfig, folder: Path) -> tuple[str, ...]:
+def class_names(config: DataConfig, folder: Path, problems: list[Problem]) -> tuple[str, ...]:
     """The names in ``lists.classes``, else those in the folder's ``classes.txt``, else none.
 
     ``lists.classes`` separates them by commas; ``classes.txt`` has one per line, which may begin
     with the class's number.
+
+    Args:
+        config: of the data set.
+        folder: where it lies.
+        problems: gets names that occur twice, and numbers that leave a gap.
     """
-    if given := config.lists.get("classes"):
-        return tuple(name.strip() for name in given.split(","))
     file = folder / "classes.txt"
+    if given := config.lists.get("classes"):
+        names = tuple(name.strip() for name in given.split(","))
+        problems += alike("data.lists.classes", "classes", dict(enumerate(names)))
+        return names
     if not file.is_file():
         return ()
     lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     stripped = [line.strip() for line in lines if line.strip()]
     numbered = [_NUMBERED_LINE.fullmatch(line) for line in stripped]
     pairs = sorted((int(match[1]), match[2]) for match in numbered if match)
-    return tuple(name for _, name in pairs) if len(pairs) == len(stripped) else tuple(stripped)
+    if not pairs or len(pairs) < len(stripped):
+        pairs = list(enumerate(stripped))
+    numbers = [number for number, _ in pairs]
+    if any(after != before + 1 for before, after in pairwise(numbers)):
+        what = f"the {len(numbers)} numbers of its classes, {numbers[0]} to {numbers[-1]}, leave "
+        what += "gaps or repeat themselves"
+        problems.append(Problem(str(file), what, "number the classes one by one, from 0 or 1"))
+    problems += alike(str(file), "classes", dict(pairs))
+    return tuple(name for _, name in pairs)
 
 
 def number_of_classes(

@@ -93,6 +93,8 @@ class DataConfig:
             training part under other names. The record says so; numbers are the same either way.
         allow_unseen_classes: classify although test pictures are of classes that no training
             picture is of. The record says so; numbers are the same either way.
+        skip_malformed: objects that cannot be read are left out, counted and told, instead of
+            refused.
     """
 
     name: str = ""
@@ -121,3 +123,4 @@ class DataConfig:
     zero_is_ignored: bool = False
     allow_duplicates: bool = False
     allow_unseen_classes: bool = False
+    skip_malformed: bool = False

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vpeft_bench.errors import ConfigError, VpeftBenchError, unknown_name
+from vpeft_bench.errors import ConfigError, Problem, VpeftBenchError, unknown_name
 
 SPLITS = ("train", "val", "trainval", "test")
 
@@ -181,6 +181,8 @@ class Dataset:
         splits: ``train``, ``val``, ``trainval`` (the two joined) and ``test``.
         class_names: one name per class where the data set comes with them.
         category_ids: what its files call each class, where that is not its number.
+        parents: classes that are the groups of others (COCO's supercategories).
+        unmasked: what keeps a data set from having masks where some of its objects have them.
         notices: what its reader left out or changed, and what else belongs beside every result on
             it, one short clause each.
         lists: the file or folder that lists each split, as messages name it; a split that is made
@@ -193,6 +195,8 @@ class Dataset:
     splits: Mapping[str, Split]
     class_names: tuple[str, ...] | None = None
     category_ids: tuple[int | str, ...] | None = None
+    parents: frozenset[int] = frozenset()
+    unmasked: tuple[Problem, ...] = ()
     notices: tuple[str, ...] = ()
     lists: Mapping[str, str] = field(default_factory=dict)
 

@@ -8,8 +8,9 @@ Source: the development kits of VOC2007 and VOC2012 (host.robots.ox.ac.uk/pascal
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,9 +18,11 @@ from xml.etree import ElementTree
 import numpy as np
 
 from vpeft_bench.data.dense_files import (
+    MOST_SIDE,
     PICTURE_SUFFIXES,
     FileMaps,
     FileObjects,
+    Malformed,
     MapFile,
     ObjectFile,
     class_names,
@@ -44,6 +47,11 @@ from vpeft_bench.errors import Problem
 IMAGES = "JPEGImages"
 BOXES, BOX_LISTS = "Annotations", "ImageSets/Main"
 MASKS, MASK_LISTS = "SegmentationClass", "ImageSets/Segmentation"
+FLAG_WORDS = {
+    **dict.fromkeys(("", "0", "0.0", "false", "f", "no", "n", "unspecified"), False),
+    **dict.fromkeys(("1", "1.0", "true", "t", "yes", "y"), True),
+}
+"""What annotation tools write for a flag; a missing one and VOC's ``Unspecified`` are not set."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +106,24 @@ class _Box:
     corners: tuple[float, float, float, float]
 
 
+@dataclass(frozen=True)
+class _Annotation:
+    """What an XML file says of a picture.
+
+    Attributes:
+        boxes: its objects.
+        size: width and height, pixels; None where there is no plausible one.
+    """
+
+    boxes: list[_Box]
+    size: tuple[int, int] | None
+
+
 def read_voc_boxes(config: DataConfig) -> Dataset:
     """Read the lists and XML files of a data set in VOC's layout.
 
     Classes are those of ``lists.classes``, else of ``classes.txt``, else the names found in the XML
-    files in alphabetical order. Difficult objects are ``ignored``. Boxes without area are dropped.
+    files in alphabetical order. Difficult objects are ``ignored``.
 
     Raises MissingDataError with everything that is wrong with the folder, its lists, the files that
     they name and the classes.
@@ -110,16 +131,20 @@ def read_voc_boxes(config: DataConfig) -> Dataset:
     folder = find_folder(config)
     problems = list_problems(config, ["classes"])
     lists = _read_lists(config, folder, BOX_LISTS, BOXES, ".xml", problems)
-    contents, boxes = _read_boxes(folder, lists, problems)
-    found = {box.label for listed in boxes.values() for box in listed}
-    names = class_names(config, folder) or tuple(sorted(found))
-    problems += _class_problems(config, folder, names, boxes)
+    names = class_names(config, folder, problems)
+    malformed = Malformed(BOXES, folder, 0, config.skip_malformed)
+    contents, annotations = _read_boxes(folder, lists, names, malformed, problems)
+    problems += malformed.problems
+    boxes = [box for annotation in annotations.values() for box in annotation.boxes]
+    names = names or tuple(sorted({box.label for box in boxes}))
+    problems += _class_problems(config, folder, names, annotations)
     pictures = {} if problems else complete(config, lists.entries, problems)
     if problems:
         raise missing_data(config, problems)
     numbers = {name: number for number, name in enumerate(names)}
+    flags = ("difficult",) if any(box.difficult for box in boxes) else ()
     objects = {
-        entry: _objects(entry, boxes[entry.annotation], numbers)
+        entry: _objects(entry, annotations[entry.annotation], numbers)
         for entries in pictures.values()
         for entry in entries
     }
@@ -128,11 +153,12 @@ def read_voc_boxes(config: DataConfig) -> Dataset:
         num_classes=len(names),
         fingerprint=fingerprint([*lists.contents, *contents, "\n".join(names).encode()]),
         splits={
-            name: FileObjects(tuple(objects[entry] for entry in entries))
+            name: FileObjects(tuple(objects[entry] for entry in entries), flags=flags)
             for name, entries in pictures.items()
         },
         class_names=names,
         lists=lists.files,
+        notices=tuple(malformed.notices),
     )
 
 
@@ -148,7 +174,7 @@ def read_voc_masks(config: DataConfig) -> Dataset:
     problems = list_problems(config, ["classes", "maps"])
     maps = config.lists.get("maps") or MASKS
     lists = _read_lists(config, folder, MASK_LISTS, maps, ".png", problems)
-    names = class_names(config, folder)
+    names = class_names(config, folder, problems)
     num_classes = number_of_classes(config, folder, names, problems)
     pictures = {} if problems else complete(config, lists.entries, problems)
     if problems:
@@ -256,68 +282,102 @@ class _Listings:
 
 
 def _read_boxes(
-    folder: Path, lists: _Lists, problems: list[Problem]
-) -> tuple[list[bytes], dict[str, list[_Box]]]:
-    """The contents of all XML files, and the boxes in each by its path."""
-    contents, boxes = [], {}
+    folder: Path,
+    lists: _Lists,
+    names: Sequence[str],
+    malformed: Malformed,
+    problems: list[Problem],
+) -> tuple[list[bytes], dict[str, _Annotation]]:
+    """The contents of all XML files, and what each says by its path.
+
+    Args:
+        folder: of the data set.
+        lists: name the pictures.
+        names: of the classes; empty where they are not known.
+        malformed: gets the objects that cannot be read.
+        problems: gets the files that cannot be read.
+    """
+    contents, annotations = [], {}
     bad: list[str] = []
+    wrong: list[str] = []
+    unknown: dict[str, list[str]] = {}
     entries = (entry for listed in lists.entries.values() for entry in listed)
     for path in dict.fromkeys(entry.annotation for entry in entries):
         content = Path(path).read_bytes()
         contents.append(content)
         try:
-            boxes[path] = [_box(element) for element in _object_elements(content)]
-        except ValueError as error:
-            bad.append(f"{path}: {error}")
+            root = ElementTree.fromstring(content)
+        except (ElementTree.ParseError, ValueError, LookupError) as error:  # or the encoding
+            bad.append(f"{path}: not XML: {error}")
+            continue
+        boxes = []
+        for number, element in enumerate(root.findall("object"), start=1):
+            malformed.total += 1
+            try:
+                box = _box(element)
+            except ValueError as error:
+                wrong.append(f"{path}: object {number}: {error}")
+                continue
+            if names and box.label not in names:
+                unknown.setdefault(box.label, []).append(path)
+            else:
+                boxes.append(box)
+        annotations[path] = _Annotation(boxes, _size(root))
     if bad:
         what = f"{len(bad)} of its annotations cannot be read:"
         problems.append(Problem(str(folder), what, "\n".join(shortened(bad))))
-    return contents, boxes
-
-
-def _object_elements(content: bytes) -> list[ElementTree.Element]:
-    try:
-        return ElementTree.fromstring(content).findall("object")
-    except ElementTree.ParseError as error:
-        raise ValueError(f"not XML: {error}") from error
+    malformed.leave_out(len(wrong), "malformed objects", shortened(wrong))
+    others = [f"{name}: {len(paths)}, first in {paths[0]}" for name, paths in unknown.items()]
+    count = sum(map(len, unknown.values()))
+    lines = [*shortened(others), f"known: {', '.join(names)}"]
+    malformed.leave_out(count, "objects of unknown classes", lines)
+    return contents, annotations
 
 
 def _box(element: ElementTree.Element) -> _Box:
     """The object of an XML element; raises ValueError, with what is wrong, for a malformed one."""
     name = (element.findtext("name") or "").strip()
     if not name:
-        raise ValueError("an object without a name")
+        raise ValueError("it has no name")
     corners = []
     for key in ("xmin", "ymin", "xmax", "ymax"):
         text = element.findtext(f"bndbox/{key}")
         try:
-            corners.append(float(text or ""))
+            corner = float(text or "")
         except ValueError:
-            raise ValueError(f"{key} of a {name} is {text!r}") from None
-    if not np.isfinite(corners).all():
-        raise ValueError(f"the box of a {name} is not finite")
+            corner = math.nan
+        if not abs(corner) < MOST_SIDE:  # a comparison that NaN fails
+            raise ValueError(f"{key} of a {name} is {text!r}")
+        corners.append(corner)
     left, top, right, bottom = corners
-    difficult = (element.findtext("difficult") or "0").strip() not in ("", "0")
     # Pixels count from 1 in the files, and the last one belongs to the box.
-    return _Box(name, difficult, (left - 1, top - 1, right, bottom))
+    return _Box(name, _is_set(element, "difficult"), (left - 1, top - 1, right, bottom))
+
+
+def _is_set(element: ElementTree.Element, flag: str) -> bool:
+    """What a flag means, however it is spelled; raises ValueError for a word that is none."""
+    word = (element.findtext(flag) or "").strip()
+    if word.lower() in FLAG_WORDS:
+        return FLAG_WORDS[word.lower()]
+    raise ValueError(f"{flag} is {word!r}, which is neither yes (1, true) nor no (0, false)")
+
+
+def _size(root: ElementTree.Element) -> tuple[int, int] | None:
+    """Width and height by the XML file; some tools write none, or 0."""
+    texts = [root.findtext(f"size/{side}") or "" for side in ("width", "height")]
+    try:
+        width, height = (int(float(text)) for text in texts)
+    except (ValueError, OverflowError):
+        return None
+    return (width, height) if min(width, height) > 0 else None
 
 
 def _class_problems(
-    config: DataConfig, folder: Path, names: Sequence[str], boxes: dict[str, list[_Box]]
+    config: DataConfig, folder: Path, names: Sequence[str], annotations: Mapping[str, _Annotation]
 ) -> list[Problem]:
-    """Classes in the XML files that are not among ``names``, and another number of them."""
+    """No class at all, or another number of them than the data set has."""
     problems = []
-    unknown: dict[str, str] = {}
-    for path, listed in boxes.items():
-        for box in listed:
-            if box.label not in names:
-                unknown.setdefault(box.label, path)
-    if unknown:
-        what = f"{len(unknown)} classes of its annotations are unknown:"
-        lines = [f"{name}, in {path}" for name, path in sorted(unknown.items())]
-        shown = [*shortened(lines), f"known: {', '.join(names)}"]
-        problems.append(Problem(str(folder), what, "\n".join(shown)))
-    if boxes and not names:
+    if annotations and not names:
         problems.append(Problem(str(folder), "there is no object in any of its annotations"))
     if config.num_classes is not None and names and len(names) != config.num_classes:
         what = f"holds {len(names)} classes where {config.title} has {config.num_classes}"
@@ -326,17 +386,15 @@ def _class_problems(
     return problems
 
 
-def _objects(entry: _Entry, boxes: Sequence[_Box], numbers: dict[str, int]) -> ObjectFile:
+def _objects(entry: _Entry, annotation: _Annotation, numbers: dict[str, int]) -> ObjectFile:
+    boxes = annotation.boxes
     corners = np.array([box.corners for box in boxes], dtype=np.float64).reshape(-1, 4)
-    sides = corners[:, 2:] - corners[:, :2]
-    kept = (sides > 0).all(axis=1)
-    labels = np.array([numbers[box.label] for box in boxes], dtype=np.int64)
-    ignored = np.array([box.difficult for box in boxes], dtype=np.bool_)
     return ObjectFile(
         name=entry.name,
         path=entry.path,
-        boxes=corners[kept],
-        labels=labels[kept],
-        ignored=ignored[kept],
-        areas=sides.prod(axis=1)[kept],
+        boxes=corners,
+        labels=np.array([numbers[box.label] for box in boxes], dtype=np.int64),
+        ignored=np.array([box.difficult for box in boxes], dtype=np.bool_),
+        areas=(corners[:, 2:] - corners[:, :2]).clip(min=0).prod(axis=1),
+        size=annotation.size,
     )
