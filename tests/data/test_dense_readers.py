@@ -238,7 +238,10 @@ class MakeCoco:
             for i in range(count)
         ]
         categories = [{"id": 9, "name": "dog"}, {"id": 4, "name": "cat"}]
-        return {"images": images, "categories": categories, "annotations": [], **tables}
+        content = {"images": images, "categories": categories, "annotations": [], **tables}
+        records = enumerate(content["annotations"], start=1)
+        content["annotations"] = [{"id": number, **record} for number, record in records]
+        return content
 
     def __call__(self, train: Any, test: Any = None) -> DataConfig:
         (self.folder / "pictures").mkdir(exist_ok=True)
@@ -267,7 +270,7 @@ def make_coco(tmp_path: Path) -> MakeCoco:
 
 def annotation(image: int, category: int = 4, **fields: Any) -> dict[str, Any]:
     bbox = {"bbox": [1, 2, 10, 20]}
-    return {"id": 1, "image_id": 7 * image, "category_id": category, **bbox, **fields}
+    return {"image_id": 7 * image, "category_id": category, **bbox, **fields}
 
 
 SQUARE = [[2, 3, 12, 3, 12, 13, 2, 13]]
@@ -279,7 +282,7 @@ def test_coco_boxes_classes_and_ignored_regions(make_coco: MakeCoco) -> None:
         annotation(0, 4, iscrowd=1),
         annotation(0, 4, ignore=1, iscrowd=0, segmentation=SQUARE),
         annotation(0, 4, difficult=True),
-        annotation(0, 4, bbox=[3, 3, 0, 5]),
+        annotation(0, 4, bbox=[3, 3, 0, 5], segmentation=SQUARE),
         annotation(0, 4, bbox=[600.5, 3, 1e-6, 5], segmentation=SQUARE),
         annotation(0, 4, bbox=[3, 3, 0.5, 0.25], segmentation=SQUARE),
     ]
@@ -288,26 +291,48 @@ def test_coco_boxes_classes_and_ignored_regions(make_coco: MakeCoco) -> None:
     assert dataset.category_ids == (4, 9)
     split = object_split(dataset, "trainval")
     objects = split.objects(0)
-    assert objects.labels.tolist() == [1, 0, 0, 0, 0, 0]  # without the one that has no area
-    assert objects.ignored.tolist() == [False, True, True, True, False, False]
-    assert objects.crowds is not None
-    assert objects.crowds.tolist() == [False, True, False, False, False, False]  # COCO's own flag
+    assert objects.labels.tolist() == [1, 0, 0, 0, 0, 0, 0]  # with the one that has no area
+    assert objects.ignored.tolist() == [False, True, True, True, False, False, False]
+    assert split.flags == ("difficult", "ignore", "iscrowd")
+    crowds = [split.objects(0, masks).crowds for masks in (False, True)]
+    assert crowds[0] is not None
+    assert crowds[0].tolist() == [False, True, *[False] * 5]  # COCO's own flag
+    assert crowds[1] is not None
+    assert crowds[1].tolist() == [False, True, False, True, *[False] * 3]  # or no mask
     np.testing.assert_array_equal(objects.boxes[0], [0.5, 1.25, 10.5, 21.25])
-    np.testing.assert_array_equal(objects.boxes[4], [600.5, 3, 600.5 + 1e-6, 8])
-    np.testing.assert_array_equal(objects.areas, [77.5, 200, 200, 200, 5 * 1e-6, 0.125])
+    np.testing.assert_array_equal(objects.boxes[4:6], [[3, 3, 3, 8], [600.5, 3, 600.5 + 1e-6, 8]])
+    np.testing.assert_array_equal(objects.areas, [77.5, 200, 200, 200, 0, 5 * 1e-6, 0.125])
     # The crowd without a mask does not keep the others from having theirs; it fills its box.
     assert split.has_masks
     assert objects.masks is not None
-    assert objects.masks.sum(axis=(1, 2)).tolist() == [100, 200, 100, 200, 100, 100]
+    assert objects.masks.sum(axis=(1, 2)).tolist() == [100, 200, 100, 200, 100, 100, 100]
     assert objects.masks[1, 2:22, 1:11].all()
     assert len(split.objects(1).labels) == 0
 
 
 def test_coco_without_all_masks_has_none(make_coco: MakeCoco) -> None:
     annotations = [annotation(0, segmentation=SQUARE), annotation(1, segmentation=[])]
-    dataset = read_coco(make_coco(make_coco.content(annotations=annotations)))
+    config = make_coco(make_coco.content(annotations=annotations))
+    dataset = read_coco(config)
     assert not any(object_split(dataset, name).has_masks for name in SPLITS)
     assert object_split(dataset, "trainval").objects(0).masks is None
+    [problem] = dataset.unmasked
+    assert problem.where == str(make_coco.folder / "train.json")
+    assert problem.what == "1 objects have no segmentation:"
+    assert problem.fix.splitlines()[0] == "annotation 2"
+    assert "data.skip_malformed=true" in problem.fix
+
+    config.skip_malformed = True
+    dataset = read_coco(config)
+    assert dataset.has_masks
+    assert not dataset.unmasked
+    split = object_split(dataset, "trainval")
+    assert not split.objects(1, masks=False).ignored.any()  # its box is as good as any
+    assert split.objects(1).ignored.tolist() == [True]
+
+    boxes_only = read_coco(make_coco(make_coco.content(annotations=[annotation(0)])))
+    assert not boxes_only.has_masks
+    assert not boxes_only.unmasked  # nobody meant it to have masks
 
 
 def test_coco_run_lengths(make_coco: MakeCoco) -> None:
@@ -336,12 +361,9 @@ def test_all_problems_of_coco_files_at_once(make_coco: MakeCoco) -> None:
         annotation(0, 5),
         annotation(0, bbox=[1, 2, 3]),
         annotation(0, bbox=[1, 2, 3, float("nan")]),
+        annotation(0, bbox=[1, 2, 3, 1e39]),
         annotation(0, area="big"),
-        annotation(0, segmentation=[[1, 2, 3, 4]]),
-        annotation(0, segmentation={"size": [40, 30], "counts": [1200]}),
-        annotation(0, segmentation={"size": [30, 40], "counts": [1201]}),
-        annotation(0, segmentation={"size": [30, 40], "counts": "a"}),
-        annotation(0, segmentation={"size": [30, 40], "counts": [1210, -10]}),
+        annotation(0, iscrowd="0"),
     ]
     annotations = [{**record, "id": number} for number, record in enumerate(annotations)]
     test = make_coco.content(12, categories=[{"id": 4, "name": "cat"}, {"id": 9, "name": "cow"}])
@@ -355,13 +377,13 @@ def test_all_problems_of_coco_files_at_once(make_coco: MakeCoco) -> None:
         "holds 2 classes where toys has 3",
         "1 annotations of images that are not in it:",
         "annotation 0: image_id 693",
-        "9 malformed annotations:",
+        "6 malformed annotations:",
         "annotation 1: category_id 5 is not in categories",
         "annotation 2: bbox [1, 2, 3] is not [left, top, width, height]",
         "annotation 3: bbox [1, 2, 3, nan]",
-        "annotation 4: area 'big' is not a number",
-        "annotation 5: its segmentation is neither",
-        "... and 4 more",
+        "annotation 4: bbox [1, 2, 3, 1e+39]",
+        "annotation 5: area 'big' is not a number",
+        "... and 1 more\n      to leave them out: data.skip_malformed=true",
         "1 categories are not those of the training pictures:",
         "9: cow",
         "2 malformed images:",
@@ -373,30 +395,138 @@ def test_all_problems_of_coco_files_at_once(make_coco: MakeCoco) -> None:
         assert part in text
 
 
+def test_malformed_objects_are_left_out_where_that_is_asked(make_coco: MakeCoco) -> None:
+    annotations = [
+        annotation(0),
+        annotation(99),
+        annotation(0, 5),
+        annotation(0, bbox=[1, 2, 3]),
+        annotation(0, iscrowd=2),
+        annotation(1, 9),
+    ]
+    config = make_coco(make_coco.content(annotations=annotations))
+    config.skip_malformed = True
+    dataset = read_coco(config)
+    split = object_split(dataset, "trainval")
+    assert [len(split.objects(i).labels) for i in range(2)] == [1, 1]
+    assert dataset.notices == (
+        "1 of 6 objects of train.json are left out (annotations of images that are not in it)",
+        "3 of 6 objects of train.json are left out (malformed annotations)",
+    )
+
+
+@pytest.mark.parametrize("value", [0, 1, True, False, 0.0, 1.0])
+def test_flags_that_can_be_read(make_coco: MakeCoco, value: Any) -> None:
+    for flag in ("iscrowd", "ignore", "difficult"):
+        content = make_coco.content(annotations=[annotation(0, **{flag: value})])
+        objects = object_split(read_coco(make_coco(content)), "trainval").objects(0)
+        assert objects.ignored.tolist() == [bool(value)]
+
+
+@pytest.mark.parametrize("value", ["0", "false", "", None, 2, -1, 0.5, [], {}, float("nan")])
+def test_flags_that_are_none(make_coco: MakeCoco, value: Any) -> None:
+    for flag in ("iscrowd", "ignore", "difficult"):
+        content = make_coco.content(annotations=[annotation(0, **{flag: value})])
+        text = problems_of(read_coco, make_coco(content))
+        assert "train.json: 1 malformed annotations:" in text
+        assert f"annotation 1: {flag} {value!r} is none of 0, 1, true and false" in text
+
+
 @pytest.mark.parametrize(
-    ("segmentation", "reason"),
+    ("bbox", "area"),
     [
-        ({"size": [40, 30], "counts": [1200]}, r"size \[40, 30\] of its run lengths is not"),
-        ({"size": [30, 40], "counts": [1201]}, "do not make up 30x40 pixels"),
-        ({"size": [30, 40], "counts": "a"}, "do not make up"),
-        ({"size": [30, 40], "counts": "Q"}, "do not make up"),
-        ({"size": [30, 40], "counts": [1210, -10]}, "do not make up"),
-        ({"size": [30, 40], "counts": None}, "neither integers nor a text"),
-        ([[1, 2, 3, 4, 5, 6, 7]], "three corners or more"),
-        ([1, 2, 3, 4, 5, 6], "three corners or more"),
-        ([["x"] * 6], "three corners or more"),
+        ([1, 2, 3, 10**400], 1),
+        ([-(2**20), 2, 3, 4], 1),
+        ([1, 2, float("inf"), 4], 1),
+        ([1, 2, True, 4], 1),
+        (["1", "2", "3", "4"], 1),
+        ({"x": 1}, 1),
+        ([1, 2, 3, 4], 10**400),
+        ([1, 2, 3, 4], float("nan")),
+        ([1, 2, 3, 4], None),
     ],
 )
-def test_malformed_masks_are_named(make_coco: MakeCoco, segmentation: Any, reason: str) -> None:
-    content = make_coco.content(annotations=[annotation(0, segmentation=segmentation)])
-    with pytest.raises(MissingDataError, match=f"annotation 1: .*{reason}"):
-        read_coco(make_coco(content))
+def test_numbers_that_no_box_has(make_coco: MakeCoco, bbox: Any, area: Any) -> None:
+    content = make_coco.content(annotations=[annotation(0, bbox=bbox, area=area)])
+    assert "annotation 1: " in problems_of(read_coco, make_coco(content))
+
+
+@pytest.mark.parametrize("size", [{"width": 2**20}, {"width": 10**400}, {"height": 0}])
+def test_sizes_that_no_picture_has(make_coco: MakeCoco, size: dict[str, int]) -> None:
+    content = make_coco.content()
+    content["images"][2] |= size
+    assert "image 14: width" in problems_of(read_coco, make_coco(content))
+
+
+def test_ids_and_names_are_not_shared(make_coco: MakeCoco) -> None:
+    content = make_coco.content(annotations=[annotation(0), annotation(1), annotation(2)])
+    for record in content["annotations"][1:]:
+        record["id"] = "x"
+    content["categories"] = [{"id": 4, "name": "cat"}, {"id": 9, "name": "cat"}]
+    text = problems_of(read_coco, make_coco(content, make_coco.content(part="test")))
+    assert "1 annotation ids are listed twice or more:\n      annotation x: 2 times" in text
+    assert "1 names are those of several categories:\n      cat: 4, 9" in text
+
+
+MALFORMED_MASKS = [
+    ({"size": [40, 30], "counts": [1200]}, "size [40, 30] is not [30, 40]"),
+    ({"size": [30, 40], "counts": [1201]}, "do not make up 30x40 pixels"),
+    ({"size": [30, 40], "counts": "a"}, "do not make up"),
+    ({"size": [30, 40], "counts": "Q"}, "do not make up"),
+    ({"size": [30, 40], "counts": [1210, -10]}, "do not make up"),
+    ({"size": [30, 40], "counts": None}, "neither integers nor a text"),
+    ([[1, 2, 3, 4]], "three corners or more"),
+    ([[128.0, 128.0]], "three corners or more"),
+    ([[1, 2, 3, 4, 5, 6, 7]], "three corners or more"),
+    ([1, 2, 3, 4, 5, 6], "three corners or more"),
+    ([["x"] * 6], "three corners or more"),
+    ([[1, 2, 3, 4, 5, float("nan")]], "three corners or more"),
+    ([[1, 2, 3, 4, 5, 10**400]], "three corners or more"),
+    ([[1, 2, 3, 4, 5, 2**20]], "three corners or more"),
+    ("a text", "three corners or more"),
+]
+
+
+@pytest.mark.parametrize(("segmentation", "reason"), MALFORMED_MASKS)
+def test_malformed_masks_are_told(make_coco: MakeCoco, segmentation: Any, reason: str) -> None:
+    annotations = [annotation(0, segmentation=segmentation), annotation(0, segmentation=SQUARE)]
+    dataset = read_coco(make_coco(make_coco.content(annotations=annotations)))
+    [notice] = dataset.notices
+    assert "1 of 2 objects of train.json are without a sound segmentation (annotation 1" in notice
+    assert reason in notice
+    split = object_split(dataset, "trainval")
+    assert not split.objects(0, masks=False).ignored.any()  # the boxes are trained on
+    objects = split.objects(0)
+    assert objects.ignored.tolist() == [True, False]  # with masks it is not
+    assert objects.masks is not None
+    assert objects.masks.sum(axis=(1, 2)).tolist() == [200, 100]
+
+
+def test_sound_polygons_of_an_object_are_kept(make_coco: MakeCoco) -> None:
+    annotations = [annotation(0, segmentation=[*SQUARE, [3, 3]])]
+    dataset = read_coco(make_coco(make_coco.content(annotations=annotations)))
+    assert len(dataset.notices) == 1
+    objects = object_split(dataset, "trainval").objects(0)
+    assert not objects.ignored.any()
+    assert objects.masks is not None
+    assert objects.masks.sum() == 100
+
+
+def test_data_sets_whose_masks_are_all_malformed_have_none(make_coco: MakeCoco) -> None:
+    """Boxes as polygons of two corners, as some converters write them."""
+    annotations = [annotation(0, segmentation=[[1, 2, 10, 20]])]
+    dataset = read_coco(make_coco(make_coco.content(annotations=annotations)))
+    assert not dataset.has_masks
+    [problem] = dataset.unmasked
+    assert problem.what == "1 objects have no sound segmentation:"
+    assert problem.fix == "annotation 1: not polygons of three corners or more"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "is not JSON"),
+        ("[" * 100_000 + "]" * 100_000, "is not JSON"),
         ("[]", "no list of records images, annotations, categories"),
         ({"images": [], "categories": []}, "no list of records annotations"),
         ({"images": [], "categories": [], "annotations": []}, "lists no pictures"),
@@ -476,7 +606,7 @@ def xml(*objects: str, size: tuple[int, int] = (40, 30)) -> str:
     {"".join(objects)}</annotation>"""
 
 
-def xml_object(name: str, *corners: float, difficult: int | None = 0) -> str:
+def xml_object(name: str, *corners: float, difficult: int | str | None = 0) -> str:
     keys = ("xmin", "ymin", "xmax", "ymax")
     box = "".join(f"<{key}>{corner}</{key}>" for key, corner in zip(keys, corners, strict=True))
     flag = "" if difficult is None else f"<difficult>{difficult}</difficult>"
@@ -537,8 +667,9 @@ def test_voc_objects(devkit: DataConfig) -> None:
     dataset = read_voc_boxes(devkit)
     assert dataset.fingerprint != before
     objects = object_split(dataset, "test").objects(0)
-    assert objects.labels.tolist() == [11, 7]  # without the box that has no area
-    assert objects.ignored.tolist() == [True, False]
+    assert objects.labels.tolist() == [11, 7, 7]  # with the box that has no area
+    assert objects.ignored.tolist() == [True, False, False]
+    np.testing.assert_allclose(objects.areas, [15.5 * 8, 0, 10], rtol=1e-6)
     np.testing.assert_allclose(objects.boxes[0], [44.7, 1, 60.2, 9], rtol=1e-6)
     file.write_text(xml())
     assert object_split(read_voc_boxes(devkit), "test").objects(0).boxes.shape == (0, 4)
@@ -555,17 +686,19 @@ def test_all_problems_of_voc_folders_at_once(devkit: DataConfig) -> None:
     (year.parent / "VOC2012" / "ImageSets" / "Main" / "val.txt").unlink()
     text = problems_of(read_voc_boxes, devkit)
     for part in (
-        "6 problems",
+        "7 problems",
         "no VOC2012/ImageSets/Main/val.txt in it",
         "1 of the pictures it lists are not there:",
         "VOC2007/JPEGImages/gone.jpg",
         "val.txt: lists no pictures",
         f"1 of its pictures have no file in {year / 'Annotations'}:\n      t.xml",
-        "2 of its annotations cannot be read:",
+        "1 of its annotations cannot be read:",
         "b.xml: not XML: no element found",
-        "c.xml: xmin of a cat is None",
-        "1 classes of its annotations are unknown:",
-        f"kat, in {year / 'Annotations' / 'a.xml'}",
+        "1 malformed objects:",
+        "c.xml: object 1: xmin of a cat is None",
+        "1 objects of unknown classes:",
+        f"kat: 1, first in {year / 'Annotations' / 'a.xml'}",
+        "to leave them out: data.skip_malformed=true",
         "known: aeroplane, bicycle",
         "get it from http://host.robots.ox.ac.uk/pascal/VOC",
     ):
@@ -584,10 +717,83 @@ def test_classes_of_a_users_own_voc_folder(config_dir: Path, tmp_path: Path) -> 
     assert other.fingerprint != dataset.fingerprint
     config.lists["classes"] = "dog, cow"
     text = problems_of(read_voc_boxes, config)
-    assert "cat, in" in text
+    assert "3 objects of unknown classes:\n      cat: 3, first in" in text
     assert "known: dog, cow" in text
+    config.skip_malformed = True
+    dataset = read_voc_boxes(config)
+    assert dataset.notices == (
+        "3 of 6 objects of Annotations are left out (objects of unknown classes)",
+    )
+    assert object_split(dataset, "test").objects(0).labels.tolist() == [0]
     config.lists["classes"], config.num_classes = "", 2
     assert "holds 3 classes where" in problems_of(read_voc_boxes, config)
+
+
+@pytest.mark.parametrize(
+    ("word", "meaning"),
+    [
+        *((word, False) for word in ("0", "False", "no", " FALSE ", "", "0.0", "Unspecified")),
+        *((word, True) for word in ("1", "True", "yes", " Yes ", "TRUE", "1.0")),
+        *((word, None) for word in ("maybe", "2", "-1", "nan", "difficult")),
+    ],
+)
+def test_flags_of_xml_files(devkit: DataConfig, word: str, meaning: bool | None) -> None:
+    file = Path(devkit.root) / "VOCdevkit" / "VOC2007" / "Annotations" / "t.xml"
+    file.write_text(
+        xml(xml_object("dog", 1, 1, 5, 5), xml_object("cat", 1, 1, 5, 5, difficult=word))
+    )
+    if meaning is None:
+        text = problems_of(read_voc_boxes, devkit)
+        assert f"{file}: object 2: difficult is {word!r}, which is neither yes" in text
+    else:
+        split = object_split(read_voc_boxes(devkit), "test")
+        assert split.objects(0).ignored.tolist() == [False, meaning]
+        assert split.flags == (("difficult",) if meaning else ())
+
+
+@pytest.mark.parametrize("corner", ["nan", "inf", "1e9", "9" * 400, "12,5", "(3, 4)", "", "None"])
+def test_corners_that_no_box_has(devkit: DataConfig, corner: str) -> None:
+    file = Path(devkit.root) / "VOCdevkit" / "VOC2007" / "Annotations" / "t.xml"
+    text = xml(xml_object("cat", 1, 1, 5, 5)).replace("<xmax>5", f"<xmax>{corner}")
+    file.write_text(text)
+    message = f"{file}: object 1: xmax of a cat is {corner!r}"
+    assert message in problems_of(read_voc_boxes, devkit)
+    devkit.skip_malformed = True
+    dataset = read_voc_boxes(devkit)
+    assert len(object_split(dataset, "test").objects(0).labels) == 0
+    assert [n for n in dataset.notices if "are left out (malformed objects)" in n]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((40, 30), (40, 30)), ((0, 0), None), ((-1, 5), None)],
+)
+def test_sizes_of_xml_files(
+    devkit: DataConfig, size: tuple[int, int], expected: tuple[int, int] | None
+) -> None:
+    file = Path(devkit.root) / "VOCdevkit" / "VOC2007" / "Annotations" / "t.xml"
+    file.write_text(xml(xml_object("cat", 1, 1, 5, 5), size=size))
+    assert object_split(read_voc_boxes(devkit), "test").pictures[0].size == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 cat\n2 dog\n", "2 numbers of its classes, 0 to 2, leave gaps"),
+        ("1 cat\n1 dog\n", "2 numbers of its classes, 1 to 1, leave gaps"),
+        ("cat\ndog\ncat\n", "1 names are those of several classes:\n      cat: 0, 2"),
+    ],
+)
+def test_lists_of_classes_are_sound(
+    config_dir: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    write_year(tmp_path, {"train": ["a"], "val": ["b"], "test": ["c"]})
+    config = composed(config_dir, "voc_xml", tmp_path)
+    (tmp_path / "classes.txt").write_text(text)
+    assert message in problems_of(read_voc_boxes, config)
+    (tmp_path / "classes.txt").unlink()
+    config.lists["classes"] = "cat, dog, cat"
+    assert "data.lists.classes: 1 names are those of several" in problems_of(read_voc_boxes, config)
 
 
 # Label maps

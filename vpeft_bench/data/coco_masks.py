@@ -46,9 +46,8 @@ def outline_of(segmentation: Any, size: tuple[int, int]) -> tuple[Outline | None
             return _run_lengths(segmentation, *size), ""
         except ValueError as error:
             return None, str(error)
-    polygons = (
-        [_polygon(values) for values in segmentation] if isinstance(segmentation, list) else [None]
-    )
+    parts = segmentation if isinstance(segmentation, list) else [segmentation]
+    polygons = [_polygon(values) for values in parts]
     sound = tuple(polygon for polygon in polygons if polygon is not None)
     wrong = "" if len(sound) == len(polygons) else "not polygons of three corners or more"
     return sound or None, wrong

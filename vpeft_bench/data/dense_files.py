@@ -220,8 +220,8 @@ class Malformed:
     def leave_out(self, count: int, what: str, lines: Sequence[str]) -> None:
         """Refuse or leave out ``count`` objects; ``lines`` name them and say what is wrong."""
         if count and self.skipped:
-            told = f"{count} of {self.total} objects of {self.name} are left out as {what}"
-            self.notices.append(told)
+            told = f"{count} of {self.total} objects of {self.name} are left out"
+            self.notices.append(f"{told} ({what})")
         elif count:
             fix = "\n".join([*lines, "to leave them out: data.skip_malformed=true"])
             self.problems.append(Problem(str(self.where), f"{count} {what}:", fix))
