@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vpeft_bench.config import IGNORED_LABEL
+from vpeft_bench.data.folders import shortened
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import (
     SPLITS,
