@@ -103,8 +103,45 @@ def test_published_dense_recipes(name: str, head: str, backbone: str) -> None:
     assert config.train.schedule is (Schedule.poly if segmentation else Schedule.step)
     assert list(validation._values(config)) == []
     assert list(validation._dense(config)) == []
+    warm_up = {"coco": 500 * 16 / 118_287, "voc0712": 0.0, "ade20k": 1500 * 16 / 20_210}
+    assert config.train.warmup_epochs == pytest.approx(warm_up[name], rel=0.01)
     full = composed(f"experiment={name}", "method=full")
     assert full.train.lr == (6e-5 if segmentation else 1e-4)
+
+
+def test_the_published_coco_rows_have_their_own_heads_and_cuts() -> None:
+    config = composed("experiment=coco", "method=mona")
+    assert config.head is not None
+    assert config.input is not None
+    head, sizes = config.head, config.input
+    assert (head.box, head.box_loss.value, head.class_boxes) == ("4conv1fc", "giou", True)
+    assert sizes.shorter_sides == list(range(480, 801, 32))
+    assert (sizes.crop_shorter_sides, sizes.crop_sides) == ([400, 500, 600], [384, 600])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["data=demo/scenes_detection", "head.box=4conv"], "did you mean head.box=4conv1fc"),
+        (["data=demo/scenes_detection", "head=retinanet", "head.box=4conv1fc"], "no heads on"),
+        (["data=demo/scenes_detection", "head.box_loss=giou"], "head=cascade_mask_rcnn alone"),
+        (["data=demo/scenes_detection", "head.class_boxes=true"], "head.class_boxes=true"),
+        (["data=demo/scenes_detection", "input.crop_shorter_sides=[99]"], "longer_side=64"),
+        (
+            [
+                "data=demo/scenes_detection",
+                "input.crop_shorter_sides=[9]",
+                "input.crop_sides=[600,384]",
+            ],
+            "input.crop_sides=[384,600]",
+        ),
+    ],
+)
+def test_parts_of_detectors_that_do_not_fit(overrides: list[str], problem: str) -> None:
+    config = composed(*overrides)
+    text = "\n".join(map(str, [*validation._values(config), *validation._dense(config)]))
+    assert problem in text
+    assert "Traceback" not in text
 
 
 @pytest.mark.parametrize("name", [n for n in CHOICES["backbone"] if n != "timm"])

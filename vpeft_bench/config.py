@@ -59,6 +59,8 @@ HEADS = {
 """The heads of each dense task."""
 MASK_HEADS = ("mask_rcnn", "cascade_mask_rcnn")
 """Those that predict a mask for every box."""
+TWO_STAGE_HEADS = ("faster_rcnn", *MASK_HEADS)
+"""Those that propose regions and look at each again."""
 
 
 class HeadNorm(Enum):
@@ -68,6 +70,19 @@ class HeadNorm(Enum):
     """GroupNorm, 32 groups: independent of the batch."""
     batch = "batch"
     """BatchNorm, as in the published recipes; needs at least two pictures in every batch."""
+
+
+BOX_HEADS = ("2fc", "4conv1fc")
+"""What reads a pooled region: two linears; or four convolutions with batch norms and a linear."""
+
+
+class BoxLoss(Enum):
+    """How the box of a region is learned."""
+
+    smooth_l1 = "smooth_l1"
+    """Smooth L1 of the changes that the region needs."""
+    giou = "giou"
+    """Ten times the generalised IoU loss (arXiv 1902.09630) of the box after the changes."""
 
 
 @dataclass
@@ -87,6 +102,9 @@ class HeadConfig:
         score_threshold: detections below it are dropped.
         nms_iou: of two detections of a class that overlap more than this, the weaker is dropped.
         max_detections: most detections of a picture.
+        box: of a two-stage detector, see ``BOX_HEADS``.
+        box_loss: of ``cascade_mask_rcnn``, see :class:`BoxLoss`.
+        class_boxes: of ``cascade_mask_rcnn``: each class has a box of its own.
     """
 
     name: str = MISSING
@@ -100,6 +118,9 @@ class HeadConfig:
     score_threshold: float = 0.05
     nms_iou: float = 0.5
     max_detections: int = 100
+    box: str = "2fc"
+    box_loss: BoxLoss = BoxLoss.smooth_l1
+    class_boxes: bool = False
 
 
 class Inference(Enum):
@@ -124,6 +145,10 @@ class InputConfig:
         longer_side: most pixels of the longer side; the shorter one gives way.
         size_divisor: batches are padded to a multiple of this.
         flip: probability of a horizontal flip in training.
+        crop_shorter_sides: detection: where there are any, every other training picture is first
+            resized to one of these, of which a part is cut out and resized to ``shorter_sides``
+            (DETR's augmentation, arXiv 2005.12872).
+        crop_sides: detection: least and most pixels of either side of that part.
         crop: segmentation: side of the random training crop.
         scale_range: segmentation: smallest and largest factor on the training size.
         max_class_share: segmentation: a crop with a larger share of one class is drawn anew, at
@@ -140,6 +165,8 @@ class InputConfig:
     longer_side: int = 1333
     size_divisor: int = 32
     flip: float = 0.5
+    crop_shorter_sides: list[int] = field(default_factory=list)
+    crop_sides: list[int] = field(default_factory=lambda: [384, 600])
     crop: int = 512
     scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0])
     max_class_share: float = 0.75

@@ -51,7 +51,12 @@ NOT_SCIENTIFIC = (
 # part of its identity, so that earlier runs keep theirs.
 ADDED: dict[str, Any] = {
     "head": None,
+    "head.box": "2fc",
+    "head.box_loss": "smooth_l1",
+    "head.class_boxes": False,
     "input": None,
+    "input.crop_shorter_sides": [],
+    "input.crop_sides": [384, 600],
     "train.schedule": "cosine",
     "train.milestones": [],
     "train.layer_decay": 1.0,

@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from vpeft_bench.config import (
+    BOX_HEADS,
     HEADS,
     MASK_HEADS,
+    TWO_STAGE_HEADS,
+    HeadConfig,
     HeadNorm,
     Inference,
+    InputConfig,
     Precision,
     Protocol,
     RunConfig,
@@ -77,6 +81,7 @@ CHOICES = {
     "hardware.accelerator": ("auto", "cpu", "cuda"),
     "task.name": ("classification", "detection", "segmentation"),
     "data.final_train": ("trainval", "train"),
+    "head.box": BOX_HEADS,
 }
 
 
@@ -165,7 +170,7 @@ def _values(config: RunConfig) -> Iterator[Problem]:
             yield Problem(f"{key}={value}", "out of range", f"{key} must be {bounds}")
     for key, valid in CHOICES.items():
         value = _value(config, key)
-        if value not in valid:
+        if value is not None and value not in valid:
             yield unknown_name(key, str(value), valid)
     milestones, epochs = config.train.milestones, config.train.epochs
     if config.train.schedule is Schedule.step and not (
@@ -231,6 +236,13 @@ def _dense(config: RunConfig) -> Iterator[Problem]:
             f"predicts no masks, and {config.data.name} is ranked by them",
             f"head={MASK_HEADS[0]}, or data.box_metric=coco",
         )
+    if head.name != "cascade_mask_rcnn":
+        yield from _only_of_the_cascade(head)
+    if head.box != HeadConfig.box and head.name not in TWO_STAGE_HEADS:
+        what = f"head={head.name} has no heads on regions"
+        yield Problem(f"head.box={head.box}", what, f"head={TWO_STAGE_HEADS[0]}")
+    if sizes.crop_shorter_sides:
+        yield from _cut_out(sizes)
     sides = [*sizes.shorter_sides, sizes.test_shorter_side]
     if not sizes.shorter_sides or min(sides) < 1 or max(sides) > sizes.longer_side:
         yield Problem(
@@ -246,6 +258,25 @@ def _dense(config: RunConfig) -> Iterator[Problem]:
     if sizes.inference is Inference.slide and stride is not None and stride > window:
         what = f"leaves gaps between windows of input.crop={window}"
         yield Problem(f"input.window_stride={stride}", what, f"input.window_stride={window}")
+
+
+def _only_of_the_cascade(head: HeadConfig) -> Iterator[Problem]:
+    for key in ("box_loss", "class_boxes"):
+        value = getattr(head, key)
+        if value != getattr(HeadConfig, key):
+            text = str(getattr(value, "value", value)).lower()
+            what = "is offered by head=cascade_mask_rcnn alone"
+            yield Problem(f"head.{key}={text}", what, "head=cascade_mask_rcnn")
+
+
+def _cut_out(sizes: InputConfig) -> Iterator[Problem]:
+    """What is wrong with the parts that are cut out of training pictures."""
+    if min(sizes.crop_shorter_sides) < 1 or max(sizes.crop_shorter_sides) > sizes.longer_side:
+        what = f"must be between 1 and input.longer_side={sizes.longer_side}"
+        yield Problem(f"input.crop_shorter_sides={sizes.crop_shorter_sides}", what)
+    if len(sizes.crop_sides) != 2 or not 1 <= sizes.crop_sides[0] <= sizes.crop_sides[1]:
+        what = "must be least and most pixels of a side"
+        yield Problem(f"input.crop_sides={sizes.crop_sides}", what, "input.crop_sides=[384,600]")
 
 
 def _fixed_square(config: RunConfig, side: int) -> Iterator[Problem]:

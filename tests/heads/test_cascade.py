@@ -11,6 +11,7 @@ from detector_models import CLASSES, detections, detector, head_parameters, trai
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from vpeft_bench.config import BoxLoss, HeadConfig
 from vpeft_bench.heads.cascade import STAGES, CascadeHeads
 
 SIZE = (64, 64)
@@ -20,8 +21,13 @@ BOX = torch.tensor([[10.0, 20.0, 30.0, 40.0]])
 @pytest.fixture
 def heads() -> CascadeHeads:
     """Heads that say nothing: every output is its bias, zero."""
+    return silent()
+
+
+def silent(**settings: Any) -> CascadeHeads:
     torch.manual_seed(0)
-    built = CascadeHeads(8, 16, CLASSES + 1, (4, 8, 16, 32, 64), 512, 0.0, 0.5, 100)
+    head = HeadConfig("cascade_mask_rcnn", channels=8, hidden=16, score_threshold=0.0, **settings)
+    built = CascadeHeads(head, CLASSES + 1, (4, 8, 16, 32, 64))
     for stage in built._stages():
         outputs = (stage.classifier, stage.regressor, stage.mask_predictor[0].mask_fcn_logits)
         for layer in outputs:
@@ -122,6 +128,75 @@ def test_pictures_without_objects(heads: CascadeHeads) -> None:
     assert all(p.grad is not None for p in heads.parameters())
 
 
+def test_the_giou_loss_is_ten_times_that_of_the_decoded_boxes() -> None:
+    """A proposal two pixels off a box of 20: their union fills the 22 x 20 that enclose both."""
+    heads = silent(box_loss=BoxLoss.giou)
+    shifted = BOX + torch.tensor([2.0, 0.0, 2.0, 0.0])
+    _, losses = heads(features(), [shifted], [SIZE], [target()])
+    giou = 18 / 22
+    for number, weight in enumerate((1.0, 0.5, 0.25), start=1):
+        samples, off = {1: (2, 1), 2: (3, 1), 3: (4, 1)}[number]
+        expected = weight * 10 * (1 - giou) * off / samples
+        assert losses[f"loss_box_reg_{number}"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_giou_loss_moves_the_box_of_the_true_class_alone() -> None:
+    heads = silent(box_loss=BoxLoss.giou, class_boxes=True)
+    shifted = BOX + torch.tensor([2.0, 0.0, 2.0, 0.0])
+    _, losses = heads(features(), [shifted], [SIZE], [target(label=2)])
+    losses["loss_box_reg_1"].backward()
+    gradient = heads._stages()[0].regressor.bias.grad
+    assert gradient is not None
+    moved = gradient.view(CLASSES, 4).abs().sum(1) > 0
+    assert moved.tolist() == [False, True, False]
+
+
+def test_the_next_stage_reads_the_box_of_the_true_or_the_likeliest_class() -> None:
+    heads = silent(class_boxes=True)
+    first = heads._stages()[0]
+    bias(first.regressor, [0.0, 0, 0, 0, 10.0, 0, 0, 0, -10.0, 0, 0, 0])  # one width to the right
+    bias(first.classifier, [9.0, 0.0, 0.0, 5.0])  # the background, then the third class
+    far = torch.tensor([[40.0, 0.0, 50.0, 10.0]])
+    seen: list[list[Tensor]] = []
+    sample = heads.select_training_samples
+
+    def recorded(proposals: list[Tensor], targets: Any) -> Any:
+        seen.append(proposals)
+        return sample(proposals, targets)
+
+    heads.select_training_samples = recorded
+    heads(features(), [torch.cat((BOX, far))], [SIZE], [target(label=2)])
+    second = {tuple(box) for box in seen[1][0].tolist()}
+    assert (30.0, 20.0, 50.0, 40.0) in second, "the object: its own class moves it right"
+    assert (30.0, 0.0, 40.0, 10.0) in second, "background: the likeliest class moves it left"
+
+
+def test_each_class_is_detected_at_its_own_box() -> None:
+    heads = silent(class_boxes=True)
+    heads.eval()
+    bias(
+        heads._stages()[2].regressor, [30.0 * x for x in (0.1, 0, 0, 0, 0.2, 0, 0, 0, 0.3, 0, 0, 0)]
+    )
+    (found,), _ = heads(features(), [BOX], [SIZE])
+    lefts = dict(zip(found["labels"].tolist(), found["boxes"][:, 0].tolist(), strict=True))
+    assert lefts == {1: pytest.approx(12.0), 2: pytest.approx(14.0), 3: pytest.approx(16.0)}
+
+
+def test_the_published_box_head() -> None:
+    """Four convolutions with batch norms and a linear: parameters of one stage by hand."""
+    stage = CascadeHeads(
+        HeadConfig("cascade_mask_rcnn", box="4conv1fc", class_boxes=True),
+        81,
+        (4, 8, 16, 32, 64),
+    )._stages()[0]
+    count = sum(p.numel() for p in stage.box_head.parameters())
+    assert count == 4 * (256 * 256 * 9 + 2 * 256) + 256 * 49 * 1024 + 1024
+    assert [type(m).__name__ for m in stage.box_head.modules()].count("BatchNorm2d") == 4
+    assert stage.regressor.weight.shape == (4 * 80, 1024)
+    assert stage.classifier.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert stage.regressor.weight.std().item() == pytest.approx(0.001, rel=0.05)
+
+
 # ---- evaluation ---------------------------------------------------------------------------------
 
 
@@ -188,9 +263,13 @@ def test_nothing_to_detect(heads: CascadeHeads) -> None:
 # ---- the whole detector -------------------------------------------------------------------------
 
 
-def test_it_learns_two_pictures() -> None:
-    detector_ = detector("vit", "cascade_mask_rcnn")
-    curve = train(detector_, steps=20, lr=4e-3)
+PUBLISHED: dict[str, Any] = {"box": "4conv1fc", "box_loss": BoxLoss.giou, "class_boxes": True}
+
+
+@pytest.mark.parametrize("settings", [{}, PUBLISHED])
+def test_it_learns_two_pictures(settings: dict[str, Any]) -> None:
+    detector_ = detector("vit", "cascade_mask_rcnn", **settings)
+    curve = train(detector_, steps=40 if settings else 20, lr=4e-3)
     assert curve[-1] < 0.4 * curve[0]
     unused = {n for n, p in head_parameters(detector_).items() if p.grad is None}
     assert unused == set()

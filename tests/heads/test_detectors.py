@@ -30,7 +30,7 @@ from vpeft_bench.errors import ConfigError
 from vpeft_bench.heads.detectors import Detector, build_detector
 from vpeft_bench.heads.pyramid import LevelAnchors, Pyramid
 from vpeft_bench.heads.regions import RegionPool
-from vpeft_bench.heads.resizing import Resizing, pasted
+from vpeft_bench.heads.resizing import Resizing, pasted, random_part
 from vpeft_bench.sizes import resized_size
 
 EVERY_DETECTOR = pytest.mark.parametrize("name", HEADS["detection"])
@@ -386,6 +386,71 @@ def test_a_full_mask_fills_its_box() -> None:
         [[y, x] for y in range(6, 10) for x in range(3)],
         [],
     ]
+
+
+def test_a_part_of_a_picture_has_the_objects_that_lie_in_it() -> None:
+    """Every pixel and every object of the part are those at the same place of the whole."""
+    torch.manual_seed(0)
+    rows, columns = torch.meshgrid(torch.arange(50), torch.arange(80), indexing="ij")
+    image = torch.stack((rows, columns, rows)).float()
+    boxes = torch.tensor([[0.0, 0, 80, 50], [60, 40, 79, 49], [2, 2, 6, 5]])
+    masks = torch.stack(
+        [(columns >= x0) & (columns < x1) & (rows >= y0) & (rows < y1) for x0, y0, x1, y1 in boxes]
+    ).to(torch.uint8)
+    whole = {"boxes": boxes, "labels": torch.arange(3), "masks": masks}
+    sizes, counts = set(), set()
+    for _ in range(200):
+        part, target = random_part(image, whole, [20, 60])
+        height, width = part.shape[1:]
+        sizes.add((height, width))
+        counts.add(len(target["boxes"]))
+        top, left = int(part[0, 0, 0]), int(part[1, 0, 0])
+        torch.testing.assert_close(part, image[:, top : top + height, left : left + width])
+        for box, label, mask in zip(*target.values(), strict=True):
+            torch.testing.assert_close(
+                mask, masks[label, top : top + height, left : left + width], rtol=0, atol=0
+            )
+            inside = mask.nonzero().flip(1)
+            assert box.tolist() == [*inside.min(0).values, *(inside.max(0).values + 1)]
+    assert {height for height, _ in sizes} == set(range(20, 51)), "as far as the picture reaches"
+    assert {width for _, width in sizes} == set(range(20, 61))
+    assert counts == {1, 2, 3}, "the large object always, each of the small ones now and then"
+    assert whole["boxes"] is boxes
+
+
+def test_every_other_training_picture_is_cut() -> None:
+    torch.manual_seed(0)
+    sizes = InputConfig(
+        shorter_sides=[64],
+        test_shorter_side=48,
+        longer_side=200,
+        crop_shorter_sides=[40, 50],
+        crop_sides=[20, 30],
+    )
+    resizing = Resizing(sizes, None, HALF, HALF)
+    image, target = picture([(10, 12, 50, 60)], [0])
+    seen = []
+    for _ in range(400):
+        resized, _ = resizing.resize(image.float(), dict(target, masks=target["masks"]))
+        seen.append(tuple(resized.shape[1:]))
+    whole = seen.count((64, 85))
+    assert 150 < whole < 250
+    assert all(min(size) == 64 for size in seen)
+    resizing.eval()
+    assert {tuple(resizing.resize(image.float())[0].shape[1:]) for _ in range(20)} == {(48, 64)}
+
+
+def test_the_published_box_head_of_any_two_stage_detector() -> None:
+    """Its batch norms are part of the head: of its parameters and of what is stored."""
+    built = detector("vit", "faster_rcnn", box="4conv1fc")
+    before = {n: b.clone() for n, b in built.named_buffers() if "roi_heads.box_head" in n}
+    assert len(before) == 4 * 3
+    images, targets = two_pictures()
+    total(built.losses(images, targets)).backward()
+    moved = {n for n, b in built.named_buffers() if n in before and not b.equal(before[n])}
+    assert moved == set(before)
+    trained = {n for n, p in head_parameters(built).items() if p.grad is not None}
+    assert sum("box_head" in name for name in trained) == 4 * 3 + 2
 
 
 def test_thin_objects_are_left_out_with_their_labels_and_masks() -> None:

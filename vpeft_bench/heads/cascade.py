@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
-from torchvision.ops import clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
+from vpeft_bench.config import BoxLoss, HeadConfig
 from vpeft_bench.heads.regions import (
     BOX_PLACES,
     MASK_PLACES,
@@ -45,21 +46,44 @@ STAGES = (
 )
 
 
-class Stage(nn.Module):
-    """The heads of one stage; its boxes are the same whatever the class."""
+GIOU_WEIGHT = 10.0
+"""Of the box loss beside the classification, as in the published COCO rows."""
 
-    def __init__(self, channels: int, hidden: int, outputs: int) -> None:
+
+class Stage(nn.Module):
+    """The heads of one stage.
+
+    Args:
+        head: its kind and sizes.
+        outputs: classes, the background at 0 included.
+    """
+
+    def __init__(self, head: HeadConfig, outputs: int) -> None:
         super().__init__()
-        self.box_head = box_head(channels, hidden)
-        self.classifier = nn.Linear(hidden, outputs)
-        self.regressor = nn.Linear(hidden, 4)
-        self.mask_head = mask_head(channels)
-        self.mask_predictor = mask_predictor(channels, outputs)
+        self.box_head = box_head(head.box, head.channels, head.hidden)
+        self.classifier = nn.Linear(head.hidden, outputs)
+        self.boxes_per_region = outputs - 1 if head.class_boxes else 1
+        self.regressor = nn.Linear(head.hidden, 4 * self.boxes_per_region)
+        if head.box == "4conv1fc":  # drawn as for the published rows, biases included
+            for layer, deviation in ((self.classifier, 0.01), (self.regressor, 0.001)):
+                nn.init.normal_(layer.weight, std=deviation)
+                nn.init.zeros_(layer.bias)
+        self.mask_head = mask_head(head.channels)
+        self.mask_predictor = mask_predictor(head.channels, outputs)
 
     def boxes(self, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled regions to class logits ``(n, outputs)`` and box changes ``(n, 4)``, float32."""
+        """Pooled regions to class logits and box changes, both float32.
+
+        Returns:
+            ``(n, outputs)``, and ``(n, outputs, 4)``: for the background and each class. The
+            background has no box of its own: its changes are those of the likeliest class.
+        """
         hidden = self.box_head(regions)
-        return self.classifier(hidden).float(), self.regressor(hidden).float()
+        logits = self.classifier(hidden).float()
+        changes = self.regressor(hidden).float().unflatten(1, (self.boxes_per_region, 4))
+        changes = changes.expand(-1, logits.shape[1] - 1, 4)
+        likeliest = of_class(changes, logits[:, 1:].argmax(1))
+        return logits, torch.cat((likeliest[:, None], changes), dim=1)
 
     def masks(self, regions: Tensor) -> Tensor:
         """Pooled regions to mask logits ``(n, outputs, 28, 28)``."""
@@ -70,8 +94,9 @@ class Stage(nn.Module):
 class CascadeHeads(RoIHeads):
     """Three stages, each of which refines the boxes that the next one reads.
 
-    In training every stage samples ``regions`` of its proposals, a quarter of them positive; the
-    objects themselves are among them. Box changes are learned with smooth L1 (beta 1).
+    In training every stage samples ``head.regions`` of its proposals, a quarter of them positive;
+    the objects themselves are among them. With ``head.class_boxes`` the next stage reads a positive
+    region's box of its true class, and another's of the class that is likeliest.
 
     In evaluation the paper's ensemble decides on the class: the classifiers of all three stages
     read the third stage's proposals, and their probabilities are averaged. (Common toolboxes
@@ -79,41 +104,28 @@ class CascadeHeads(RoIHeads):
     the average of the three mask heads on the final boxes.
 
     Args:
-        channels: width of the pyramid.
-        hidden: of the box heads.
+        head: kinds, sizes and thresholds.
         outputs: classes, the background at 0 included.
         strides: of the pyramid.
-        score_threshold: detections below it are dropped.
-        nms_iou: of two detections of a class that overlap more than this, the weaker is dropped.
-        max_detections: most detections of a picture.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        hidden: int,
-        outputs: int,
-        strides: tuple[float, ...],
-        regions: int,
-        score_threshold: float,
-        nms_iou: float,
-        max_detections: int,
-    ) -> None:
+    def __init__(self, head: HeadConfig, outputs: int, strides: tuple[float, ...]) -> None:
         super().__init__(
             RegionPool(strides, BOX_PLACES),
             None,
             None,
             fg_iou_thresh=STAGES[0].iou,
             bg_iou_thresh=STAGES[0].iou,
-            batch_size_per_image=regions,
+            batch_size_per_image=head.regions,
             positive_fraction=POSITIVE_SHARE,
             bbox_reg_weights=STAGES[0].box_weights,
-            score_thresh=score_threshold,
-            nms_thresh=nms_iou,
-            detections_per_img=max_detections,
+            score_thresh=head.score_threshold,
+            nms_thresh=head.nms_iou,
+            detections_per_img=head.max_detections,
             mask_roi_pool=RegionPool(strides, MASK_PLACES),
         )
-        self.stages = nn.ModuleList(Stage(channels, hidden, outputs) for _ in STAGES)
+        self.stages = nn.ModuleList(Stage(head, outputs) for _ in STAGES)
+        self.box_loss = head.box_loss
 
     def has_mask(self) -> bool:
         """Always; torchvision then insists on masks in the targets."""
@@ -158,11 +170,13 @@ class CascadeHeads(RoIHeads):
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         for number, stage in enumerate(self._entered_stages(), start=1):
-            boxes, matched, labels, changes = self.select_training_samples(proposals, targets)
-            logits, predicted = stage.boxes(self.box_roi_pool(features, boxes, image_shapes))
+            boxes, matched, labels, wanted = self.select_training_samples(proposals, targets)
+            logits, changes = stage.boxes(self.box_roi_pool(features, boxes, image_shapes))
+            together = torch.cat(labels)
+            predicted = of_class(changes, together)
             stage_losses = {
-                "loss_classifier": functional.cross_entropy(logits, torch.cat(labels)),
-                "loss_box_reg": box_loss(predicted, torch.cat(changes), torch.cat(labels)),
+                "loss_classifier": functional.cross_entropy(logits, together),
+                "loss_box_reg": self._box_loss(predicted, torch.cat(wanted), boxes, together),
                 "loss_mask": self._mask_loss(
                     stage, features, image_shapes, targets, boxes, matched, labels
                 ),
@@ -171,6 +185,23 @@ class CascadeHeads(RoIHeads):
             losses |= {f"{name}_{number}": weight * x for name, x in stage_losses.items()}
             proposals = self._refined(predicted.detach(), boxes, image_shapes)
         return losses
+
+    def _box_loss(
+        self, changes: Tensor, wanted: Tensor, boxes: list[Tensor], labels: Tensor
+    ) -> Tensor:
+        """Of the positive samples' changes ``(n, 4)``, over the number of all samples."""
+        positive = labels > 0
+        samples = max(len(labels), 1)
+        if self.box_loss is BoxLoss.smooth_l1:
+            off = functional.smooth_l1_loss(changes[positive], wanted[positive], reduction="sum")
+            return off / samples
+        regions = torch.cat(boxes)[positive]
+        predicted, true = (
+            self.box_coder.decode_single(of_regions[positive], regions)
+            for of_regions in (changes, wanted)
+        )
+        apart: Tensor = generalized_box_iou_loss(predicted, true, reduction="sum")
+        return GIOU_WEIGHT * apart / samples
 
     def _mask_loss(
         self,
@@ -205,11 +236,10 @@ class CascadeHeads(RoIHeads):
             boxes = proposals
             regions = self.box_roi_pool(features, boxes, image_shapes)
             _, changes = stage.boxes(regions)
-            proposals = self._refined(changes, boxes, image_shapes)
+            proposals = self._refined(changes[:, 0], boxes, image_shapes)
         probabilities = torch.stack([s.boxes(regions)[0].softmax(1) for s in self._stages()])
         scores = probabilities.mean(0).log()  # what comes next takes the softmax
-        outputs = scores.shape[1]
-        found = self.postprocess_detections(scores, changes.repeat(1, outputs), boxes, image_shapes)
+        found = self.postprocess_detections(scores, changes.flatten(1), boxes, image_shapes)
         detections = [
             {"boxes": boxes, "scores": scores, "labels": labels}
             for boxes, scores, labels in zip(*found, strict=True)
@@ -223,8 +253,6 @@ class CascadeHeads(RoIHeads):
         return detections
 
 
-def box_loss(predicted: Tensor, changes: Tensor, labels: Tensor) -> Tensor:
-    """Smooth L1 of the positive samples' box changes ``(n, 4)``, over the number of all samples."""
-    positive = labels > 0
-    loss = functional.smooth_l1_loss(predicted[positive], changes[positive], reduction="sum")
-    return loss / max(len(labels), 1)
+def of_class(changes: Tensor, labels: Tensor) -> Tensor:
+    """Of ``(n, classes, 4)`` the changes ``(n, 4)`` of each region's own class ``(n,)``."""
+    return changes[torch.arange(len(labels), device=labels.device), labels]

@@ -175,16 +175,7 @@ def _region_heads(head: HeadConfig, pyramid: Pyramid, outputs: int) -> RoIHeads:
         outputs: classes and the background.
     """
     if head.name == "cascade_mask_rcnn":
-        return CascadeHeads(
-            head.channels,
-            head.hidden,
-            outputs,
-            pyramid.strides,
-            regions=head.regions,
-            score_threshold=head.score_threshold,
-            nms_iou=head.nms_iou,
-            max_detections=head.max_detections,
-        )
+        return CascadeHeads(head, outputs, pyramid.strides)
     masks: dict[str, Any] = {}
     if head.name in MASK_HEADS:
         masks = {
@@ -194,7 +185,7 @@ def _region_heads(head: HeadConfig, pyramid: Pyramid, outputs: int) -> RoIHeads:
         }
     return RoIHeads(
         RegionPool(pyramid.strides, BOX_PLACES),
-        box_head(head.channels, head.hidden),
+        box_head(head.box, head.channels, head.hidden),
         nn.Sequential(FastRCNNPredictor(head.hidden, outputs), Float32()),
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import box_area, roi_align
 
@@ -84,9 +84,21 @@ class Float32(nn.Module):
         return [self(output) for output in outputs]
 
 
-def box_head(channels: int, hidden: int) -> TwoMLPHead:
-    """Two linears of width ``hidden`` on a pooled region."""
-    return TwoMLPHead(channels * BOX_PLACES**2, hidden)
+def box_head(kind: str, channels: int, hidden: int) -> nn.Module:
+    """What reads a pooled region ``(n, channels, 7, 7)``; it gives ``(n, hidden)``.
+
+    Args:
+        kind: one of ``BOX_HEADS``.
+        channels: of the pyramid, and of the convolutions.
+        hidden: width of the linears.
+    """
+    pooled = (channels, BOX_PLACES, BOX_PLACES)
+    head: nn.Module = (
+        TwoMLPHead(channels * BOX_PLACES**2, hidden)
+        if kind == "2fc"
+        else FastRCNNConvFCHead(pooled, [channels] * 4, [hidden], norm_layer=nn.BatchNorm2d)
+    )
+    return head
 
 
 def mask_head(channels: int) -> MaskRCNNHeads:

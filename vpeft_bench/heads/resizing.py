@@ -50,13 +50,25 @@ class Resizing(GeneralizedRCNNTransform):
             size_divisible=sizes.size_divisor if square is None else square,
         )
         self.test_shorter_side = sizes.test_shorter_side if square is None else square
+        self.crop_shorter_sides = sizes.crop_shorter_sides
+        self.crop_sides = sizes.crop_sides
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """A picture ``(3, h, w)`` with its objects at the size at which it enters the backbone."""
+        if not self.training:
+            return self._resized(image, target, self.test_shorter_side)
+        if target is not None and self.crop_shorter_sides and draw(0, 1):
+            image, target = self._resized(image, target, self.torch_choice(self.crop_shorter_sides))
+            assert target is not None
+            image, target = random_part(image, target, self.crop_sides)
+        return self._resized(image, target, self.torch_choice(self.min_size))
+
+    def _resized(
+        self, image: Tensor, target: dict[str, Tensor] | None, shorter: int
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
         size = (int(image.shape[-2]), int(image.shape[-1]))
-        shorter = self.torch_choice(self.min_size) if self.training else self.test_shorter_side
         new_size = resized_size(size, shorter, self.max_size)
         image = functional.interpolate(image[None], new_size, mode=FILTER, antialias=True)[0]
         if target is None:
@@ -89,6 +101,33 @@ class Resizing(GeneralizedRCNNTransform):
                 covered = resize_boxes(boxes + 0.5, size, original)
                 found["masks"] = pasted(found["masks"], covered, original)
         return result
+
+
+def draw(low: int, high: int) -> int:
+    """A whole number from ``low`` to ``high``, both included, of torch's generator."""
+    return int(torch.randint(low, high + 1, ()))
+
+
+def random_part(
+    image: Tensor, target: dict[str, Tensor], sides: Sequence[int]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A part of a picture ``(3, h, w)``, and what of its objects lies there; there may be none.
+
+    Args:
+        image: the picture.
+        target: ``boxes`` and whatever else belongs to each object; ``masks`` ``(n, h, w)``.
+        sides: least and most pixels of either side, as far as the picture reaches.
+    """
+    height, width = (draw(min(whole, sides[0]), min(whole, sides[1])) for whole in image.shape[-2:])
+    top, left = draw(0, image.shape[-2] - height), draw(0, image.shape[-1] - width)
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    boxes = target["boxes"] - target["boxes"].new_tensor([left, top, left, top])
+    boxes = clip_boxes_to_image(boxes, (height, width))
+    kept = remove_small_boxes(boxes, THINNEST)
+    target = {name: value[kept] for name, value in (target | {"boxes": boxes}).items()}
+    if "masks" in target:
+        target["masks"] = target["masks"][:, rows, columns]
+    return image[:, rows, columns], target
 
 
 def pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
