@@ -47,7 +47,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "hardware.feature_cache_gib": (0, None),
     "hardware.workers": (0, None),
     "hardware.eval_batch_size": (1, None),
-    "data.num_classes": (1, None),
+    "data.num_classes": (1, 1_000_000),
     "data.cache_gib": (0, None),
     "data.hold_out": (0, 0.9),
     "train.layer_decay": (1e-3, 1),

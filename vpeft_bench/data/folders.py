@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -60,6 +61,32 @@ def directions(config: DataConfig) -> str:
     else:
         lines.append("type data.root=DIR where DIR is the data set folder")
     return "\n".join(lines)
+
+
+def read_text(file: Path) -> str:
+    """The text of a list or of a table of names, without a byte order mark.
+
+    Raises ValueError, with what is wrong, where it cannot be read or is not UTF-8.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        what = f"is not UTF-8 (line {line}): save it as UTF-8"
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            what = "is UTF-16, as Windows PowerShell writes it: save it as UTF-8"
+        raise ValueError(what) from error
+
+
+def filled_lines(text: str) -> list[tuple[int, str]]:
+    """The lines that are not blank, without blanks around them, and their numbers from 1."""
+    # Not splitlines(): a name may hold what Unicode counts as the end of a line.
+    lines = enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
 
 
 def missing_lists(folder: Path, files: Iterable[str]) -> list[Problem]:

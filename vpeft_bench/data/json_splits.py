@@ -8,16 +8,21 @@ Source: the lists of KMnP/vpt, as read by its ``src/data/datasets/json_dataset.p
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vpeft_bench.data.folders import (
+    filled_lines,
     find_folder,
     fingerprint,
     missing_data,
     missing_images,
     missing_lists,
+    read_text,
     shortened,
 )
 from vpeft_bench.data.schema import DataConfig
@@ -51,6 +56,7 @@ def read_json_splits(config: DataConfig) -> Dataset:
     images = folder / config.image_folder
     for name, listed in entries.items():
         problems += missing_images(folder / LISTS[name], (str(images / path) for path in listed))
+    class_names, unnamed = _class_names(folder / "classes.txt", ids, problems)
     if problems:
         raise missing_data(config, problems)
 
@@ -70,24 +76,43 @@ def read_json_splits(config: DataConfig) -> Dataset:
         num_classes=len(classes),
         fingerprint=fingerprint((folder / file).read_bytes() for file in LISTS.values()),
         splits=splits,
-        class_names=_class_names(folder / "classes.txt", ids),
-        lists=LISTS,
+        class_names=class_names,
         category_ids=tuple(ids),
+        lists=LISTS,
+        notices=unnamed,
     )
 
 
 def _read_entries(file: Path, problems: list[Problem]) -> Entries:
     """The well-formed entries of ``file``; what is wrong with it is added to ``problems``."""
+    repeated: list[str] = []
+
+    def members(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):  # the last of equal keys would count, without a word
+            counts = Counter(key for key, _ in pairs)
+            repeated.extend(key for key, count in counts.items() if count > 1)
+        return found
+
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # not UTF-8, or not JSON: the message names the line
+        content = json.loads(read_text(file), object_pairs_hook=members)
+    except json.JSONDecodeError as error:  # the message names the line
         problems.append(Problem(str(file), f"is not JSON: {error}"))
+        return {}
+    except RecursionError:
+        problems.append(Problem(str(file), "is not one object that maps paths to class ids"))
+        return {}
+    except ValueError as error:
+        problems.append(Problem(str(file), str(error)))
         return {}
     if not isinstance(content, dict):
         problems.append(Problem(str(file), "is not one object that maps paths to class ids"))
         return {}
+    if repeated:
+        what = f"{len(repeated)} pictures are listed twice or more:"
+        problems.append(Problem(str(file), what, "\n".join(shortened(repeated))))
     entries = {path: id_ for path, id_ in content.items() if type(id_) in (int, str)}
-    bad = [f"{path}: {id_!r}" for path, id_ in content.items() if path not in entries]
+    bad = [f"{path}: {id_!r:.40}" for path, id_ in content.items() if path not in entries]
     if bad:
         what = f"{len(bad)} class ids are neither an integer nor a text:"
         problems.append(Problem(str(file), what, "\n".join(shortened(bad))))
@@ -109,6 +134,11 @@ def _wrong_ids(
         what = f"holds {len(classes)} classes where {config.title} has {config.num_classes}"
         fix = "for a data set of your own in this layout: data=fgvc_json data.root=DIR"
         problems.append(Problem(train, what, fix))
+    ids = {id_ for listed in entries.values() for id_ in listed.values()}
+    if both := sorted(str(id_) for id_ in ids if isinstance(id_, int) and str(id_) in ids):
+        what = f"{len(both)} class ids are written as numbers and as texts:"
+        fix = f"{', '.join(shortened(both))}\nwrite each of them one way in all lists"
+        return [*problems, Problem(str(folder), what, fix)]
     for name, listed in entries.items():
         unknown = sorted({str(id_) for id_ in listed.values() if id_ not in classes})
         if unknown:
@@ -117,8 +147,21 @@ def _wrong_ids(
     return problems
 
 
-def _class_names(file: Path, ids: list[ClassId]) -> tuple[str, ...] | None:
-    """The names in ``classes.txt`` (``id name`` per line), where it names every class."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    names = dict(line.split(maxsplit=1) for line in lines if len(line.split(maxsplit=1)) == 2)
-    return tuple(names[str(id_)] for id_ in ids) if all(str(id_) in names for id_ in ids) else None
+def _class_names(
+    file: Path, ids: list[ClassId], problems: list[Problem]
+) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """The names in ``classes.txt`` (``id name`` per line), and what is to be told of it.
+
+    It may name more classes than there are; where it does not name all of them, none is used.
+    """
+    if not file.is_file():
+        return None, ()
+    try:
+        lines = [line.split(maxsplit=1) for _, line in filled_lines(read_text(file))]
+    except ValueError as error:
+        problems.append(Problem(str(file), str(error)))
+        return None, ()
+    names = dict(words for words in lines if len(words) == 2)
+    if unnamed := [str(id_) for id_ in ids if str(id_) not in names]:
+        return None, (f"{file.name} names {len(ids) - len(unnamed)} of {len(ids)} class ids",)
+    return tuple(names[str(id_)] for id_ in ids), ()
