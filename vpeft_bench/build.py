@@ -149,7 +149,9 @@ def build_task(
         training = Training(config.train, trained, steps_per_epoch, penalty, fused)
     classes, normalize = dataset.num_classes, model.preprocessing.normalize
     if config.task.name == "detection":
-        return Detection(network, classes, config.data.box_metric, training)
+        assert config.head is not None
+        limit = config.head.max_detections
+        return Detection(network, classes, config.data.box_metric, limit, training)
     if config.task.name == "segmentation":
         return Segmentation(network, classes, normalize, training)
     return Classification(network, classes, normalize, training)

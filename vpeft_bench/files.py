@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,30 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         sync(path.parent)  # the new name is an entry of the folder, which needs its own
 
 
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside ``path`` to be filled; at the end it gets that name.
+
+    ``path`` is at any moment absent, the old folder or the whole new one.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (
+        path.with_name(f".{path.name}.{uuid.uuid4().hex}.{TEMPORARY}") for _ in range(2)
+    )
+    try:
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    finally:
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write ``content`` as :func:`replacing` does.
 
@@ -66,7 +91,10 @@ def sync(path: Path) -> None:
 def sweep_temporary(folder: Path) -> None:
     """Remove what writers that were killed have left in ``folder``; its owner alone may call it."""
     for left in folder.glob(f".*.{TEMPORARY}"):
-        left.unlink(missing_ok=True)
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def set_aside(path: Path) -> Path:

@@ -21,18 +21,31 @@ class BoxMetric(Enum):
     """At IoU 0.50, area below the curve."""
 
 
+_COCO_TITLES = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "AP small",
+    "ap_medium": "AP medium",
+    "ap_large": "AP large",
+    "ar1": "AR1",
+    "ar10": "AR10",
+    "ar100": "AR100",
+    "ar_small": "AR small",
+    "ar_medium": "AR medium",
+    "ar_large": "AR large",
+    "ap_all_detections": "AP of all detections",
+    "ar_all_detections": "AR of all detections",
+}
+
 TITLES = {
     "top1": "top-1",
     "mean_per_class_accuracy": "mean per class",
-    "box_ap": "box AP",
-    "box_ap50": "box AP50",
-    "box_ap75": "box AP75",
-    "box_ap_small": "box AP small",
-    "box_ap_medium": "box AP medium",
-    "box_ap_large": "box AP large",
-    "mask_ap": "mask AP",
-    "mask_ap50": "mask AP50",
-    "mask_ap75": "mask AP75",
+    **{
+        f"{kind}_{name}": f"{kind} {title}"
+        for kind in ("box", "mask")
+        for name, title in _COCO_TITLES.items()
+    },
     "voc07_ap50": "AP50 (VOC 2007)",
     "voc12_ap50": "AP50 (VOC 2012)",
     "miou": "mIoU",
@@ -43,8 +56,8 @@ TITLES = {
 # Shown beside a headline; the files have all of them.
 BESIDE = {
     "top1": ("mean_per_class_accuracy",),
-    "box_ap": ("box_ap50", "mask_ap"),
-    "mask_ap": ("mask_ap50", "box_ap"),
+    "box_ap": ("box_ap50", "mask_ap", "box_ap_all_detections"),
+    "mask_ap": ("mask_ap50", "box_ap", "mask_ap_all_detections"),
     "voc07_ap50": ("box_ap",),
     "voc12_ap50": ("box_ap",),
     "miou": ("mean_accuracy", "pixel_accuracy"),

@@ -6,6 +6,7 @@ import contextlib
 import io
 import pickle
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -79,6 +80,12 @@ def test_by_hand() -> None:
             "box_ap_small": 50.0,  # 1000 pixels are fewer than 32 x 32
             "box_ap_medium": None,
             "box_ap_large": None,
+            "box_ar1": 50.0,
+            "box_ar10": 50.0,
+            "box_ar100": 50.0,
+            "box_ar_small": 50.0,
+            "box_ar_medium": None,
+            "box_ar_large": None,
         }
     )
 
@@ -238,15 +245,23 @@ def moved_copies(pictures: list[Picture], classes: int, seed: int) -> list[Pictu
 
 
 def pycocotools_stats(
-    predictions: list[Picture], targets: list[Picture], kind: Literal["bbox", "segm"]
+    predictions: list[Picture],
+    targets: list[Picture],
+    kind: Literal["bbox", "segm"],
+    limit: int | None = None,
 ) -> list[float]:
-    """What the reference prints, from the same tensors, in its own format."""
+    """What the reference prints, in percent, from the same tensors, in its own format.
+
+    With a ``limit`` of detections that is not 100, its own summary is not defined: then they are
+    the mean precision and recall at it, which it computes all the same.
+    """
 
     def annotations(pictures: list[Picture]) -> list[dict[str, Any]]:
         found = []
         for index, picture in enumerate(pictures):
+            id_ = int(picture["rank"]) if "rank" in picture else index
             for n, (x0, y0, x1, y1) in enumerate(picture["boxes"].tolist()):
-                annotation = {"image_id": index, "category_id": int(picture["labels"][n])}
+                annotation = {"image_id": id_, "category_id": int(picture["labels"][n])}
                 if kind == "bbox":
                     annotation["bbox"] = [x0, y0, x1 - x0, y1 - y0]
                 else:
@@ -274,10 +289,32 @@ def pycocotools_stats(
         }
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(annotations(predictions)), kind)
+        if limit is not None:
+            evaluation.params.maxDets = [1, 10, limit]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    return [float(value) for value in evaluation.stats]
+        if limit is None:
+            evaluation.summarize()
+            stats = [float(value) for value in evaluation.stats]
+        else:
+            values = (evaluation.eval[name][..., 0, 2] for name in ("precision", "recall"))
+            stats = [float(value[value > -1].mean()) for value in values]
+    return [-1.0 if value == -1 else 100.0 * value for value in stats]
+
+
+def reference(
+    predictions: list[Picture], targets: list[Picture], masks: bool = True
+) -> list[float | None]:
+    kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if masks else ("bbox",)
+    stats = [x for kind in kinds for x in pycocotools_stats(predictions, targets, kind)]
+    return [None if value == -1 else value for value in stats]
+
+
+def assert_equal(values: list[float | None], expected: Sequence[float | None]) -> None:
+    """But for the last digits of a double: the order of the sums is another one."""
+    assert [value is None for value in values] == [value is None for value in expected]
+    defined = [value for value in expected if value is not None]
+    assert [x for x in values if x is not None] == pytest.approx(defined, rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools'
@@ -297,11 +334,7 @@ def test_equal_to_pycocotools_on_real_objects(path: str, classes: int, crowds: i
     for start in range(0, len(targets), 4):  # in batches, as a loader gives them
         metrics.update(predictions[start : start + 4], targets[start : start + 4])
     found = metrics.compute()
-    boxes = pycocotools_stats(predictions, targets, "bbox")[:6]
-    masks = pycocotools_stats(predictions, targets, "segm")[:3]
-    # equal in float32, which torchmetrics hands back
-    expected = [None if x < 0 else 100.0 * float(np.float32(x)) for x in [*boxes, *masks]]
-    assert list(found.values()) == expected
+    assert_equal(list(found.values()), reference(predictions, targets))
     assert 10 < found["box_ap"] < 90  # type: ignore[operator]
     assert 10 < found["mask_ap"] < 90  # type: ignore[operator]
 
@@ -312,3 +345,128 @@ def test_widths_are_not_rounded() -> None:
     objects = target((0, (0.1, 0.0, 10.1, 10.0)))
     assert pycocotools_stats([found], [objects], "bbox")[1] == 0.0
     assert scored([found], [objects])["box_ap50"] == 0.0
+
+
+def random_pictures(
+    random: np.random.Generator, masks: bool
+) -> tuple[list[Picture], list[Picture]]:
+    """Detections and objects in which everything odd that the reference accepts is common.
+
+    Objects without width, height or area, larger than their picture, twice in one place, of areas
+    at the borders of the sizes and of others than their boxes; crowds; pictures without either;
+    equal scores; more than 100 detections of a class; pictures in another order than their ids.
+    """
+    targets, predictions = [], []
+    ranks = random.permutation(8)
+    for rank in ranks.tolist():
+        count = int(random.choice([0, 1, 3, 12]))
+        corners = random.integers(0, 40, (count, 2)) * 2.5
+        sides = random.choice([0, 0.1, 5, 10, 32, 96, 200], (count, 2))
+        boxes = np.concatenate([corners, corners + sides], axis=1).reshape(-1, 4)
+        labels = random.integers(0, 3, count)
+        if count > 2:
+            boxes[1], labels[1] = boxes[0], labels[0]
+        areas = np.where(random.random(count) < 0.5, sides.prod(axis=1), 0.0)
+        borders = random.choice([0.0, 1024.0, 1024.0 + 1e-9, 9216.0, 1e9], count)
+        areas = np.where(random.random(count) < 0.3, borders, areas)
+        found = int(random.choice([0, 5, 40, 150]))
+        chosen = random.integers(0, max(count, 1), found) if count else np.zeros(found, dtype=int)
+        source = boxes if count else np.array([[10.0, 10.0, 42.0, 42.0]])
+        shifts = random.choice([0.0, 0.0, 2.5, 5.0], (found, 4))
+        moved = np.maximum(source[chosen] + shifts, 0)
+        right = random.random(found) < 0.8
+        guesses = np.where(right & (count > 0), (labels if count else np.zeros(1, int))[chosen], 1)
+        objects = {
+            "boxes": torch.from_numpy(boxes),
+            "labels": torch.from_numpy(labels),
+            "ignored": torch.from_numpy(random.random(count) < 0.15),
+            "areas": torch.from_numpy(areas),
+            "rank": torch.tensor(rank),
+        }
+        detections = {
+            "boxes": torch.from_numpy(moved).float(),
+            "labels": torch.from_numpy(guesses),
+            "scores": torch.from_numpy(random.integers(1, 6, found) / 5).float(),
+            "rank": torch.tensor(rank),
+        }
+        objects["masks"] = filled(objects["boxes"], 110 if masks else 1).to(torch.uint8)
+        detections["masks"] = filled(detections["boxes"], 110 if masks else 1)
+        targets.append(objects)
+        predictions.append(detections)
+    return predictions, targets
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools'
+@pytest.mark.parametrize("seed", range(12))
+def test_equal_to_pycocotools_on_random_objects(seed: int) -> None:
+    masks = seed % 3 == 0
+    predictions, targets = random_pictures(np.random.default_rng(seed), masks)
+    metrics = BoxMetrics(3, masks, BoxMetric.coco, max_detections=300)
+    metrics.update(predictions, targets)
+    values = metrics.compute()
+    beyond = {name: values.pop(name) for name in list(values) if "all_detections" in name}
+    assert_equal(list(values.values()), reference(predictions, targets, masks))
+    expected = pycocotools_stats(predictions, targets, "bbox", limit=300)
+    assert_equal([beyond["box_ap_all_detections"], beyond["box_ar_all_detections"]], expected)
+    assert 0 < values["box_ap"] < 100  # type: ignore[operator]
+
+
+def test_more_than_a_hundred_detections_count_where_the_head_gives_them() -> None:
+    boxes = [
+        (float(x), float(y), x + 3.0, y + 3.0) for x in range(0, 40, 4) for y in range(0, 60, 4)
+    ]
+    objects = target(*((0, box) for box in boxes))
+    found = prediction(*((1 - n / 1000, 0, box) for n, box in enumerate(boxes)))
+    assert len(boxes) == 150
+    usual = BoxMetrics(1, False, BoxMetric.coco)
+    usual.update([found], [objects])
+    assert usual.compute()["box_ar100"] == pytest.approx(100 * 100 / 150)
+    assert "box_ap_all_detections" not in usual.compute()
+    more = BoxMetrics(1, False, BoxMetric.coco, max_detections=200)
+    more.update([found], [objects])
+    values = more.compute()
+    assert values["box_ap_all_detections"] == pytest.approx(100.0)
+    assert values["box_ar_all_detections"] == pytest.approx(100.0)
+    # the headline is COCO's all the same
+    assert {name: values[name] for name in usual.compute()} == usual.compute()
+    assert_equal([values["box_ap"]], pycocotools_stats([found], [objects], "bbox")[:1])
+
+
+def test_order_of_ids_decides_between_equal_scores() -> None:
+    right, wrong = prediction((0.5, 0, BOX)), prediction((0.5, 0, (50.0, 50.0, 60.0, 60.0)))
+    some, none = target((0, BOX)), target()
+    values = [
+        scored([right, wrong], [some | {"rank": torch.tensor(a)}, none | {"rank": torch.tensor(b)}])
+        for a, b in ((0, 1), (1, 0))
+    ]
+    assert [value["box_ap"] for value in values] == pytest.approx([100.0, 50.0])
+
+
+def test_cocos_own_flag_decides_what_is_a_crowd() -> None:
+    objects = target((0, BOX), (0, (50.0, 50.0, 90.0, 90.0)), ignored=(1,))
+    assert scored([prediction((0.9, 0, BOX))], [objects])["box_ap"] == pytest.approx(100.0)
+    objects["crowds"] = torch.tensor([False, False])
+    missed = scored([prediction((0.9, 0, BOX))], [objects])["box_ap"]
+    assert missed == pytest.approx(100 * 51 / 101)
+    # and Pascal VOC's metric goes by its own
+    both = scored([prediction((0.9, 0, BOX))], [objects], metric=BoxMetric.voc12)
+    assert (both["voc12_ap50"], both["box_ap"]) == (100.0, missed)
+
+
+@pytest.mark.parametrize("metric", [BoxMetric.coco, BoxMetric.voc07])
+def test_classes_make_up_the_mean(metric: BoxMetric) -> None:
+    predictions, targets = random_pictures(np.random.default_rng(3), masks=True)
+    metrics = BoxMetrics(5, True, metric)
+    metrics.update(predictions, targets)
+    values, rows = metrics.compute(), metrics.per_class()
+    assert len(rows) == 5
+    for name in set(values) & set(rows[0]):
+        defined = [row[name] for row in rows if row[name] is not None]
+        assert values[name] == pytest.approx(np.mean(defined)), name  # type: ignore[arg-type]
+    assert next(iter(values)) in rows[0]
+    crowds = sum(int(picture["ignored"].sum()) for picture in targets)
+    everything = sum(len(picture["labels"]) for picture in targets)
+    assert sum(row["objects"] for row in rows) == everything - crowds  # type: ignore[misc]
+    found = sum(len(picture["labels"]) for picture in predictions)
+    assert sum(row["detections"] for row in rows) == found  # type: ignore[misc]
+    assert {name: rows[4][name] for name in ("objects", "box_ap")} == {"objects": 0, "box_ap": None}

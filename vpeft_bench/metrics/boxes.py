@@ -1,34 +1,16 @@
-"""Average precision of detected boxes and masks: COCO's, and Pascal VOC's where that is asked."""
+"""Scores of detected boxes and masks: COCO's, and Pascal VOC's where that is asked."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
-from torchmetrics.detection import MeanAveragePrecision
 
 from vpeft_bench.metric_names import BoxMetric
-from vpeft_bench.metrics.voc import Found, There, voc_ap50
+from vpeft_bench.metrics import coco, voc
 
-logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it logs a table of its own
-
-# As pycocotools has them: torchmetrics' own are rounded to float32 on the way.
-IOU_LEVELS = np.linspace(0.5, 0.95, 10).tolist()
-RECALL_LEVELS = np.linspace(0.0, 1.0, 101).tolist()
-
-BOX_KEYS = {
-    "box_ap": "map",
-    "box_ap50": "map_50",
-    "box_ap75": "map_75",
-    "box_ap_small": "map_small",
-    "box_ap_medium": "map_medium",
-    "box_ap_large": "map_large",
-}
-MASK_KEYS = {"mask_ap": "map", "mask_ap50": "map_50", "mask_ap75": "map_75"}
+VOC = (BoxMetric.voc07, BoxMetric.voc12)
 
 Picture = Mapping[str, Tensor]
 
@@ -40,29 +22,27 @@ class BoxMetrics:
         num_classes: K.
         masks: whether masks are predicted.
         metric: which number is the headline.
+        max_detections: most detections of a picture. COCO's numbers count 100 of a class; where
+            there may be more, there is one more number that counts them all.
     """
 
-    def __init__(self, num_classes: int, masks: bool, metric: BoxMetric) -> None:
+    def __init__(
+        self, num_classes: int, masks: bool, metric: BoxMetric, max_detections: int = 100
+    ) -> None:
         self.num_classes = num_classes
         self.masks = masks
         self.metric = metric
-        kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if masks else ("bbox",)
-        self._coco = MeanAveragePrecision(
-            iou_type=kinds,
-            iou_thresholds=IOU_LEVELS,
-            rec_thresholds=RECALL_LEVELS,
-            backend="faster_coco_eval",
-        )
-        # More than 100 detections of a picture are too many for COCO's rules, not for VOC's.
-        self._coco.warn_on_many_detections = False
-        self._found: list[Found] = []
-        self._there: list[There] = []
+        self.limits = [*coco.LIMITS, *([max_detections] if max_detections > 100 else [])]
+        self.reset()
 
     def reset(self) -> None:
         """Forget all pictures."""
-        self._coco.reset()
-        self._found.clear()
-        self._there.clear()
+        self._ranks: list[int] = []
+        self._found: list[coco.Found] = []
+        self._there: list[coco.There] = []
+        self._voc_found: list[voc.Found] = []
+        self._voc_there: list[voc.There] = []
+        self._scores: dict[str, coco.Scores] | None = None
 
     def update(self, predictions: Sequence[Picture], targets: Sequence[Picture]) -> None:
         """Add pictures.
@@ -73,69 +53,111 @@ class BoxMetrics:
                 ``masks`` ``(N, H, W)``, true or 1 inside.
             targets: of each picture ``boxes``, ``labels`` and ``masks`` alike, ``ignored`` ``(N,)``
                 for COCO's crowds and VOC's difficult objects, and ``areas`` ``(N,)`` in pixels, by
-                which COCO's sizes are told apart.
+                which COCO's sizes are told apart. Where there is ``crowds`` ``(N,)``, it takes the
+                place of ``ignored`` in COCO's metric. ``rank`` ``()`` is the place of the picture
+                among others in which equal scores count; without it, they count as they come.
         """
-        predictions = [_on_cpu(prediction) for prediction in predictions]
-        targets = [_on_cpu(target) for target in targets]
-        self._coco.update(
-            [self._for_coco(prediction) for prediction in predictions],
-            [
-                self._for_coco(target)
-                | {"iscrowd": target["ignored"].long(), "area": target["areas"]}
-                for target in targets
-            ],
+        self._scores = None
+        for prediction, target in zip(predictions, targets, strict=True):
+            self._add(_on_cpu(prediction), _on_cpu(target))
+
+    def _add(self, prediction: Picture, target: Picture) -> None:
+        # float64, so that widths are not rounded.
+        corners = {"found": prediction["boxes"], "there": target["boxes"]}
+        boxes = {name: values.double().numpy() for name, values in corners.items()}
+        found = coco.Found(
+            coco.widths_and_heights(boxes["found"]),
+            prediction["scores"].double().numpy(),
+            prediction["labels"].numpy(),
+            coco.run_lengths(prediction["masks"].bool().numpy()) if self.masks else None,
         )
-        if self.metric not in (BoxMetric.voc07, BoxMetric.voc12):
-            return
-        for found, there in zip(predictions, targets, strict=True):
-            self._found.append(
-                Found(
-                    found["boxes"].double().numpy(),
-                    found["scores"].double().numpy(),
-                    found["labels"].numpy(),
-                )
-            )
-            self._there.append(
-                There(
-                    there["boxes"].double().numpy(),
-                    there["labels"].numpy(),
-                    there["ignored"].bool().numpy(),
-                )
-            )
+        there = coco.There(
+            coco.widths_and_heights(boxes["there"]),
+            target["labels"].numpy(),
+            target.get("crowds", target["ignored"]).bool().numpy(),
+            target["areas"].double().numpy(),
+            coco.run_lengths(target["masks"].bool().numpy()) if self.masks else None,
+        )
+        self._ranks.append(int(target["rank"]) if "rank" in target else len(self._ranks))
+        self._found.append(found)
+        self._there.append(there)
+        if self.metric in VOC:
+            ignored = target["ignored"].bool().numpy()
+            self._voc_found.append(voc.Found(boxes["found"], found.scores, found.labels))
+            self._voc_there.append(voc.There(boxes["there"], there.labels, ignored))
 
     def compute(self) -> dict[str, float | None]:
         """Percent, the headline first; None where there is no object that counts."""
         values: dict[str, float | None] = {}
-        if self.metric in (BoxMetric.voc07, BoxMetric.voc12):
-            values[f"{self.metric.value}_ap50"] = voc_ap50(
-                self._found,
-                self._there,
-                self.num_classes,
-                eleven_points=self.metric is BoxMetric.voc07,
-            )
-        found = self._coco.compute() if self._coco.update_called else {}
-        boxes = _percent(found, BOX_KEYS, "bbox_" if self.masks else "")
-        masks = _percent(found, MASK_KEYS, "segm_") if self.masks else {}
+        if self.metric in VOC:
+            values[f"{self.metric.value}_ap50"] = voc.voc_ap50(**self._voc())
+        kinds = ["box", *(["mask"] if self.masks else [])]
         if self.metric is BoxMetric.coco_masks:
-            return values | masks | boxes
-        return values | boxes | masks
+            kinds.reverse()
+        for kind in kinds:
+            values |= self._summary(kind)
+        return values
 
-    def _for_coco(self, picture: Picture) -> dict[str, Tensor]:
-        """What torchmetrics wants of a picture; float64, so that widths are not rounded."""
-        keys = [key for key in ("labels", "scores") if key in picture]
-        converted = {"boxes": picture["boxes"].double(), **{key: picture[key] for key in keys}}
-        if self.masks:
-            converted["masks"] = picture["masks"].to(torch.uint8)
-        return converted
+    def per_class(self) -> list[dict[str, float | None]]:
+        """Of each class the objects that count, the detections, and scores in percent."""
+        by_class = voc.voc_ap50_by_class(**self._voc()) if self.metric in VOC else None
+        rows = []
+        for label in range(self.num_classes):
+            row: dict[str, float | None] = {
+                "objects": sum(
+                    int(((there.labels == label) & ~there.crowds).sum()) for there in self._there
+                ),
+                "detections": sum(int((found.labels == label).sum()) for found in self._found),
+            }
+            if by_class is not None:
+                row[f"{self.metric.value}_ap50"] = by_class[label]
+            for kind, scores in self._evaluated().items():
+                row[f"{kind}_ap"] = scores.average_precision(label=label)
+                row[f"{kind}_ap50"] = scores.average_precision(level=50, label=label)
+                row[f"{kind}_ap75"] = scores.average_precision(level=75, label=label)
+                row[f"{kind}_ar100"] = scores.average_recall(label=label)
+            rows.append(row)
+        return rows
+
+    def _summary(self, kind: str) -> dict[str, float | None]:
+        """COCO's twelve numbers, and two more where 100 detections need not be all."""
+        scores = self._evaluated()[kind]
+        sizes = coco.SIZES[1:]
+        values = {
+            "ap": scores.average_precision(),
+            "ap50": scores.average_precision(level=50),
+            "ap75": scores.average_precision(level=75),
+            **{f"ap_{size}": scores.average_precision(size=size) for size in sizes},
+            **{f"ar{limit}": scores.average_recall(limit=limit) for limit in coco.LIMITS},
+            **{f"ar_{size}": scores.average_recall(size=size) for size in sizes},
+        }
+        if (limit := self.limits[-1]) > 100:
+            values["ap_all_detections"] = scores.average_precision(limit=limit)
+            values["ar_all_detections"] = scores.average_recall(limit=limit)
+        return {f"{kind}_{name}": value for name, value in values.items()}
+
+    def _evaluated(self) -> dict[str, coco.Scores]:
+        """Of boxes and, where they are predicted, of masks; computed once for what was added."""
+        if self._scores is None:
+            order = sorted(range(len(self._ranks)), key=self._ranks.__getitem__)
+            found = [self._found[index] for index in order]
+            there = [self._there[index] for index in order]
+            kinds = {"box": False, **({"mask": True} if self.masks else {})}
+            self._scores = {
+                kind: coco.evaluate(found, there, masks=masks, limits=self.limits)
+                for kind, masks in kinds.items()
+            }
+        return self._scores
+
+    def _voc(self) -> dict[str, Any]:
+        """What VOC's metric is computed from."""
+        return {
+            "found": self._voc_found,
+            "there": self._voc_there,
+            "num_classes": self.num_classes,
+            "eleven_points": self.metric is BoxMetric.voc07,
+        }
 
 
 def _on_cpu(picture: Picture) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu() for key, tensor in picture.items()}
-
-
-def _percent(
-    found: Mapping[str, Tensor], keys: Mapping[str, str], prefix: str
-) -> dict[str, float | None]:
-    """The values that ``keys`` names, in percent; -1, no object that counts, becomes None."""
-    values = {name: float(found.get(prefix + key, -1.0)) for name, key in keys.items()}
-    return {name: None if value < 0 else 100.0 * value for name, value in values.items()}

@@ -53,9 +53,18 @@ class LabelMapMetrics:
     def per_class_iou(self) -> list[float | None]:
         """Percent for each class; None for those neither in the truth nor in a prediction."""
         right, true, predicted = self._counts()
-        union = true + predicted - right
-        shares = (100.0 * right / union.clamp(min=1)).tolist()
-        return [share if pixels else None for share, pixels in zip(shares, union, strict=True)]
+        return _shares(right, true + predicted - right)
+
+    def per_class(self) -> list[dict[str, float | None]]:
+        """Pixels of each class in the truth and in the predictions, IoU and accuracy in percent."""
+        right, true, _ = self._counts()
+        columns = {
+            "pixels": self.pixels.sum(dim=1).tolist(),
+            "predicted_pixels": self.pixels.sum(dim=0).tolist(),
+            "iou": self.per_class_iou(),
+            "accuracy": _shares(right, true),
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def compute(self) -> dict[str, float | None]:
         """Percent; None where no pixel was scored.
@@ -79,3 +88,9 @@ class LabelMapMetrics:
         """(K,) float64 pixels of each class: right, in the truth, predicted."""
         pixels = self.pixels.double()
         return pixels.diagonal(), pixels.sum(dim=1), pixels.sum(dim=0)
+
+
+def _shares(parts: Tensor, wholes: Tensor) -> list[float | None]:
+    """Percent; None where there is nothing of which it could be a share."""
+    shares = (100.0 * parts / wholes.clamp(min=1)).tolist()
+    return [share if whole else None for share, whole in zip(shares, wholes, strict=True)]

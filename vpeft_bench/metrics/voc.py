@@ -47,7 +47,16 @@ class There:
 def voc_ap50(
     found: Sequence[Found], there: Sequence[There], num_classes: int, *, eleven_points: bool
 ) -> float | None:
-    """The mean over the classes of which there is an object that counts, in percent.
+    """The mean of :func:`voc_ap50_by_class` over the classes where it is defined; else None."""
+    by_class = voc_ap50_by_class(found, there, num_classes, eleven_points=eleven_points)
+    defined = [value for value in by_class if value is not None]
+    return float(np.mean(defined)) if defined else None
+
+
+def voc_ap50_by_class(
+    found: Sequence[Found], there: Sequence[There], num_classes: int, *, eleven_points: bool
+) -> list[float | None]:
+    """Average precision of each class, in percent; None where there is no object that counts.
 
     Detections are taken by falling score, equal ones in the order of the pictures. Each belongs to
     the object of its class that it overlaps most, and is right if that is by an IoU of 0.5 or more
@@ -59,16 +68,16 @@ def voc_ap50(
         num_classes: K.
         eleven_points: precision at recall 0, 0.1, ..., 1 (VOC 2007); else the area below the
             curve (from VOC 2010 on).
-
-    Returns:
-        None where there is no object that counts.
     """
-    precisions = []
+    precisions: list[float | None] = []
     for label in range(num_classes):
         right, objects = _judged(found, there, label)
-        if objects:
-            precisions.append(average_precision(right, objects, eleven_points=eleven_points))
-    return 100.0 * float(np.mean(precisions)) if precisions else None
+        if not objects:
+            precisions.append(None)
+            continue
+        precision = average_precision(right, objects, eleven_points=eleven_points)
+        precisions.append(100.0 * precision)
+    return precisions
 
 
 def average_precision(right: NDArray[np.bool_], objects: int, *, eleven_points: bool) -> float:

@@ -32,10 +32,17 @@ class Training:
     fused_optimizer: bool = True
 
 
+def _forgotten(prediction: Any) -> None:
+    """Predictions are scored, and kept only where that is asked for."""
+
+
 class Task(pl.LightningModule):
     """One kind of prediction, its training and its metrics.
 
     A task without ``training`` can only be evaluated.
+
+    Attributes:
+        on_prediction: called with what was predicted of each batch that is scored.
 
     Args:
         model: backbone, method and head.
@@ -47,6 +54,7 @@ class Task(pl.LightningModule):
         self.strict_loading = False  # checkpoints leave the frozen weights out
         self.model = model
         self.training_plan = training
+        self.on_prediction: Callable[[Any], None] = _forgotten
         self._frozen = {n for n, p in self.named_parameters() if not p.requires_grad}
 
     # ---- what each task says -------------------------------------------------------------------
@@ -66,6 +74,14 @@ class Task(pl.LightningModule):
     def metrics(self) -> dict[str, float | None]:
         """Percent by name, of everything scored since; the headline first."""
         raise NotImplementedError
+
+    def per_class(self) -> list[dict[str, float | None]]:
+        """Of each class, how often it is in the truth and in the predictions, and its scores."""
+        raise NotImplementedError
+
+    def confusion(self) -> Tensor | None:
+        """``(K, K)`` counts by true and predicted class; None where they do not come in pairs."""
+        return None
 
     # ---- what Lightning calls ------------------------------------------------------------------
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vpeft_bench.tasks.base import Task, Training
 
@@ -37,9 +36,7 @@ class Classification(Task):
         self.normalize = normalize
         smoothing = training.config.label_smoothing if training else 0.0
         self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=smoothing)
-        self.top1 = MulticlassAccuracy(num_classes, average="micro")
-        self.per_class = MulticlassAccuracy(num_classes, average="none")
-        self.images_per_class = torch.zeros(num_classes, dtype=torch.long)
+        self.pairs = MulticlassConfusionMatrix(num_classes)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Images or frozen features to logits ``(B, C)``."""
@@ -62,24 +59,40 @@ class Classification(Task):
         return loss
 
     def score(self, batch: Batch) -> None:
-        """Count what is right."""
+        """Count pairs of true and predicted class; logits ``(B, C)`` are the prediction."""
         inputs, labels = batch
         logits = self(inputs)
-        self.top1.update(logits, labels)
-        self.per_class.update(logits, labels)
-        self.images_per_class += torch.bincount(labels.cpu(), minlength=len(self.images_per_class))
+        self.on_prediction(logits)
+        self.pairs.update(logits, labels)
 
     def forget(self) -> None:
         """Start counting anew."""
-        self.top1.reset()
-        self.per_class.reset()
-        self.images_per_class.zero_()
+        self.pairs.reset()
 
     def metrics(self) -> dict[str, float | None]:
         """``top1``, and the mean accuracy over the classes that occur."""
-        occurring = self.images_per_class > 0
-        per_class = self.per_class.compute().cpu()[occurring]
+        pairs = self.confusion()
+        right, images = pairs.diagonal().double(), pairs.sum(dim=1).double()
+        occurring = images > 0
         return {
-            "top1": 100.0 * self.top1.compute().item(),
-            "mean_per_class_accuracy": 100.0 * per_class.mean().item(),
+            "top1": 100.0 * float(right.sum() / images.sum()),
+            "mean_per_class_accuracy": 100.0 * float((right / images)[occurring].mean()),
         }
+
+    def per_class(self) -> list[dict[str, float | None]]:
+        """Images of each class, how many were taken for it, and the accuracy in percent."""
+        pairs = self.confusion()
+        columns = (pairs.sum(dim=1), pairs.sum(dim=0), pairs.diagonal())
+        return [
+            {
+                "images": images,
+                "predicted": predicted,
+                "accuracy": 100.0 * right / images if images else None,
+            }
+            for images, predicted, right in zip(*(c.tolist() for c in columns), strict=True)
+        ]
+
+    def confusion(self) -> Tensor:
+        """``(C, C)`` images by true and predicted class."""
+        pairs: Tensor = self.pairs.compute().cpu()
+        return pairs

@@ -20,6 +20,7 @@ class Detection(Task):
         model: the detector; it takes uint8 pictures of any size.
         num_classes: classes of objects, without the background.
         metric: the headline.
+        max_detections: most detections of a picture that the detector gives.
         training: how it is trained.
     """
 
@@ -30,10 +31,11 @@ class Detection(Task):
         model: Detector,
         num_classes: int,
         metric: BoxMetric,
+        max_detections: int,
         training: Training | None = None,
     ) -> None:
         super().__init__(model, training)
-        self.scores = BoxMetrics(num_classes, masks=model.predicts_masks, metric=metric)
+        self.scores = BoxMetrics(num_classes, model.predicts_masks, metric, max_detections)
 
     def loss(self, batch: Batch) -> Tensor:
         """The sum of the detector's losses."""
@@ -44,7 +46,9 @@ class Detection(Task):
     def score(self, batch: Batch) -> None:
         """Detect, and keep what was found beside what there is."""
         images, targets = batch
-        self.scores.update(self.model.detect(images), targets)
+        found = self.model.detect(images)
+        self.on_prediction(found)
+        self.scores.update(found, targets)
 
     def forget(self) -> None:
         """Start anew."""
@@ -53,3 +57,7 @@ class Detection(Task):
     def metrics(self) -> dict[str, float | None]:
         """Average precision of boxes, and of masks where the head predicts them."""
         return self.scores.compute()
+
+    def per_class(self) -> list[dict[str, float | None]]:
+        """Objects and detections of each class, and their average precision."""
+        return self.scores.per_class()

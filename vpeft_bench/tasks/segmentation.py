@@ -46,7 +46,9 @@ class Segmentation(Task):
     def score(self, batch: Batch) -> None:
         """Segment every picture at its own size, and count its pixels."""
         images, truths = batch
-        for predicted, truth in zip(self.segment(images, truths), truths, strict=True):
+        found = self.segment(images, truths)
+        self.on_prediction(found)
+        for predicted, truth in zip(found, truths, strict=True):
             self.scores.update(predicted, truth)
 
     def segment(self, images: list[Tensor], truths: list[Tensor]) -> list[Tensor]:
@@ -61,3 +63,11 @@ class Segmentation(Task):
     def metrics(self) -> dict[str, float | None]:
         """mIoU, mAcc and aAcc."""
         return self.scores.compute()
+
+    def per_class(self) -> list[dict[str, float | None]]:
+        """Pixels of each class, IoU and accuracy."""
+        return self.scores.per_class()
+
+    def confusion(self) -> Tensor:
+        """``(K, K)`` pixels by true and predicted class."""
+        return self.scores.pixels

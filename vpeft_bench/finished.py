@@ -1,0 +1,33 @@
+"""The model of a finished run, built again from its record and its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from vpeft_bench.build import Model, build_model, build_task, load_head
+from vpeft_bench.config import RunConfig
+from vpeft_bench.data.dataset import Dataset
+from vpeft_bench.tasks.base import Task
+
+DELTA, HEAD = "delta.safetensors", "head.safetensors"
+
+
+def finished_model(config: RunConfig, dataset: Dataset, directory: Path) -> tuple[Model, Task]:
+    """The trained model of the run in ``directory``, and the task that scores it.
+
+    Args:
+        config: the run's.
+        dataset: the run's.
+        directory: where the delta and the head lie.
+
+    Raises:
+        VpeftBenchError: its files are damaged or belong to other weights.
+    """
+    pl.seed_everything(config.seed, verbose=False)  # random weights are those of the run again
+    model = build_model(config, dataset)
+    model.attached.load(directory / DELTA)
+    task = build_task(config, dataset, model)
+    load_head(model.attached, task.model, directory / HEAD)
+    return model, task
