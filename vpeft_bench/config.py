@@ -374,6 +374,7 @@ class RunConfig:
         head: of a dense task; null for classification.
         input: of a dense task; null for classification.
         render: draw predictions beside the truth at the end of the run.
+        predictions: store what is predicted on the split that is scored; of a finished run as well.
         results_dir: records lie below it.
         rerun: run again although a finished record exists, and replace it.
     """
@@ -393,6 +394,7 @@ class RunConfig:
     results_dir: str = "results/runs"
     rerun: bool = False
     render: bool = False
+    predictions: bool = False
 
 
 def register_schema() -> None:

@@ -17,6 +17,7 @@ NOT_SCIENTIFIC = (
     "results_dir",
     "rerun",
     "render",
+    "predictions",
     "logger",
     "cost",
     "train.learning_rates",

@@ -25,11 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as arrow
 import torch
 from lightning_fabric.utilities import move_data_to_device
 from PIL import Image
-from pyarrow import parquet
 from torch import Tensor
 
 from vpeft_bench.build import autocast, build_batches, device_of
@@ -94,7 +92,7 @@ def store_again(config: RunConfig, dataset: Dataset, record: RunRecord, director
     now, then = task.metrics()[recorded.headline], recorded.value
     if now is None or then is None or abs(now - then) < 0.005:
         return ""
-    return f"they score {now:.2f}, the record says {then:.2f}: other hardware computes otherwise"
+    return f"; they score {now:.2f}, the record says {then:.2f}: other hardware computes otherwise"
 
 
 def _writer(config: RunConfig, dataset: Dataset, split: Split, folder: Path) -> _Writer:
@@ -124,8 +122,9 @@ class _Writer(ABC):
     def write(self, prediction: Any) -> None:
         """Store what was predicted for the pictures from ``count`` on."""
 
+    @abstractmethod
     def close(self) -> None:
-        """There is nothing more."""
+        """There are no more."""
 
 
 class _Detections(_Writer):
@@ -200,6 +199,9 @@ class _LabelMaps(_Writer):
             values = label_map.cpu().numpy().astype(np.uint8)
             Image.fromarray(self.split.file_values(values)).save(path)
 
+    def close(self) -> None:
+        """Each file is whole already."""
+
 
 class _Logits(_Writer):
     """A table with a row for each picture."""
@@ -207,6 +209,10 @@ class _Logits(_Writer):
     def __init__(
         self, config: RunConfig, dataset: Dataset, split: LabelledSplit, folder: Path
     ) -> None:
+        # Imported here because every other run can do without.
+        import pyarrow as arrow
+        from pyarrow import parquet
+
         self.split = split
         self.images = _below(config.data.root, split)
         columns = [
@@ -234,6 +240,8 @@ class _Logits(_Writer):
 
     def _flush(self, end: int) -> None:
         """Write what is waiting: the rows up to ``end``."""
+        import pyarrow as arrow
+
         if not self.waiting:
             return
         logits = torch.cat(self.waiting)

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from vpeft_bench.formats import option_text
 from vpeft_bench.metric_names import BESIDE, TITLES
+from vpeft_bench.predictions import FOLDER as PREDICTIONS
 from vpeft_bench.record import Metrics, RunRecord, leaderboard_command
 from vpeft_bench.run import Outcome, Result
 
@@ -26,6 +27,8 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
     path = outcome.directory / "record.json"
     command = leaderboard_command(outcome.record.asked["results_dir"])
     console.print(f"record:      {path}", soft_wrap=True)
+    if (stored := outcome.directory / PREDICTIONS).is_dir():
+        console.print(f"predictions: {stored}", soft_wrap=True)
     console.print(f"leaderboard: {command}", soft_wrap=True)
 
 

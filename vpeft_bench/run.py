@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import signal
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -42,6 +43,7 @@ from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.data.inspection import Inspection, inspect
 from vpeft_bench.environment import environment, processor_name, utc_now
 from vpeft_bench.errors import ConfigError, Problem
+from vpeft_bench.evaluation import EVALUATION_NAME, write_evaluation
 from vpeft_bench.feature_cache import (
     FeatureReader,
     TooLarge,
@@ -49,9 +51,12 @@ from vpeft_bench.feature_cache import (
     refusal,
     worth_keeping,
 )
+from vpeft_bench.files import sha256
 from vpeft_bench.host import flush_denormals, keep_freed_memory
 from vpeft_bench.loggers import open_sinks
 from vpeft_bench.methods.registry import build_method
+from vpeft_bench.predictions import FOLDER as PREDICTIONS
+from vpeft_bench.predictions import store_again, storing
 from vpeft_bench.record import Metrics, RunRecord, Status
 from vpeft_bench.selection import SELECTION, RunData, select
 from vpeft_bench.tasks.base import Task
@@ -128,6 +133,10 @@ def run(config: RunConfig, console: Console) -> Outcome:
                 for name in (CHECKPOINT, SELECTION, SELECTION_STATE):
                     (directory / name).unlink(missing_ok=True)
             elif (done := _finished(directory)) is not None:
+                if config.predictions and not (directory / PREDICTIONS).is_dir():
+                    _prepare(config)
+                    said = store_again(config, dataset, done, directory)
+                    _tell(console, f"predictions: stored by the weights of the finished run{said}")
                 return Outcome(Result.SKIPPED, directory, done, "a finished record exists")
             inspection = inspect(dataset, config.data)
             inspection.require_sound()
@@ -211,14 +220,7 @@ class _Run:
     def _execute(self) -> tuple[Model, Task]:
         for notice in self.labels:
             self.console.print(f"note: {notice}", highlight=False, markup=False, soft_wrap=True)
-        _quiet_lightning()
-        _quick_device_checks()
-        keep_freed_memory()
-        flush_denormals()
-        if self.config.hardware.threads is not None:
-            torch.set_num_threads(self.config.hardware.threads)
-        pl.seed_everything(self.config.seed, verbose=False)
-
+        _prepare(self.config)
         setup_start = time.perf_counter()
         model = build_model(self.config, self.dataset)
         self.happened["setup"] = time.perf_counter() - setup_start
@@ -365,8 +367,14 @@ class _Run:
     def _evaluate(self, trainer: pl.Trainer, task: Task, loader: DataLoader) -> None:
         """Score the last epoch; under ``protocol=select`` also name the best validation epoch."""
         start = time.perf_counter()
-        with _interruptible():
+        split = self.happened["eval_split"]
+        stored: AbstractContextManager[None] = nullcontext()
+        if self.config.predictions:
+            stored = storing(task, self.config, self.dataset, split, self.directory)
+        with stored, _interruptible():
             trainer.test(task, loader, verbose=False)
+        if not self.config.predictions:  # those of an earlier run are not of this one
+            shutil.rmtree(self.directory / PREDICTIONS, ignore_errors=True)
         self.curves.eval_seconds += time.perf_counter() - start
         epochs = self.config.train.epochs
         values = task.metrics()
@@ -388,12 +396,15 @@ class _Run:
         return Metrics(split, epoch, self.happened["eval_images"], next(iter(known)), known)
 
     def _store(self, attached: Attached, task: Task) -> None:
-        """Delta checkpoint and head, each a file of its own."""
+        """Delta checkpoint, head, and what the score is made of, each a file of its own."""
         delta = attached.save(self.directory / "delta.safetensors")
         head_path = self.directory / "head.safetensors"
         head = head_state(attached, task.model)
         save_file({name: t.detach().cpu().contiguous() for name, t in head.items()}, head_path)
         self.happened["stored_bytes"] = records.StoredBytes(delta, head_path.stat().st_size)
+        evaluation = self.directory / EVALUATION_NAME
+        write_evaluation(task, self.dataset, self.happened["last_epoch"], evaluation)
+        self.happened["checksums"] = {EVALUATION_NAME: sha256(evaluation)}
 
     def _render(self, model: Model, task: Task) -> None:
         """Draw what the task predicts beside the truth; the run counts without it."""
@@ -476,6 +487,7 @@ class _Run:
             peak_memory_note=known.get("peak_memory_note"),
             resumed=curves.resumed,
             train_loss=_finite(curves.curves["train_loss"][-1]) if curves.curves else None,
+            checksums=known.get("checksums", {}),
         )
         where = records.Where(
             **self.environment, started=self.started, finished=utc_now(), **self.where
@@ -492,6 +504,21 @@ def _size(config: RunConfig, backbone: LoadedBackbone) -> str:
     if config.input is not None and backbone.any_size:
         return f"of any size up to {config.input.longer_side} pixels"
     return f"{backbone.image_size[0]}x{backbone.image_size[1]}"
+
+
+def _prepare(config: RunConfig) -> None:
+    """Set the process up for computing: the same numbers as every other run of ``config``."""
+    _quiet_lightning()
+    _quick_device_checks()
+    keep_freed_memory()
+    flush_denormals()
+    if config.hardware.threads is not None:
+        torch.set_num_threads(config.hardware.threads)
+    pl.seed_everything(config.seed, verbose=False)
+
+
+def _tell(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _quick_device_checks() -> None:

@@ -15,24 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from vpeft_bench.build import (
-    Model,
-    build_batches,
-    build_model,
-    build_task,
-    device_of,
-    load_head,
-)
+from vpeft_bench.build import Model, build_batches, device_of
 from vpeft_bench.config import IGNORED_LABEL, RunConfig, from_plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.errors import VpeftBenchError
+from vpeft_bench.finished import finished_model
 from vpeft_bench.record import RECORD_NAME, RunRecord, Status, read
 from vpeft_bench.tasks.base import Task
 from vpeft_bench.tasks.classification import Classification
@@ -104,11 +97,7 @@ def show(
         raise VpeftBenchError(
             f"data={config.data.name} are not what {directory} was run on; --root DIR names others"
         )
-    pl.seed_everything(config.seed, verbose=False)  # random weights are those of the run again
-    model = build_model(config, dataset)
-    model.attached.load(directory / "delta.safetensors")
-    task = build_task(config, dataset, model)
-    load_head(model.attached, task.model, directory / "head.safetensors")
+    model, task = finished_model(config, dataset, directory)
     assert record.happened.last_epoch is not None
     split = record.happened.last_epoch.split.value
     return draw(config, dataset, split, model, task, out or directory / FILE, pictures)
