@@ -43,7 +43,7 @@ from vpeft_bench.feature_store import (
     size_of,
 )
 
-_FORMAT = 1
+_FORMAT = 2  # changes when pictures are read otherwise
 _TYPES = {FeatureType.fp32: torch.float32, FeatureType.bf16: torch.bfloat16}
 _AHEAD_OF_BLOCKS = ("images", "tokens.0")
 """Not worth keeping: larger than the picture, and what precedes them is under 1 % of the work."""

@@ -46,6 +46,7 @@ NOT_SCIENTIFIC = (
     "data.cache_gib",
     "data.licence",
     "data.source",
+    "data.original_format",
 )
 
 # Keys that came later, and the values at which a run is what it was before: with these they are no
@@ -66,6 +67,7 @@ ADDED: dict[str, Any] = {
     "data.hold_out": 0.0,
     "data.box_metric": "coco",
     "data.zero_is_ignored": False,
+    "data.background": None,
     "data.skip_malformed": False,
     "hardware.feature_cache_dtype": "fp32",
 }

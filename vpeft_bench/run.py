@@ -40,6 +40,7 @@ from vpeft_bench.build import (
 from vpeft_bench.callbacks import Curves, EpochCheckpoint, MethodSteps, ProgressBar, StepSeed
 from vpeft_bench.config import FeatureCache, Precision, Protocol, RunConfig, config_hash, plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
+from vpeft_bench.data.inspect_pictures import data_identity
 from vpeft_bench.data.inspection import Inspection, inspect
 from vpeft_bench.environment import environment, processor_name, utc_now
 from vpeft_bench.errors import ConfigError, Problem
@@ -111,6 +112,9 @@ def run(config: RunConfig, console: Console) -> Outcome:
     # method than its value.
     config = replace(config, method={"name": method.name, **method.options()})
     dataset = open_dataset(config.data)
+    inspection = inspect(dataset, config.data)
+    inspection.require_sound()
+    dataset = replace(dataset, fingerprint=data_identity(dataset, inspection))
     weights = weights_source(config.backbone.weights, config.backbone.model).identity()
     hash_ = config_hash(config, dataset.fingerprint, weights)
     directory = records.run_directory(
@@ -138,8 +142,6 @@ def run(config: RunConfig, console: Console) -> Outcome:
                     said = store_again(config, dataset, done, directory)
                     _tell(console, f"predictions: stored by the weights of the finished run{said}")
                 return Outcome(Result.SKIPPED, directory, done, "a finished record exists")
-            inspection = inspect(dataset, config.data)
-            inspection.require_sound()
             return _Run(config, dataset, inspection, weights, hash_, directory, console).execute()
     except Timeout:
         return Outcome(Result.BUSY, directory, None, "another process is working on this run")

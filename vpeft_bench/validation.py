@@ -20,12 +20,14 @@ from vpeft_bench.config import (
     RunConfig,
     Schedule,
 )
+from vpeft_bench.data.schema import RENDERED
 from vpeft_bench.errors import (
     ConfigError,
     MethodOptionError,
     MissingDataError,
     Problem,
     UnsupportedBackboneError,
+    nearest,
     unknown_name,
 )
 from vpeft_bench.metric_names import BoxMetric
@@ -301,6 +303,7 @@ def _fixed_square(config: RunConfig, side: int) -> Iterator[Problem]:
 def _data(config: RunConfig) -> Iterator[Problem]:
     from vpeft_bench.data.dataset import open_dataset
 
+    yield from _background(config)
     try:
         dataset = open_dataset(config.data)
     except MissingDataError as error:
@@ -331,6 +334,25 @@ def _data(config: RunConfig) -> Iterator[Problem]:
             f"one of these: head={boxes}",
         )
         yield from dataset.unmasked
+
+
+def _background(config: RunConfig) -> Iterator[Problem]:
+    """A colour that is none, or that nothing is drawn on."""
+    from vpeft_bench.data.pictures import COLOURS, parse_colour
+
+    background = config.data.background
+    if background is None:
+        return
+    where = f"data.background={background}"
+    if config.data.reader in RENDERED:
+        yield Problem(where, f"has no effect: {config.data.name} is rendered", "leave it out")
+    try:
+        parse_colour(background)
+    except ValueError:
+        close = nearest(background.lower(), COLOURS)
+        fix = [f"did you mean data.background={close}"] if close else []
+        fix.append("a name, e.g. data.background=white, or 'data.background=\"#rrggbb\"'")
+        yield Problem(where, "is no opaque colour", "\n".join(fix))
 
 
 def _method_and_backbone(config: RunConfig) -> Iterator[Problem]:

@@ -540,7 +540,7 @@ def test_other_files_than_coco_files(make_coco: MakeCoco, content: Any, message:
 def test_picture_of_another_size_than_its_record(make_coco: MakeCoco) -> None:
     config = make_coco(make_coco.content())
     Image.new("RGB", (30, 40)).save(make_coco.folder / "pictures" / "002.png")
-    with pytest.raises(VpeftBenchError, match=r"002\.png is 30x40, but its record says 40x30"):
+    with pytest.raises(VpeftBenchError, match=r"002\.png is 30x40, but its annotation says 40x30"):
         read_coco(config).split("trainval").image(2)
 
 
@@ -849,7 +849,7 @@ def test_bad_label_maps_are_named_when_read(masks: DataConfig) -> None:
     with pytest.raises(VpeftBenchError, match=r"v0\.png is not a label map.* mode is RGB"):
         split.label_map(0)
     palette_map(folder / "v0.png", np.zeros((30, 41)))
-    with pytest.raises(VpeftBenchError, match=r"v0\.png .* 41x30 for a picture of 40x30"):
+    with pytest.raises(VpeftBenchError, match=r"v0\.jpg is 40x30, but .*v0\.png is 41x30"):
         split.label_map(0)
     (folder / "v0.png").write_bytes(b"not a picture")
     with pytest.raises(VpeftBenchError, match=r"v0\.png cannot be read as a label map"):

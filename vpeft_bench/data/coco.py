@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vpeft_bench.data.coco_masks import Outline, draw, outline_of
 from vpeft_bench.data.dense_files import (
@@ -41,9 +40,10 @@ from vpeft_bench.data.folders import (
     missing_lists,
     shortened,
 )
+from vpeft_bench.data.pictures import Size
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import SPLITS, Dataset, Objects
-from vpeft_bench.errors import Problem, VpeftBenchError
+from vpeft_bench.errors import Problem
 
 TABLES = ("images", "annotations", "categories")
 IGNORED_FIELDS = ("iscrowd", "ignore", "difficult")
@@ -99,7 +99,7 @@ class CocoPicture(ObjectFile):
     """
 
     id: Id
-    size: tuple[int, int]
+    size: Size
     outlines: tuple[Outline | None, ...]
     crowds: NDArray[np.bool_]
 
@@ -113,17 +113,6 @@ class CocoSplit(FileObjects):
     """
 
     pictures: Sequence[CocoPicture]
-
-    def image(self, index: int) -> Image.Image:
-        """Picture ``index`` as 8-bit RGB.
-
-        Raises VpeftBenchError where it cannot be decoded or has another size than its record says.
-        """
-        picture, image = self.pictures[index], super().image(index)
-        if image.size != picture.size:
-            sizes = "{}x{}, but its record says {}x{}".format(*image.size, *picture.size)
-            raise VpeftBenchError(f"{picture.path} is {sizes}")
-        return image
 
     def entry(self, index: int) -> str:
         """Picture ``index`` as a message names it: its file and the id of its record."""

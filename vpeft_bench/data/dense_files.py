@@ -18,17 +18,17 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vpeft_bench.config import IGNORED_LABEL
 from vpeft_bench.data.folders import shortened
+from vpeft_bench.data.pictures import Size, look, read_label_map, require_size
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import (
     SPLITS,
     LabelMapSplit,
     Objects,
     ObjectSplit,
-    read_picture,
+    PictureFiles,
 )
 from vpeft_bench.errors import Problem, VpeftBenchError, nearest
 
@@ -75,11 +75,11 @@ class ObjectFile:
     labels: NDArray[np.int64]
     ignored: NDArray[np.bool_]
     areas: NDArray[np.float64]
-    size: tuple[int, int] | None
+    size: Size | None
 
 
 @dataclass(frozen=True, eq=False)
-class FileObjects(ObjectSplit):
+class FileObjects(ObjectSplit, PictureFiles):
     """Pictures that are files, and the boxes in them.
 
     Attributes:
@@ -96,13 +96,13 @@ class FileObjects(ObjectSplit):
         """Number of pictures."""
         return len(self.pictures)
 
-    def image(self, index: int) -> Image.Image:
-        """Picture ``index`` as 8-bit RGB; raises VpeftBenchError where it cannot be decoded."""
-        return read_picture(self.pictures[index].path)
-
     def file(self, index: int) -> str:
         """The path of picture ``index``."""
         return self.pictures[index].path
+
+    def annotated_size(self, index: int) -> Size | None:
+        """Width and height that its annotation says; None where it says nothing."""
+        return self.pictures[index].size
 
     def objects(self, index: int, masks: bool = True) -> Objects:
         """The objects of picture ``index``, which have no masks."""
@@ -126,7 +126,7 @@ class MapFile:
 
 
 @dataclass(frozen=True, eq=False)
-class FileMaps(LabelMapSplit):
+class FileMaps(LabelMapSplit, PictureFiles):
     """Pictures and their label maps that are files.
 
     Attributes:
@@ -143,10 +143,6 @@ class FileMaps(LabelMapSplit):
         """Number of pictures."""
         return len(self.pictures)
 
-    def image(self, index: int) -> Image.Image:
-        """Picture ``index`` as 8-bit RGB; raises VpeftBenchError where it cannot be decoded."""
-        return read_picture(self.pictures[index].path)
-
     def file(self, index: int) -> str:
         """The path of picture ``index``."""
         return self.pictures[index].path
@@ -158,7 +154,9 @@ class FileMaps(LabelMapSplit):
         or holds a value that is no class.
         """
         picture = self.pictures[index]
-        values = _read_values(picture)
+        values = read_label_map(picture.map_path)
+        size = values.shape[1], values.shape[0]
+        require_size(picture.path, look(picture.path).size, size, f"{picture.map_path} is")
         first = int(self.zero_is_ignored)
         wrong = (values >= self.num_classes + first) & (values != IGNORED_LABEL)
         if wrong.any():
@@ -177,25 +175,6 @@ class FileMaps(LabelMapSplit):
         if not self.zero_is_ignored:
             return label_map
         return np.where(label_map == IGNORED_LABEL, label_map, label_map + np.uint8(1))
-
-
-def _read_values(picture: MapFile) -> NDArray[np.uint8]:
-    """(H, W) the values as they are in the file: of a palette the indices, not the colours."""
-    try:
-        with Image.open(picture.map_path) as image, Image.open(picture.path) as shown:
-            if image.mode not in ("L", "P"):
-                raise VpeftBenchError(
-                    f"{picture.map_path} is not a label map: 8-bit class indices were expected, "
-                    f"grey or with a palette, but its mode is {image.mode}"
-                )
-            if image.size != shown.size:
-                sizes = "{}x{} for a picture of {}x{}".format(*image.size, *shown.size)
-                raise VpeftBenchError(f"{picture.map_path} is a label map of {sizes}")
-            return np.array(image)
-    except OSError as error:
-        raise VpeftBenchError(
-            f"{picture.map_path} cannot be read as a label map: {error}"
-        ) from error
 
 
 @dataclass

@@ -30,6 +30,7 @@ class Inspection:
         problems: why a result on this data set could not mean what it says.
         notices: what is told beside every result, one short clause each: they become labels.
         facts: what was counted.
+        pixels: of the pictures that were decoded, by split and index, the hash of their pixels.
     """
 
     full: bool = False
@@ -38,6 +39,7 @@ class Inspection:
     problems: list[Problem] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     facts: DataFacts = field(default_factory=DataFacts)
+    pixels: dict[str, dict[int, str]] = field(default_factory=dict)
 
     def refuse(self, where: str, what: str, fix: str = "") -> None:
         """A result could not mean what it says."""

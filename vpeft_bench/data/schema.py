@@ -27,6 +27,10 @@ class Reader(Enum):
     """ADE20K's folders of label maps."""
 
 
+RENDERED = (Reader.digits, Reader.sprites, Reader.scenes)
+"""Readers whose pictures are no files."""
+
+
 class Normalization(Enum):
     """Whose mean and standard deviation the pixels are normalised with."""
 
@@ -95,6 +99,10 @@ class DataConfig:
             picture is of. The record says so; numbers are the same either way.
         skip_malformed: objects that cannot be read are left out, counted and told, instead of
             refused.
+        background: the colour, a name or ``#rrggbb``, that transparent pixels are composited onto;
+            None: they keep the colours stored under them.
+        original_format: format that the pictures were published in: ``array``, ``png`` or ``jpeg``;
+            empty where that is not known. Lossless ones that are JPEG here are labelled.
     """
 
     name: str = ""
@@ -124,3 +132,5 @@ class DataConfig:
     allow_duplicates: bool = False
     allow_unseen_classes: bool = False
     skip_malformed: bool = False
+    background: str | None = None
+    original_format: str = ""

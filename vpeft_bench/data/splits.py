@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vpeft_bench.errors import ConfigError, Problem, VpeftBenchError, unknown_name
+from vpeft_bench.data.pictures import Size, read_picture, require_size
+from vpeft_bench.errors import ConfigError, Problem, unknown_name
 
 SPLITS = ("train", "val", "trainval", "test")
 
@@ -41,6 +42,42 @@ class Split(ABC):
     def entry(self, index: int) -> str:
         """Picture ``index`` as a message names it, so that it can be found in its list."""
         return self.file(index) or f"picture {index}"
+
+
+@dataclass(frozen=True, eq=False)
+class PictureFiles(Split):
+    """Pictures that are files.
+
+    Attributes:
+        background: the colour that transparent pixels are composited onto; None keeps the colours
+            stored under them.
+    """
+
+    background: str | None = field(default=None, kw_only=True)
+
+    @abstractmethod
+    def file(self, index: int) -> str:
+        """The path of picture ``index``."""
+
+    def annotated_size(self, index: int) -> Size | None:
+        """Width and height that its annotation says; None where it says nothing."""
+        return None
+
+    def image(self, index: int) -> Image.Image:
+        """Picture ``index`` as 8-bit RGB.
+
+        Raises VpeftBenchError where it cannot be decoded or has another size than its annotation
+        says.
+        """
+        image = read_picture(self.file(index), self.background)
+        self.require_size(index, image.size)
+        return image
+
+    def require_size(self, index: int, size: Size) -> None:
+        """Raise VpeftBenchError where picture ``index`` is annotated with another size."""
+        annotated = self.annotated_size(index)
+        if annotated is not None:
+            require_size(self.file(index), size, annotated, "its annotation says")
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,19 +156,9 @@ class LabelMapSplit(Split):
         return label_map
 
 
-def read_picture(path: str) -> Image.Image:
-    """The file as 8-bit RGB; raises VpeftBenchError where it cannot be decoded."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        # A plain message: loader workers re-raise errors from their text alone.
-        raise VpeftBenchError(f"{path} cannot be read as a picture: {error}") from error
-
-
 @dataclass(frozen=True, eq=False)
-class FileSplit(LabelledSplit):
-    """Pictures that are files.
+class FileSplit(LabelledSplit, PictureFiles):
+    """Pictures that are files, and their classes.
 
     Attributes:
         paths: one path per label.
@@ -140,13 +167,10 @@ class FileSplit(LabelledSplit):
     paths: tuple[str, ...]
 
     def state(self) -> list[list[object]]:
-        """Path, size and time of change of every file."""
+        """How they are read, and path, size and time of change of every file."""
         found = [(path, Path(path).stat()) for path in self.paths]
-        return [[str(Path(p).absolute()), stat.st_size, stat.st_mtime_ns] for p, stat in found]
-
-    def image(self, index: int) -> Image.Image:
-        """Picture ``index`` as 8-bit RGB; raises VpeftBenchError where it cannot be decoded."""
-        return read_picture(self.paths[index])
+        files = [[str(Path(p).absolute()), stat.st_size, stat.st_mtime_ns] for p, stat in found]
+        return [[self.background], *files]
 
     def file(self, index: int) -> str:
         """The path of picture ``index``."""

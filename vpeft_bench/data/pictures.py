@@ -1,0 +1,300 @@
+"""The one way to read a picture or a label map from a file.
+
+Whatever a file holds becomes 8-bit RGB, as it is shown:
+
+- 16 bits per channel are scaled to 8, so that 257 times a value is that value again. Floating point
+  and 32-bit or signed integers are refused: no range is agreed for them.
+- The EXIF orientation is applied. Label maps are turned by their own, if they have any.
+- Transparent pixels keep the colours that are stored under them, or are composited onto a
+  background.
+- Of several frames or pages the first is read.
+
+Whatever a decoder raises becomes one line that names the file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageColor, UnidentifiedImageError
+
+from vpeft_bench.errors import VpeftBenchError
+
+Size = tuple[int, int]
+"""Width and height, pixels."""
+
+LOSSLESS = ("array", "png", "bmp", "tiff", "ppm")
+"""Formats in which a picture is what it was before it was stored."""
+
+COLOURS = tuple(ImageColor.colormap)
+"""Names of colours."""
+
+_ORIENTATION = 0x0112  # EXIF's tag, and TIFF's
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_PHOTOMETRIC = 256, 257, 258, 262
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = 5  # and above
+_FORMATS = {"mpo": "jpeg"}  # telephones' JPEG with further pictures in it
+_STILL = ("MPO", "PSD")  # their further pictures are no frames
+_HEAD = 16  # bytes of an unknown file that are shown
+
+# Pillow warns of pictures that are refused here, and of metadata that nobody reads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """What a file says about its picture.
+
+    Attributes:
+        format: ``jpeg``, ``png``, ``tiff``, ...
+        mode: Pillow's name of how pixels are stored, e.g. ``RGB``, ``P`` or ``I;16``.
+        stored_size: before it is turned.
+        size: as it is shown.
+        orientation: EXIF's, 1 to 8; 1 is upright.
+    """
+
+    format: str
+    mode: str
+    stored_size: Size
+    size: Size
+    orientation: int
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture and what is known only after it was decoded.
+
+    Attributes:
+        image: 8-bit RGB.
+        facts: what the file says.
+        transparent: whether any pixel is not opaque.
+        further_frames: whether the file holds more frames or pages than the one that was read.
+        highest: largest value of a 16-bit picture as a share of the largest possible; None for
+            others.
+    """
+
+    image: Image.Image
+    facts: PictureFacts
+    transparent: bool
+    further_frames: bool
+    highest: float | None
+
+
+def read_picture(path: str, background: str | None = None) -> Image.Image:
+    """The file as 8-bit RGB, as it is shown.
+
+    Args:
+        path: of the file.
+        background: the colour that transparent pixels are composited onto; None keeps the colours
+            stored under them.
+
+    Raises:
+        VpeftBenchError: it cannot be decoded, or no range is agreed for its values.
+    """
+    return decode(path, background).image
+
+
+def decode(path: str, background: str | None = None) -> Decoded:
+    """As :func:`read_picture`, with what else became known of the picture."""
+    with _opened(path, "picture") as image:
+        facts = _facts(image)
+        image.load()
+        grey_16, highest = _reduced(image)
+        rgb, transparent = _rgb(grey_16 or image, background)
+        return Decoded(_upright(rgb, image), facts, transparent, _goes_on(image), highest)
+
+
+def look(path: str) -> PictureFacts:
+    """What a file says about its picture, which is not decoded.
+
+    Raises:
+        VpeftBenchError: it says nothing that can be understood.
+    """
+    with _opened(path, "picture") as image:
+        return _facts(image)
+
+
+def read_label_map(path: str) -> NDArray[np.uint8]:
+    """(H, W) the values as they are in the file: of a palette the indices, not the colours.
+
+    Raises:
+        VpeftBenchError: it cannot be decoded, or is not 8-bit grey or with a palette.
+    """
+    with _opened(path, "label map") as image:
+        if image.mode not in ("L", "P"):
+            raise VpeftBenchError(
+                f"{path} is not a label map: 8-bit class indices were expected, "
+                f"grey or with a palette, but its mode is {image.mode}"
+            )
+        image.load()
+        return np.array(_upright(image, image))
+
+
+def require_size(path: str, size: Size, annotated: Size, annotation: str) -> None:
+    """Refuse a picture of another size than its annotation says.
+
+    Args:
+        path: of the picture.
+        size: of the picture as it is shown.
+        annotated: what the annotation says.
+        annotation: what that is and a verb, for the message.
+
+    Raises:
+        VpeftBenchError: they differ; it names EXIF where the annotation is of the picture as it is
+            stored.
+    """
+    if size == annotated:
+        return
+    shown, said = "{}x{}".format(*size), "{}x{}".format(*annotated)
+    facts = look(path)
+    if facts.orientation != 1 and facts.stored_size == annotated:
+        raise VpeftBenchError(
+            f"{path} is stored as {said} and shown as {shown}, turned by its EXIF orientation "
+            f"{facts.orientation}, but {annotation} {said}: annotate pictures as they are "
+            f"shown, or remove the orientation (exiftool -Orientation= FILE)"
+        )
+    raise VpeftBenchError(f"{path} is {shown}, but {annotation} {said}")
+
+
+def parse_colour(text: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of a name or ``#rrggbb``.
+
+    Raises:
+        ValueError: it is no opaque colour.
+    """
+    colour = ImageColor.getrgb(text)
+    if len(colour) != 3:
+        raise ValueError(f"{text} is not opaque")
+    return colour
+
+
+@contextmanager
+def _opened(path: str, what: str) -> Iterator[Image.Image]:
+    """The file, opened; whatever is raised meanwhile becomes one line."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError(_too_large(width * height))
+            yield image
+    except VpeftBenchError:
+        raise
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
+        reason = _reason(path, error)
+        raise VpeftBenchError(f"{path} cannot be read as a {what}: {reason}") from error
+
+
+def _too_large(pixels: int) -> str:
+    return f"{pixels:,} pixels are more than the {Image.MAX_IMAGE_PIXELS:,} that are decoded"
+
+
+def _reason(path: str, error: Exception) -> str:
+    """What is wrong with a file that raised ``error``, in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+        if not head:
+            return "the file is empty"
+        return f"it is damaged or of a format that is not known; it begins with {head!r}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    telling = isinstance(error, OSError | ValueError | SyntaxError | Image.DecompressionBombError)
+    return text if telling and text else f"{type(error).__name__}: {text}"
+
+
+def _facts(image: Image.Image) -> PictureFacts:
+    orientation = _orientation(image)
+    stored = image.size
+    tags: Any = getattr(image, "tag_v2", None)  # Pillow swaps the sides of a TIFF by itself
+    if tags is not None:
+        stored = int(tags[_TIFF_WIDTH]), int(tags[_TIFF_HEIGHT])
+    size = stored[::-1] if orientation >= _SWAPS_SIDES else stored
+    name = (image.format or "unknown").lower()
+    return PictureFacts(_FORMATS.get(name, name), image.mode, stored, size, orientation)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation; 1 where there is none, or none that can be read."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged metadata do not make a picture worthless
+        return 1
+    return found if found in _TURNS else 1
+
+
+def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
+    """``picture`` turned as ``source``, which was decoded, still has to be; TIFFs were by then."""
+    turn = _TURNS.get(_orientation(source))
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _reduced(image: Image.Image) -> tuple[Image.Image | None, float | None]:
+    """A 16-bit grey picture with 8 bits, and its largest value as a share; None for others.
+
+    Raises:
+        ValueError: no range is agreed for its values.
+    """
+    if image.mode == "F":
+        raise ValueError(
+            "its values are floating point numbers, whose range nobody agreed on; store it with "
+            "8 or 16 bits per channel"
+        )
+    # PNG and PGM have no more than 16 bits.
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+        raise ValueError(
+            "its values are signed or 32-bit integers, whose range nobody agreed on; store it with "
+            "8 or 16 bits per channel"
+        )
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return None, None
+    values = np.asarray(image).astype(np.uint32)
+    tags: Any = getattr(image, "tag_v2", {})
+    largest = 2 ** max(tags.get(_TIFF_BITS, (16,))) - 1
+    highest = float(values.max()) / largest
+    reduced = Image.fromarray(((values * 255 + largest // 2) // largest).astype(np.uint8))
+    if tags.get(_TIFF_PHOTOMETRIC) == 0:  # white is 0; Pillow sees to it in 8 bits alone
+        reduced = Image.eval(reduced, lambda value: 255 - value)
+    if (transparent := image.info.get("transparency")) is not None:
+        alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+        reduced.putalpha(alpha)
+    return reduced, highest
+
+
+def _rgb(image: Image.Image, background: str | None) -> tuple[Image.Image, bool]:
+    """An 8-bit picture as RGB, and whether any pixel is not opaque."""
+    if not image.has_transparency_data:
+        return image.convert("RGB"), False
+    straight = image.convert("LA") if image.mode == "La" else image
+    rgba = straight.convert("RGBA")
+    transparent = bool((np.asarray(rgba.getchannel("A")) < 255).any())
+    if not transparent or background is None:
+        return rgba.convert("RGB"), transparent
+    canvas = Image.new("RGBA", rgba.size, parse_colour(background))
+    canvas.alpha_composite(rgba)
+    return canvas.convert("RGB"), True
+
+
+def _goes_on(image: Image.Image) -> bool:
+    """Whether there are further frames or pages."""
+    if image.format in _STILL:
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # only the first frame is read: damage to others does not matter
+        return False
