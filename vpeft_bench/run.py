@@ -112,7 +112,8 @@ def run(config: RunConfig, console: Console) -> Outcome:
     # method than its value.
     config = replace(config, method={"name": method.name, **method.options()})
     dataset = open_dataset(config.data)
-    inspection = inspect(dataset, config.data)
+    most = config.head.max_detections if config.head else None
+    inspection = inspect(dataset, config.data, max_detections=most)
     inspection.require_sound()
     dataset = replace(dataset, fingerprint=data_identity(dataset, inspection))
     weights = weights_source(config.backbone.weights, config.backbone.model).identity()

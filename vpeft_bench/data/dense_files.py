@@ -147,23 +147,33 @@ class FileMaps(LabelMapSplit, PictureFiles):
         """The path of picture ``index``."""
         return self.pictures[index].path
 
+    def values(self, index: int) -> NDArray[np.uint8]:
+        """(H, W) what is in the file of map ``index``.
+
+        Raises VpeftBenchError where the map cannot be decoded, or has another size than its
+        picture.
+        """
+        picture = self.pictures[index]
+        values = read_label_map(picture.map_path)
+        size = values.shape[1], values.shape[0]
+        require_size(picture.path, look(picture.path).size, size, f"{picture.map_path} is")
+        return values
+
     def label_map(self, index: int) -> NDArray[np.uint8]:
         """(H, W) classes from 0 of picture ``index``; ``IGNORED_LABEL`` where there is none.
 
         Raises VpeftBenchError where the map cannot be decoded, has another size than its picture,
         or holds a value that is no class.
         """
-        picture = self.pictures[index]
-        values = read_label_map(picture.map_path)
-        size = values.shape[1], values.shape[0]
-        require_size(picture.path, look(picture.path).size, size, f"{picture.map_path} is")
+        values = self.values(index)
         first = int(self.zero_is_ignored)
         wrong = (values >= self.num_classes + first) & (values != IGNORED_LABEL)
         if wrong.any():
             last = self.num_classes - 1 + first
             raise VpeftBenchError(
-                f"{picture.map_path} holds {int(values[wrong].min())}, which is no class: "
-                f"{self.num_classes} classes are {first} to {last}, and {IGNORED_LABEL} is none"
+                f"{self.pictures[index].map_path} holds {int(values[wrong].min())}, which is no "
+                f"class: {self.num_classes} classes are {first} to {last}, and {IGNORED_LABEL} is "
+                "none"
             )
         if not self.zero_is_ignored:
             return values

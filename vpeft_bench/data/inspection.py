@@ -36,7 +36,12 @@ OF_TASK: dict[str, tuple[Inspector, ...]] = {
 
 
 def inspect(
-    dataset: Dataset, config: DataConfig, *, full: bool = False, track: Track = untracked
+    dataset: Dataset,
+    config: DataConfig,
+    *,
+    full: bool = False,
+    max_detections: int | None = None,
+    track: Track = untracked,
 ) -> Inspection:
     """Look at a data set.
 
@@ -44,10 +49,12 @@ def inspect(
         dataset: as its reader opened it.
         config: its configuration.
         full: look at every picture and every label map, not at a sample of them.
+        max_detections: most detections of a picture that the head gives, where one is chosen.
         track: shows the progress of what takes long.
     """
     inspection = Inspection(
         full=full,
+        max_detections=max_detections,
         track=track,
         files=_files(dataset),
         notices=list(dataset.notices),

@@ -242,8 +242,13 @@ class Dataset:
         return self.splits[name]
 
     def listed_in(self, split: str) -> str:
-        """The file or folder that lists a split; its name where it is made of other splits."""
-        return self.lists.get(split, split)
+        """The file or folder that lists a split, or those that list what it is made of.
+
+        The name of the split where nothing lists it.
+        """
+        made_of = {"trainval": ("train", "val")}.get(split, ())
+        joined = " and ".join(self.lists[part] for part in made_of if part in self.lists)
+        return self.lists.get(split, joined or split)
 
     def listed_label(self, label: int) -> str:
         """Class ``label`` as the lists call it."""
