@@ -213,7 +213,8 @@ class Malformed:
             told = f"{count} of {self.total} objects of {self.name} are left out"
             self.notices.append(f"{told} ({what})")
         elif count:
-            fix = "\n".join([*lines, "to leave them out: data.skip_malformed=true"])
+            skip = ["to leave them out: data.skip_malformed=true"] if count < self.total else []
+            fix = "\n".join([*lines, *skip])
             self.problems.append(Problem(str(self.where), f"{count} {what}:", fix))
 
     def tell(self, what: str, lines: Sequence[str]) -> None:
