@@ -24,7 +24,7 @@ SAMPLE_PIXELS = 50_000_000
 SMALLEST_SAMPLE = 32
 """Maps of each part, however large they are."""
 OFTEN = 3
-"""Maps of a sample: where each class found is in so many, one that is not found is not just rare."""
+"""Maps of a sample that each class found must be in, for one that is not found to be absent."""
 SHARE_TOLD = 0.01
 """A smaller share of ignored pixels is not worth a label."""
 MANY_VALUES = 16
