@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vpeft_bench.backbones import Backbone, block_map
 from vpeft_bench.backbones.block_map import fingerprint
+from vpeft_bench.backbones.checkpoint_files import not_finite
 from vpeft_bench.errors import (
     AlreadyAttachedError,
     DeltaMismatchError,
@@ -270,14 +271,16 @@ class Attached:
 
         Raises:
             DeltaMismatchError: not a delta checkpoint, or one of another method, other options,
-                other base weights or other tensors.
+                other base weights, other tensors or numbers that are not finite.
         """
         self._require_attached()
         try:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+            if not isinstance(header, dict):
+                raise ValueError("its header is no JSON object")
+        except (SafetensorError, OSError, ValueError) as error:
             raise DeltaMismatchError(
                 f"{path} cannot be read as a delta checkpoint: {error}"
             ) from error
@@ -409,12 +412,14 @@ class Attached:
 def _differences(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
     differences = [f"missing tensor {name}" for name in own if name not in tensors]
     differences += [f"unexpected tensor {name}" for name in tensors if name not in own]
-    differences += [
-        f"{name}: file {tuple(tensors[name].shape)}, model {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
-    return differences
+    for name in own:
+        if (found := tensors.get(name)) is None:
+            continue
+        if found.shape != own[name].shape:
+            differences.append(f"{name}: file {tuple(found.shape)}, model {tuple(own[name].shape)}")
+        elif found.is_floating_point() != own[name].is_floating_point():
+            differences.append(f"{name}: file {found.dtype}, model {own[name].dtype}")
+    return differences or not_finite(tensors)
 
 
 def _not_ours(path: str | os.PathLike[str], differences: list[str]) -> DeltaMismatchError:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from vpeft_bench.attachment import Attached, attach_method
 from vpeft_bench.backbones.block_map import Backbone
+from vpeft_bench.backbones.checkpoint_files import not_finite
 from vpeft_bench.backbones.features import StageFeatures
 from vpeft_bench.backbones.load import LoadedBackbone, load_backbone
 from vpeft_bench.config import MASK_HEADS, Precision, RunConfig, TrainConfig
@@ -197,7 +198,8 @@ def load_head(attached: Attached, network: nn.Module, path: Path) -> None:
     """Fill the head from a run's ``head.safetensors``.
 
     Raises:
-        VpeftBenchError: the file is damaged, or belongs to another head.
+        VpeftBenchError: the file is damaged, belongs to another head, or holds numbers that are
+            not finite.
     """
     try:
         stored = load_file(path)
@@ -211,6 +213,8 @@ def load_head(attached: Attached, network: nn.Module, path: Path) -> None:
     ):
         names = ", ".join(differing[:5])
         raise VpeftBenchError(f"{path} belongs to another head: {names} differ")
+    if spoilt := not_finite(stored):
+        raise VpeftBenchError(f"{path} is not used: {spoilt[0]}")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(stored[name])

@@ -249,7 +249,8 @@ class Weights:
     """The backbone's weights before training.
 
     Attributes:
-        source: file or hub name they came from; null for random weights.
+        source: file or hub name they came from, and in brackets what was decided in reading it;
+            null for random weights.
         fingerprint: hash of their values.
         label: what kind they are.
         identity: what of them belongs to the run's identity; null in records that did not say.

@@ -439,8 +439,9 @@ class _Run:
         published, here = self.config.data.test_size, len(self.dataset.split("test"))
         if published is not None and published != here:
             self.labels.append(f"test split of {here:,} images, published {published:,}")
+        notes = f" ({'; '.join(backbone.notes)})" if backbone.notes else ""
         self.where["weights"] = records.Weights(
-            None if random else backbone.source.name,
+            None if random else f"{backbone.source.name}{notes}",
             attached.base_fingerprint(),
             label,
             self.weights_identity,
@@ -459,8 +460,9 @@ class _Run:
             f"input {_size(self.config, backbone)}, "
             f"{preprocessing.interpolation}, mean {_short(preprocessing.mean)}, "
             f"std {_short(preprocessing.std)} ({self.config.data.normalization.value}); "
-            f"weights: {backbone.source.name}",
+            f"weights: {backbone.source.name}{notes}",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
 

@@ -27,6 +27,7 @@ class LoadedBackbone:
         pretrained_cfg: the weights' own facts: mean, std, interpolation, input size.
         image_size: height and width it is fed with, pixels.
         any_size: whether it takes pictures of any other size as well.
+        notes: what was decided in reading its weights (:func:`load_weights`), in words.
     """
 
     model: nn.Module
@@ -34,6 +35,7 @@ class LoadedBackbone:
     pretrained_cfg: dict[str, Any]
     image_size: tuple[int, int]
     any_size: bool = False
+    notes: tuple[str, ...] = ()
 
 
 # What lets a Swin take pictures of any size: attention masks are made for the size at hand, and
@@ -78,11 +80,11 @@ def load_backbone(
     built = create(model, num_classes, image_size, **model_args)
     _keep_tokens_contiguous(built)
     source = weights_source(weights, model)
-    load_weights(built, source)
+    notes = load_weights(built, source)
     config: dict[str, Any] = dict(built.pretrained_cfg)  # type: ignore[arg-type]  # timm's own dict
     size = (image_size, image_size) if image_size else tuple(config["input_size"][1:])
     any_size = any_size and swin
-    return LoadedBackbone(built, source, config, (int(size[0]), int(size[1])), any_size)
+    return LoadedBackbone(built, source, config, (int(size[0]), int(size[1])), any_size, notes)
 
 
 def _keep_tokens_contiguous(model: nn.Module) -> None:

@@ -6,33 +6,58 @@ import functools
 import hashlib
 import os
 import pickle
+import re
 import socket
 import threading
 import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from vpeft_bench.errors import MissingWeightsError, Problem, WeightsMismatchError
+from vpeft_bench.backbones.checkpoint_files import (
+    NotWeightsError,
+    format_of,
+    named_tensors,
+    read_file,
+)
+from vpeft_bench.backbones.fitting import (
+    AmbiguousError,
+    backbone_tensors,
+    choose,
+    fits,
+    notes,
+    shortened,
+    unsound,
+)
+from vpeft_bench.backbones.mismatch import differences
+from vpeft_bench.errors import MissingWeightsError, Problem, WeightsMismatchError, nearest
 
 HUB = "hub"
 NONE = "none"
-SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt")  # in any case
+PART = re.compile(r"-\d{5}-of-\d{5}\.")  # of weights that the hub's clients store in several files
+# What readers of damaged files raise: safetensors, pickle, zip, torch, NumPy, the system.
 UNREADABLE = (
     SafetensorError,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
-    RuntimeError,
-    ValueError,
-    TypeError,
+    zlib.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
     EOFError,
+    LookupError,
+    MemoryError,
     OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
 # A run that cannot start must say so at once; timm and the hub would retry for about 50 s.
 REACH_HUB_SECONDS = 2.5
@@ -82,13 +107,7 @@ def check_weights(weights: str, model: str) -> list[Problem]:
     """What stands in the way of loading ``backbone.weights=weights``; empty if nothing does."""
     source = weights_source(weights, model)
     if source.path is not None:
-        where = f"backbone.weights={weights}"
-        if source.path.suffix not in SUFFIXES:
-            valid = f"hub, none, or a file ending in {' '.join(SUFFIXES)}"
-            return [Problem(where, "is neither a checkpoint nor a source", f"valid: {valid}")]
-        if not source.path.is_file():
-            return [Problem(where, f"there is no file {source.path.absolute()}")]
-        return []
+        return list(_check_file(f"backbone.weights={weights}", source.path))
     if source.kind == NONE or _in_cache(source.name):
         return []
     if not source.name:
@@ -97,6 +116,33 @@ def check_weights(weights: str, model: str) -> list[Problem]:
     if not _hub_reachable():
         return [_missing(source.name)]
     return []
+
+
+def _check_file(where: str, path: Path) -> Iterator[Problem]:
+    if path.is_dir():
+        inside = sorted(p for p in path.iterdir() if p.name.lower().endswith(SUFFIXES))
+        fix = "\n".join(f"backbone.weights={p}" for p in inside[:3])
+        if any(PART.search(p.name) for p in inside):
+            fix = "weights in several parts are not read: save them as one file"
+        yield Problem(where, "is a folder", fix or "name a file of weights")
+    elif not path.name.lower().endswith(SUFFIXES):
+        valid = f"hub, none, or a file ending in {' '.join(SUFFIXES)}"
+        yield Problem(where, "is neither a checkpoint nor a source", f"valid: {valid}")
+    elif not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = nearest(path.name, siblings)
+        fix = f"did you mean backbone.weights={path.parent / close}" if close else ""
+        yield Problem(where, f"there is no file {path.absolute()}", fix)
+    elif PART.search(path.name):
+        fix = "save all of them as one file, and name that"
+        yield Problem(where, "is one of several parts, and holds only some of the weights", fix)
+    else:
+        try:
+            format_of(path)
+        except NotWeightsError as error:
+            yield Problem(where, str(error))
+        except OSError as error:
+            yield Problem(where, f"cannot be read: {error.strerror}")
 
 
 def _missing(repository: str) -> Problem:
@@ -157,96 +203,57 @@ def _pretrained_config(model: str) -> dict[str, str]:
     return config.to_dict() if config is not None else {}
 
 
-def load_weights(model: nn.Module, source: WeightsSource) -> None:
+def load_weights(model: nn.Module, source: WeightsSource) -> tuple[str, ...]:
     """Fill ``model`` from ``source``; the head keeps its fresh start.
 
+    Returns:
+        What was decided about the file, in words: which of several parts was taken, a prefix left
+        out, tensors not used, sizes and kinds of numbers changed. Empty where nothing was.
+
     Raises:
-        WeightsMismatchError: the checkpoint does not fill the backbone completely, or holds tensors
-            that the backbone does not have; the message lists the names.
+        WeightsMismatchError: the file cannot be read, does not fill the backbone completely, holds
+            tensors that the backbone does not have, or numbers that are not finite.
         MissingWeightsError: the hub could not be reached after all.
     """
     if source.kind == NONE:
-        return
-    if source.path is not None and source.path.suffix == ".npz":
-        _load_npz(model, source.path)
-        return
-    state = _read(source)
-    for wrapper in ("state_dict", "model", "module"):
-        if isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]  # type: ignore[assignment]
-    state = _to_timm_names(state, model)
-    head = _head_names(model)
-    state = {n: t for n, t in state.items() if n not in head and not n.startswith("pre_logits.")}
-    own = model.state_dict()
-    problems = [f"missing: {name}" for name in own if name not in state and name not in head]
-    problems += [f"unexpected: {name}" for name in state if name not in own]
-    problems += [
-        f"{name}: file {tuple(tensor.shape)}, backbone {tuple(own[name].shape)}"
-        for name, tensor in state.items()
-        if name in own and tensor.shape != own[name].shape
-    ]
-    if problems:
-        raise _mismatch(source, problems)
-    model.load_state_dict(state, strict=False)
+        return ()
+    groups = named_tensors(_read(source))
+    if not groups:
+        raise WeightsMismatchError(
+            f"{source.name} cannot be read as weights: it holds no tensors with names"
+        )
+    found = fits(groups, model)
+    try:
+        chosen = choose(found)
+    except AmbiguousError as error:
+        raise WeightsMismatchError(f"{source.name}: {error}") from error
+    if not chosen:
+        why = differences(found, backbone_tensors(model))
+        raise WeightsMismatchError(f"{source.name} does not fill the backbone exactly:\n{why}")
+    fit, *others = chosen
+    if problems := unsound(fit):
+        raise WeightsMismatchError(f"{source.name} is not used: {', '.join(shortened(problems))}")
+    model.load_state_dict(fit.state, strict=False)
+    return tuple(notes(fit, others))
 
 
-def _read(source: WeightsSource) -> dict[str, torch.Tensor]:
-    """Names and tensors of a checkpoint; pickled objects other than tensors are refused."""
-    if source.path is None:
+def _read(source: WeightsSource) -> Any:
+    """What the file or the hub holds; see :func:`read_file`."""
+    try:
+        if source.path is not None:
+            return read_file(source.path)
         from timm.models import load_state_dict_from_hf
 
-        try:
-            return dict(load_state_dict_from_hf(source.name, weights_only=True))
-        except OSError as error:  # the hub's client raises subclasses of it
-            raise MissingWeightsError([_missing(source.name)]) from error
-    try:
-        if source.path.suffix == ".safetensors":
-            return load_file(source.path)
-        return dict(torch.load(source.path, map_location="cpu", weights_only=True))
+        return load_state_dict_from_hf(source.name, weights_only=True)
+    except NotWeightsError as error:
+        raise WeightsMismatchError(f"{source.name} {error}") from error
     except UNREADABLE as error:
-        reason = str(error).partition("\n")[0]
+        if source.path is None and isinstance(error, OSError):  # as the hub's client raises them
+            raise MissingWeightsError([_missing(source.name)]) from error
+        again = "fetch it again"
+        if source.path is None:
+            again = f"type hf download --force-download {source.name}"
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise WeightsMismatchError(
-            f"{source.path} cannot be read as weights: {reason} (an incomplete copy? fetch it "
-            "again; *.safetensors is read as such, all else by torch.load)"
+            f"{source.name} cannot be read as weights: {reason} (an incomplete copy? {again})"
         ) from error
-
-
-def _to_timm_names(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Foreign names (original ViT, DINOv2, CLIP, Swin) and sizes, as timm's loader maps them."""
-    from timm.models import swin_transformer, vision_transformer
-
-    filters: dict[type[nn.Module], Callable[..., Mapping[str, torch.Tensor]]] = {
-        vision_transformer.VisionTransformer: vision_transformer.checkpoint_filter_fn,
-        swin_transformer.SwinTransformer: swin_transformer.checkpoint_filter_fn,
-    }
-    to_timm = filters.get(type(model))
-    return dict(to_timm(state, model)) if to_timm else state
-
-
-def _load_npz(model: nn.Module, path: Path) -> None:
-    """The original JAX checkpoints, by timm's own reader; NaN marks what it leaves unfilled."""
-    head = _head_names(model)
-    fresh = {n: p.detach().clone() for n, p in model.named_parameters() if n in head}
-    parameters = {n: p for n, p in model.named_parameters() if n not in head}
-    with torch.no_grad():
-        for parameter in parameters.values():
-            parameter.fill_(float("nan"))
-    source = WeightsSource("file", str(path))
-    try:
-        model.load_pretrained(str(path))  # type: ignore[operator]
-    except (KeyError, AttributeError, *UNREADABLE) as error:
-        raise _mismatch(source, [f"timm's reader says: {error}"]) from error
-    unfilled = [f"missing: {n}" for n, p in parameters.items() if torch.isnan(p).any()]
-    if unfilled:
-        raise _mismatch(source, unfilled)
-    model.load_state_dict(fresh, strict=False)  # the reader fills a head of matching size as well
-
-
-def _head_names(model: nn.Module) -> set[str]:
-    head = set(model.get_classifier().parameters())  # type: ignore[operator]
-    return {name for name, parameter in model.named_parameters() if parameter in head}
-
-
-def _mismatch(source: WeightsSource, problems: list[str]) -> WeightsMismatchError:
-    listing = "\n".join(f"  - {problem}" for problem in problems)
-    return WeightsMismatchError(f"{source.name} does not fill the backbone exactly:\n{listing}")
