@@ -18,12 +18,21 @@ class Purpose(Enum):
 
     RUN = "a run"
     COST = "a cost card"
+    DATA = "a look at data"
 
 
 _MEASURED = {"method", "backbone", "hardware", "cost", "rerun", "hydra"}
 _NOT_MEASURED = ("hardware.workers", "hardware.eval_batch_size", "hardware.feature_cache")
 """Keys of hardware that a card does not depend on, or how they begin."""
+_LOOKED_AT = {"data", "experiment", "head", "task", "hydra"}
 _RANDOM_WEIGHTS = "backbone.weights=none"
+
+
+_FIXES = {
+    Purpose.RUN: "python -m vpeft_bench cost ... reads it",
+    Purpose.COST: "it depends on method, backbone, hardware and cost; weights are always random",
+    Purpose.DATA: "it depends on data, and what goes with it; leave the others out",
+}
 
 
 def has_no_effect(override: Override, purpose: Purpose) -> bool:
@@ -32,9 +41,11 @@ def has_no_effect(override: Override, purpose: Purpose) -> bool:
     first = key.split(".")[0].split("/")[0]
     if purpose is Purpose.RUN:
         return first == "cost"
+    known = {*GROUPS, "recipe", *(f.name for f in fields(RunConfig))}
+    if purpose is Purpose.DATA:
+        return first in known - _LOOKED_AT
     if key == "backbone.weights":  # they are random in any case
         return override.input_line != _RANDOM_WEIGHTS
-    known = {*GROUPS, "recipe", *(f.name for f in fields(RunConfig))}
     return first in known - _MEASURED or key.startswith(_NOT_MEASURED)
 
 
@@ -43,10 +54,7 @@ def idle_problems(idle: Sequence[Override], purpose: Purpose) -> Iterator[Proble
     if not idle:
         return
     typed = ", ".join(override.input_line or "" for override in idle)
-    if purpose is Purpose.RUN:
-        fix = "python -m vpeft_bench cost ... reads it"
-    else:
-        fix = "it depends on method, backbone, hardware and cost; its weights are always random"
-    if any(override.key_or_group == "results_dir" for override in idle):
+    fix = _FIXES[purpose]
+    if purpose is Purpose.COST and any(override.key_or_group == "results_dir" for override in idle):
         fix += "\ncost.results_dir=... says where cards lie"
     yield Problem(typed, f"no effect on {purpose.value}", fix)

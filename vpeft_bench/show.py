@@ -7,23 +7,22 @@ its most confident mistakes.
 from __future__ import annotations
 
 import argparse
-import colorsys
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf.errors import OmegaConfBaseException
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from vpeft_bench.build import Model, build_batches, device_of
 from vpeft_bench.config import IGNORED_LABEL, RunConfig, from_plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
+from vpeft_bench.drawing import Panel, class_name, coloured, enlarged, sheet, with_objects
 from vpeft_bench.errors import VpeftBenchError
 from vpeft_bench.finished import finished_model
 from vpeft_bench.record import RECORD_NAME, RunRecord, Status, read
@@ -34,25 +33,8 @@ from vpeft_bench.tasks.segmentation import Segmentation
 
 FILE = "predictions.png"
 PICTURES = 12
-CELL = 240  # longer side of a drawn picture, pixels
-GAP, LINE = 8, 16
-COLUMNS = 3
+COLUMNS = 3  # of pairs
 MIN_SCORE = 0.5  # weaker detections would hide the picture
-
-
-@dataclass
-class Panel:
-    """One picture with its versions side by side.
-
-    Attributes:
-        versions: RGB pictures of the same size: the truth, the prediction.
-        caption: one line below them.
-        classes: classes that occur in it.
-    """
-
-    versions: list[Image.Image]
-    caption: str
-    classes: set[int] = field(default_factory=set)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -142,7 +124,9 @@ def draw(
             assert isinstance(task, Segmentation)
             panels, heading = _label_maps(task, dataset, split, batches, pictures)
     title = f"{config.method['name']} on {config.data.name}, {config.backbone.name}: {heading}"
-    _sheet(panels, title, dataset).save(path)
+    pairs = any(len(panel.versions) > 1 for panel in panels)
+    columns = COLUMNS if pairs else 2 * COLUMNS
+    sheet(panels, title, dataset, columns).save(path)
     return path
 
 
@@ -162,11 +146,11 @@ def _mistakes(
     order = wrong[confidence[wrong].argsort(descending=True, stable=True)]
     panels = []
     for index in order[:pictures].tolist():
-        told = _class(dataset, int(predicted[index]))
+        told = class_name(dataset, int(predicted[index]))
         caption = (
-            f"{_class(dataset, int(truth[index]))}, taken for {told} ({confidence[index]:.0%})"
+            f"{class_name(dataset, int(truth[index]))}, taken for {told} ({confidence[index]:.0%})"
         )
-        panels.append(Panel([_enlarged(dataset.split(split).image(index))], caption))
+        panels.append(Panel([enlarged(dataset.split(split).image(index))], caption))
     return panels, f"the most confident of {len(wrong)} mistakes in {len(truth)} {split} images"
 
 
@@ -199,7 +183,7 @@ def _label_maps(
         scored = truth != IGNORED_LABEL
         right = (predicted == truth)[scored].float().mean().item() if scored.any() else float("nan")
         classes = {*truth[scored].unique().tolist(), *predicted.unique().tolist()}
-        versions = [_enlarged(picture), _coloured(truth), _coloured(predicted)]
+        versions = [enlarged(picture), *(coloured(m.numpy()) for m in (truth, predicted))]
         panels.append(Panel(versions, f"{split} {index}: {right:.0%} of the pixels right", classes))
     return panels, "picture, truth, prediction; black is not scored"
 
@@ -212,86 +196,7 @@ def _evenly(batches: Any, pictures: int) -> Iterator[tuple[int, Tensor, Any]]:
         yield int(index), image, target
 
 
-# ---- drawing -------------------------------------------------------------------------------------
-
-
 def _with_objects(picture: Image.Image, objects: dict[str, Tensor]) -> Image.Image:
-    """The enlarged picture with masks and boxes of its objects in the colours of their classes."""
-    large = _enlarged(picture)
-    canvas = torch.from_numpy(np.array(large)).permute(2, 0, 1)
-    colours = [_colour(label) for label in objects["labels"].tolist()]
-    if not colours:
-        return large
-    if "masks" in objects:
-        masks = torch.nn.functional.interpolate(
-            objects["masks"][:, None].float(), (large.height, large.width)
-        )
-        canvas = draw_segmentation_masks(canvas, masks[:, 0] > 0.5, alpha=0.5, colors=colours)
-    scale = torch.tensor([large.width / picture.width, large.height / picture.height]).repeat(2)
-    boxes = objects["boxes"] * scale
-    # A box of no extent cannot be drawn.
-    boxes = torch.cat([boxes[:, :2], torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)], dim=1)
-    canvas = draw_bounding_boxes(canvas, boxes, colors=colours, width=2)
-    return Image.fromarray(canvas.permute(1, 2, 0).numpy())
-
-
-def _coloured(label_map: Tensor) -> Image.Image:
-    """A label map ``(H, W)`` in the colours of its classes."""
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for label in range(IGNORED_LABEL):
-        palette[label] = _colour(label)
-    picture = Image.fromarray(palette[label_map.numpy()])
-    return picture.resize(_enlarged_size(picture), Image.Resampling.NEAREST)
-
-
-def _enlarged(picture: Image.Image) -> Image.Image:
-    return picture.resize(_enlarged_size(picture), Image.Resampling.BICUBIC)
-
-
-def _enlarged_size(picture: Image.Image) -> tuple[int, int]:
-    scale = CELL / max(picture.size)
-    return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-
-
-def _colour(label: int) -> tuple[int, int, int]:
-    """A colour of its own for each class; neighbours differ by the golden angle."""
-    value = 1.0 if label % 2 == 0 else 0.75
-    red, green, blue = colorsys.hsv_to_rgb((0.02 + 0.61803 * label) % 1, 0.85, value)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def _class(dataset: Dataset, label: int) -> str:
-    return dataset.class_names[label] if dataset.class_names else f"class {label}"
-
-
-def _sheet(panels: Sequence[Panel], title: str, dataset: Dataset) -> Image.Image:
-    """All panels in a grid, the title above, the legend below."""
-    font = ImageFont.load_default(12)
-    versions = max((len(panel.versions) for panel in panels), default=1)
-    columns = max(1, min(len(panels), COLUMNS if versions > 1 else 2 * COLUMNS))
-    width = versions * CELL + (versions - 1) * 2
-    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    heights = [max(p.versions[0].height for p in row) + LINE + GAP for row in rows]
-    legend = sorted({label for panel in panels for label in panel.classes})
-    per_line = max(1, (columns * (width + GAP)) // 130)
-    legend_height = LINE * -(-len(legend) // per_line) + GAP if legend else 0
-    total_width = columns * (width + GAP) + GAP
-    total = (total_width, GAP + LINE + GAP + sum(heights) + legend_height + GAP)
-    sheet = Image.new("RGB", total, "white")
-    pen = ImageDraw.Draw(sheet)
-    pen.text((GAP, GAP), title, fill="black", font=font)
-    top = GAP + LINE + GAP
-    for row, height in zip(rows, heights, strict=True):
-        for column, panel in enumerate(row):
-            left = GAP + column * (width + GAP)
-            for place, version in enumerate(panel.versions):
-                sheet.paste(version, (left + place * (CELL + 2), top))
-            below = top + panel.versions[0].height + 1
-            pen.text((left, below), panel.caption, fill="black", font=font)
-        top += height
-    for place, label in enumerate(legend):
-        left = GAP + place % per_line * 130
-        line = top + place // per_line * LINE
-        pen.rectangle((left, line + 2, left + 10, line + 12), fill=_colour(label))
-        pen.text((left + 15, line), _class(dataset, label)[:16], fill="black", font=font)
-    return sheet
+    """The enlarged picture with boxes and masks, given as the detector does."""
+    masks = objects["masks"].numpy() if "masks" in objects else None
+    return with_objects(picture, objects["boxes"].numpy(), objects["labels"].tolist(), masks)

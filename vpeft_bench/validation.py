@@ -105,6 +105,11 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     yield from _method_and_backbone(config)
 
 
+def data_problems(config: RunConfig) -> Iterator[Problem]:
+    """As :func:`problems`, of what is read where data are only looked at; nothing is opened."""
+    yield from _values(config)
+
+
 def measurement_problems(config: RunConfig) -> Iterator[Problem]:
     """As :func:`problems`, of what is read where the cost of a method is measured.
 

@@ -57,7 +57,15 @@ class Listed:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table of all data sets; the process's exit status."""
+    """Print the table of all data sets, or what a command of ``data`` does; the exit status."""
+    if arguments and arguments[0] == "check":
+        from vpeft_bench.data.check import main as check
+
+        return check(arguments[1:])
+    if arguments and arguments[0] == "show":
+        from vpeft_bench.data.show import main as show
+
+        return show(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m vpeft_bench data",
         description="List every data set, and whether it is there.",

@@ -1,0 +1,114 @@
+"""``python -m vpeft_bench data check``: everything about a data set that can be known beforehand.
+
+Every picture is decoded and every annotation read: the whole of the inspection, of which a run
+does the cheap part at its start.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from vpeft_bench.config import RunConfig
+from vpeft_bench.data.asked import EXIT_FAILED, answered, asked, parser
+from vpeft_bench.data.dataset import open_dataset
+from vpeft_bench.data.inspection import Inspection, inspect
+from vpeft_bench.data.splits import Dataset
+from vpeft_bench.errors import MissingDataError
+from vpeft_bench.files import write_atomically
+
+
+def main(arguments: Sequence[str], own: Path | None = None) -> int:
+    """Look at a data set in full; 0 if it is sound, 1 if not, 2 for a wrong command line.
+
+    Args:
+        arguments: what follows ``data check``.
+        own: a further folder of configs (``--config-dir``).
+    """
+    made = parser("check", "Decode every picture, read every annotation, tell what is wrong.")
+    made.add_argument("--out", type=Path, help="default: data-check-NAME.json, here")
+    options = made.parse_intermixed_args(arguments)
+    return answered(lambda: check(asked(options.overrides, own), options.out, Console()))
+
+
+def check(config: RunConfig, out: Path | None, console: Console) -> int:
+    """Print what was found and write it as JSON; 0 if the data set is sound, else 1.
+
+    Raises:
+        OSError: the JSON file cannot be written.
+    """
+    dataset = None
+    try:
+        dataset = open_dataset(config.data)
+        found = inspect(dataset, config.data, full=True, track=_tracked)
+    except MissingDataError as error:
+        found = Inspection(full=True, problems=list(error.problems))
+    path = out or Path(f"data-check-{config.data.name.replace('/', '-')}.json")
+    content = json.dumps(report(config, dataset, found), indent=1, ensure_ascii=False)
+    write_atomically(path, f"{content}\n".encode())
+
+    if dataset is not None:
+        console.print(_table(dataset, found))
+    for notice in found.notices:
+        console.print(f"note: {notice}", markup=False, soft_wrap=True)
+    for problem in found.problems:
+        console.print(f"problem: {problem}", markup=False, soft_wrap=True)
+    verdict = _counted(len(found.problems), "problem") if found.problems else "sound"
+    told = f", {_counted(len(found.notices), 'note')}" if found.notices else ""
+    console.print(f"{config.data.name}: {verdict}{told}; {path}", markup=False, soft_wrap=True)
+    return EXIT_FAILED if found.problems else 0
+
+
+def report(config: RunConfig, dataset: Dataset | None, found: Inspection) -> dict[str, Any]:
+    """What is written: the data set, and all that was found in it."""
+    return {
+        "data": config.data.name,
+        "root": config.data.root,
+        "task": dataset and dataset.task,
+        "fingerprint": dataset and dataset.fingerprint,
+        "lists": dict(dataset.lists) if dataset else {},
+        "sound": not found.problems,
+        "problems": [asdict(problem) for problem in found.problems],
+        "notices": found.notices,
+        "facts": asdict(found.facts),
+    }
+
+
+def _table(dataset: Dataset, found: Inspection) -> Table:
+    """Splits and what was counted in them."""
+    facts = found.facts
+    counted = dict.fromkeys(what for counts in facts.counts.values() for what in counts)
+    title = f"{dataset.name}: {dataset.task}, {_counted(dataset.num_classes, 'class', 'classes')}"
+    if facts.image_format:
+        title += f", {facts.image_format}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("split", no_wrap=True)
+    for what in ("pictures", *counted):
+        table.add_column(what.replace("_", " "), justify="right")
+    table.add_column("listed in", overflow="fold")
+    for split, pictures in facts.pictures.items():
+        counts = facts.counts.get(split, {})
+        numbers = (pictures, *(counts.get(what) for what in counted))
+        cells = ("" if number is None else f"{number:,}" for number in numbers)
+        table.add_row(split, *cells, dataset.lists.get(split, ""))
+    return table
+
+
+def _tracked(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    """The items, with a bar on the terminal while they come."""
+    console = Console(stderr=True)
+    return track(
+        items, what, total, console=console, transient=True, disable=not console.is_terminal
+    )
+
+
+def _counted(number: int, one: str, several: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
