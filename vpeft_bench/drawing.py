@@ -75,7 +75,8 @@ def with_objects(
         labels: (N,) classes.
         masks: (N, H, W), not zero where the object is.
         ignored: (N,) which of them are drawn in ``IGNORED`` instead.
-        names: (N,) what is written beside the boxes; None: nothing.
+        names: (N,) what is written beside the boxes, where that hides no other name and is not
+            much wider than the box; None: nothing.
         cell: longer side of what is returned, pixels.
     """
     large = enlarged(picture, cell)
@@ -96,19 +97,27 @@ def with_objects(
     for (left, top, right, bottom), tint in zip(corners, colours, strict=True):
         # Right and bottom are exclusive; a box of no extent is drawn as a point.
         pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), None, tint, width=2)
-    for (left, top, *_), tint, name in zip(corners, colours, names or (), strict=False):
-        _write_name(pen, name, left, top, tint, large.size)
+    taken: list[tuple[int, int, int]] = []
+    for (left, top, right, _), tint, name in zip(corners, colours, names or (), strict=False):
+        text = fitted(name, large.width)
+        width = round(_font().getlength(text)) + 4
+        # Above the corner if there is room, and inside if not.
+        left = min(max(left, 0), max(large.width - width, 0))
+        top = top - LINE if top >= LINE else max(top, 0)
+        hides = any(
+            left < end and start < left + width and abs(top - line) < LINE
+            for start, end, line in taken
+        )
+        if not hides and width <= 2 * (right - left):
+            taken.append((left, left + width, top))
+            _write_name(pen, text, left, top, width, tint)
     return large
 
 
 def _write_name(
-    pen: ImageDraw.ImageDraw, name: str, left: int, top: int, tint: Colour, size: tuple[int, int]
+    pen: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int, tint: Colour
 ) -> None:
-    """A name on a ground of its colour, above the corner if there is room and inside if not."""
-    text = fitted(name, size[0])
-    width = round(_font().getlength(text)) + 4
-    left = min(max(left, 0), max(size[0] - width, 0))
-    top = top - LINE if top >= LINE else max(top, 0)
+    """A name on a ground of its colour."""
     dark = 0.3 * tint[0] + 0.6 * tint[1] + 0.1 * tint[2] < 128
     pen.rectangle((left, top, left + width, top + LINE - 1), fill=tint)
     pen.text((left + 2, top + 1), text, fill="white" if dark else "black", font=_font())

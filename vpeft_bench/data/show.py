@@ -59,7 +59,7 @@ def show(config: RunConfig, split: str, count: int, path: Path) -> Path:
     places = np.linspace(0, size - 1, min(count, size)).round().astype(int).tolist()
     panels = [_panel(dataset, pictures, split, index) for index in places]
     paired = isinstance(pictures, LabelMapSplit)
-    what = "every pixel without a class is black" if paired else "boxes in grey are ignored"
+    what = "pixels without a class are black" if paired else "boxes in grey are ignored"
     title = f"{dataset.name}, {split}: {len(panels)} of {size:,} pictures"
     if not isinstance(pictures, LabelledSplit):
         title += f"; {what}"
@@ -90,11 +90,19 @@ def _panel(dataset: Dataset, pictures: Split, split: str, index: int) -> Panel:
             CELL,
         )
         ignored = int(objects.ignored.sum())
-        caption = f"{place}: {len(labels)} objects" + (f", {ignored} ignored" if ignored else "")
+        caption = f"{place}: {_counted(len(labels), 'object', 'objects')}" + (
+            f", {ignored} ignored" if ignored else ""
+        )
         return Panel([drawn], caption, set(labels))
     assert isinstance(pictures, LabelMapSplit)
     label_map = pictures.label_map(index)
     classes = set(np.unique(label_map).tolist()) - {IGNORED_LABEL}
     share = float((label_map == IGNORED_LABEL).mean())
-    caption = f"{place}: {len(classes)} classes" + (f", {share:.1%} without" if share else "")
+    caption = f"{place}: {_counted(len(classes), 'class', 'classes')}" + (
+        f", {share:.1%} of the pixels without" if share else ""
+    )
     return Panel([enlarged(picture, CELL), coloured(label_map, CELL)], caption, classes)
+
+
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
