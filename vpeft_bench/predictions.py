@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -261,7 +260,7 @@ class _Logits(_Writer):
 def picture_names(split: Split) -> list[str]:
     """A name for every picture of a split: its path without the folders that all have in common.
 
-    The suffix is left out where that leaves the names different. Rendered pictures have numbers.
+    The suffixes are left out if that leaves all names different. Rendered pictures have numbers.
     """
     files = [split.file(index) for index in range(len(split))]
     paths = [file for file in files if file is not None]
@@ -269,11 +268,8 @@ def picture_names(split: Split) -> list[str]:
         return [f"{index:0{len(str(len(files) - 1))}d}" for index in range(len(files))]
     common = os.path.commonpath([os.path.dirname(path) for path in paths])
     names = [os.path.relpath(path, common or os.curdir) for path in paths]
-    stems = Counter(os.path.splitext(name)[0] for name in names)
-    return [
-        stem if stems[stem] == 1 else name
-        for name, stem in ((name, os.path.splitext(name)[0]) for name in names)
-    ]
+    stems = [os.path.splitext(name)[0] for name in names]
+    return stems if len(set(stems)) == len(stems) else names
 
 
 def _below(root: str, split: Split) -> list[str]:
