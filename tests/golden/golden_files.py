@@ -1,6 +1,6 @@
 """Reading golden files: the directory, the format, and the plain backbone each of them describes.
 
-Every size comes from a file's ``meta``: another directory in the same format may hold other widths,
+Every size comes from a file's ``meta``: other directories in the same format may hold other widths,
 depths, ranks, scales, image sizes, head counts or numbers of stages.
 """
 
@@ -66,7 +66,7 @@ class GoldenFile:
         return {k[len(start) :]: self.tensor(k) for k in self.arrays if k.startswith(start)}
 
     def outputs(self, kind: str, dtype: torch.dtype) -> list[Tensor]:
-        """``kind`` is "" or "backbone_": logits of a ViT, or a Swin's features by stage."""
+        """``kind`` is "" or "backbone_": logits of a classifier, or a Swin's features by stage."""
         suffix = "64" if dtype is torch.float64 else ""
         if f"{kind}logits" in self.arrays:
             return [self.tensor(f"{kind}logits{suffix}")]
@@ -75,24 +75,37 @@ class GoldenFile:
 
 
 def golden_files() -> list[GoldenFile] | None:
-    """The files of ``$VPEFT_GOLDEN_DIR``, or of the shared folder beside the repository.
+    """The files of ``$VPEFT_GOLDEN_DIR``, or of all ``golden*`` below the shared folder.
+
+    The variable names one directory or several, separated as in PATH. The shared folder lies beside
+    the repository.
 
     Returns:
         None where the variable is unset and there is no shared folder: nothing can be compared.
 
     Raises:
-        NoGoldenFilesError: the directory that was asked for is missing, or holds no file.
+        NoGoldenFilesError: there is no directory, or one that is missing or holds no file.
     """
     asked = os.environ.get(DIRECTORY_VARIABLE)
     if asked is None and not SHARED.is_dir():
         return None
-    directory = Path(asked) if asked is not None else SHARED / "golden"
+    if asked is None:
+        directories = sorted(path for path in SHARED.glob("golden*") if path.is_dir())
+    else:
+        directories = [Path(name) for name in asked.split(os.pathsep) if name]
+    if not directories:
+        where = f"{SHARED} holds no golden*" if asked is None else f"{DIRECTORY_VARIABLE} is empty"
+        raise NoGoldenFilesError(where)
+    return [GoldenFile.open(path) for directory in directories for path in _files(directory)]
+
+
+def _files(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise NoGoldenFilesError(f"{directory} is not a directory")
     paths = sorted(directory.glob("*.npz"))
     if not paths:
         raise NoGoldenFilesError(f"{directory} holds no .npz file")
-    return [GoldenFile.open(path) for path in paths]
+    return paths
 
 
 class GoldenModel(nn.Module):
@@ -100,7 +113,8 @@ class GoldenModel(nn.Module):
 
     Attributes:
         model: the timm model a method is attached to.
-        out_norms: Swin only, the LayerNorm behind each stage; it stands in for the final norm.
+        out_norms: Swin without a classifier, the LayerNorm behind each stage; it stands in for the
+            final norm.
     """
 
     def __init__(self, meta: dict[str, Any]) -> None:
@@ -110,7 +124,7 @@ class GoldenModel(nn.Module):
         self.model: Any = build(backbone)
         self.eps = backbone["layer_norm_eps"]
         self.out_norms = nn.ModuleDict()
-        if isinstance(self.model, SwinTransformer):
+        if isinstance(self.model, SwinTransformer) and "num_classes" not in backbone:
             for stage, info in enumerate(self.model.feature_info):
                 self.out_norms[f"norm{stage}"] = nn.LayerNorm(info["num_chs"], eps=self.eps)
 
@@ -126,7 +140,7 @@ class GoldenModel(nn.Module):
         self.out_norms.load_state_dict(golden.group("outnorm"), strict=True)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Logits of a ViT, or the normed feature maps (NCHW) of every stage of a Swin."""
+        """Logits of a classifier, or the normed feature maps (NCHW) of every stage of a Swin."""
         if not self.out_norms:
             return [self.model(images)]
         stages = self.model.forward_intermediates(images, intermediates_only=True)
@@ -142,6 +156,11 @@ def loss(golden: GoldenFile, outputs: list[Tensor]) -> Tensor:
         return nn.functional.cross_entropy(outputs[0], golden.tensor("targets"))
     cotangents = [golden.tensor(f"cotangent/{stage}") for stage in range(len(outputs))]
     return torch.stack([(o * c).sum() for o, c in zip(outputs, cotangents, strict=True)]).sum()
+
+
+def summed_in_loss(golden: GoldenFile, outputs: list[Tensor]) -> int:
+    """How many numbers, each as exact as the outputs, the loss sums up."""
+    return 1 if "targets" in golden.arrays else sum(output.numel() for output in outputs)
 
 
 def _build_vit(backbone: dict[str, Any]) -> nn.Module:
@@ -174,5 +193,5 @@ def _build_swin(backbone: dict[str, Any]) -> nn.Module:
         mlp_ratio=backbone["mlp_ratio"],
         qkv_bias=backbone["qkv_bias"],
         norm_layer=norm_layer,
-        num_classes=0,
+        num_classes=backbone.get("num_classes", 0),
     )

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from entries import ENTRIES, Entry
+from entries import ENTRIES, NOT_COMPARED, Entry, Part
 from entries.entry import listed
 from golden_files import (
     DIRECTORY_VARIABLE,
@@ -24,6 +26,7 @@ from golden_files import (
     NoGoldenFilesError,
     golden_files,
     loss,
+    summed_in_loss,
 )
 from torch import Tensor, nn
 
@@ -45,19 +48,13 @@ def _collect() -> list[GoldenFile]:
         return []  # test_the_directory_holds_files fails and says why
 
 
-def _missing(file: GoldenFile) -> str | None:
-    """Why a file cannot be compared, or None where it can."""
-    entry = ENTRIES.get(file.method)
-    if entry is None:
-        return f"no method here implements {file.method} yet"
-    if entry.method not in vpeft_bench.list_methods():
-        return f"method {entry.method} does not exist yet"
-    return None
+def _left_out(method: str) -> str | None:
+    """Why a file is not compared, or None where it is not named among those."""
+    return next((why for pattern, why in NOT_COMPARED.items() if fnmatch(method, pattern)), None)
 
 
 FILES = _collect()
-# test_every_file_is_compared_or_named prints the others, each with its reason.
-COMPARED = [file for file in FILES if _missing(file) is None]
+COMPARED = [file for file in FILES if file.method in ENTRIES]
 EVERY_FILE = pytest.mark.parametrize("file", COMPARED, ids=[f.path.stem for f in COMPARED])
 
 
@@ -73,17 +70,18 @@ def test_the_directory_holds_files() -> None:
 def test_every_file_is_compared_or_named() -> None:
     if golden_files() is None:
         pytest.skip(f"no golden files: {SHARED.name}/ is not beside the repository")
-    covered = [file.path.stem for file in FILES if _missing(file) is None]
-    missing = {file.path.stem: _missing(file) for file in FILES if file.path.stem not in covered}
-    print(f"\n{len(FILES)} golden files, {len(covered)} compared; left out: {missing or 'none'}")
-    assert len(covered) + len(missing) == len(FILES)
-    assert covered, "not one file is compared"
+    reasons = {file.path.stem: _left_out(file.method) for file in FILES if file not in COMPARED}
+    print(f"\n{len(FILES)} golden files, {len(COMPARED)} compared; left out:")
+    print("\n".join(f"  {name}: {why}" for name, why in reasons.items()))
+    assert not [name for name, why in reasons.items() if why is None]
+    assert COMPARED, "not one file is compared"
 
 
-def test_every_method_with_a_file_has_an_entry() -> None:
-    """A new method is compared with its vector from the day it exists."""
-    methods = set(vpeft_bench.list_methods())
-    assert not [f.path.stem for f in FILES if f.method in methods and f.method not in ENTRIES]
+def test_nothing_is_both_compared_and_left_out() -> None:
+    """A method is compared with its vector from the day it exists."""
+    assert not [name for name in ENTRIES if _left_out(name)]
+    unknown = {entry.method for entry in ENTRIES.values()} - set(vpeft_bench.list_methods())
+    assert not unknown
 
 
 def test_an_empty_or_missing_directory_is_an_error(
@@ -94,6 +92,36 @@ def test_an_empty_or_missing_directory_is_an_error(
         golden_files()
     monkeypatch.setenv(DIRECTORY_VARIABLE, str(tmp_path / "absent"))
     with pytest.raises(NoGoldenFilesError, match="not a directory"):
+        golden_files()
+    monkeypatch.setenv(DIRECTORY_VARIABLE, "")
+    with pytest.raises(NoGoldenFilesError, match="is empty"):
+        golden_files()
+
+
+def test_absent_parts_may_be_stored_or_not() -> None:
+    """A supernet holds tensors that a part of no size does not use; other files leave them out."""
+    names = {"a": [Part("x")], "b": [Part("y")]}
+    assert without_absent(names, {"x": torch.ones(1)}, {"a"}) == {"a": [Part("x")]}
+    assert without_absent(names, {"x": torch.ones(1)}, {"a", "b"}) == {"a": [Part("x")], "b": []}
+
+
+def test_the_tolerance_of_a_sum_grows_with_its_length() -> None:
+    value, expected = torch.tensor(3e-7, dtype=torch.float64), torch.tensor(0.0).double()
+    close(torch.float64, "sum", value, expected, terms=1000)
+    with pytest.raises(AssertionError, match="off by"):
+        close(torch.float64, "sum", value, expected, terms=100)
+
+
+def test_several_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named as in PATH; all of them must be there."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        GoldenFile(tmp_path / name / f"{name}.npz", {"method": name, "hyper": {}}).write()
+    directories = [str(tmp_path / name) for name in ("one", "two")]
+    monkeypatch.setenv(DIRECTORY_VARIABLE, os.pathsep.join(directories))
+    assert [file.method for file in golden_files() or []] == ["one", "two"]
+    (tmp_path / "two" / "two.npz").unlink()
+    with pytest.raises(NoGoldenFilesError, match="two holds no"):
         golden_files()
 
 
@@ -132,7 +160,7 @@ class Case:
         self.images = file.tensor("input", dtype)
         self.attached: Attached
         self.ours: dict[str, Tensor]
-        self.names: dict[str, list[str]]
+        self.names: dict[str, list[Part]]
         self.in_place: dict[str, nn.Parameter]
         # Of each tensor the reference lists, where it is trained; empty: everywhere.
         self.masks = {} if self.entry.masks is None else file.group(self.entry.masks)
@@ -158,11 +186,16 @@ class Case:
         self.attached.model.eval()
         self.ours = ours_of(self.attached)
         self.names = self.entry.names(self.file.hyper, self.attached.backbone)
-        fill(self.file.group("peft"), self.ours, self.names, self.entry.leading)
-        self.in_place = trained_in_place(self.golden, self.attached, self.names, self.entry.head)
-        mapped = {t for t, ours in self.names.items() if not ours or trained(self.ours, ours)}
-        assert {*self.in_place, *mapped} == set(self._trained(self.file.meta["trainable"]))
-        for name, mask in sparse_masks(self.attached).items():
+        listed_as_trained = set(self._trained(self.file.meta["trainable"]))
+        weights = self.file.group("peft")
+        if self.entry.leading:
+            self.names = without_absent(self.names, self.ours, {*weights, *listed_as_trained})
+        fill(weights, self.ours, self.names, self.entry.leading)
+        self.in_place = trained_in_place(self.golden, self.attached, self.names, self.entry)
+        unused = {theirs for theirs, ours in self.names.items() if not ours}
+        mapped = {t for t, ours in self.names.items() if ours and trained(self.ours, ours)}
+        assert {*self.in_place, *mapped} == listed_as_trained - unused
+        for name, mask in self.masks and sparse_masks(self.attached).items():
             assert torch.equal(mask, self.masks[name]), name
 
     def step_outputs(self, plain: list[Tensor]) -> float:
@@ -174,7 +207,9 @@ class Case:
         )
         assert moved == self.file.meta["differs_from_backbone"]
         value = loss(self.file, outputs)
-        close(self.dtype, "loss", value, self.file.tensor(f"loss{self.suffix}"), scaled=True)
+        terms = summed_in_loss(self.file, outputs)
+        stored = self.file.tensor(f"loss{self.suffix}")
+        close(self.dtype, "loss", value, stored, scaled=True, terms=terms)
         value.backward()
         return max(off)
 
@@ -224,7 +259,8 @@ def compare_module(file: GoldenFile, dtype: torch.dtype) -> tuple[float, float]:
     expected = file.tensor(f"output{suffix}")
     off = close(dtype, "output", output, expected, scaled=large)
     value = (output * file.tensor("cotangent", dtype)).sum()
-    close(dtype, "loss", value, file.tensor(f"loss{suffix}"), scaled=True)
+    stored = file.tensor(f"loss{suffix}")
+    close(dtype, "loss", value, stored, scaled=True, terms=output.numel())
     value.backward()
     gradients = file.group(f"grad{suffix}")
     assert set(gradients) == {*names, "input"}
@@ -238,41 +274,63 @@ def ours_of(attached: Attached) -> dict[str, Tensor]:
     return {**attached._stored(), **head}
 
 
-def trained(ours: Mapping[str, Tensor], names: list[str]) -> bool:
-    return all(ours[name].requires_grad for name in names)
+def trained(ours: Mapping[str, Tensor], parts: list[Part]) -> bool:
+    return all(ours[part.name].requires_grad for part in parts)
+
+
+def without_absent(
+    names: Mapping[str, list[Part]], ours: Mapping[str, Tensor], theirs: set[str]
+) -> dict[str, list[Part]]:
+    """The names without parts of no size: ours has no such tensor, a file may have it or not."""
+    present = {name: [part for part in names[name] if part.name in ours] for name in names}
+    return {name: parts for name, parts in present.items() if parts or name in theirs}
 
 
 def fill(
     weights: Mapping[str, Tensor],
     ours: Mapping[str, Tensor],
-    names: Mapping[str, list[str]],
+    names: Mapping[str, list[Part]],
     leading: bool,
 ) -> None:
-    """Copy the reference's tensors into ours; every one of them is consumed, each of ours once."""
-    assert set(weights) == set(names), "the file's new tensors, and those the entry names"
-    mapped = [our for parts in names.values() for our in parts]
-    assert len(mapped) == len(set(mapped))
+    """Copy the reference's tensors into ours; every one is consumed, each entry of ours once."""
+    additions = {theirs for theirs, parts in names.items() if any(p.addition for p in parts)}
+    assert set(weights) == set(names) - additions, "the file's new tensors, and those named"
+    mapped = {part.name for parts in names.values() for part in parts}
+    filled = {name: torch.zeros_like(ours[name], dtype=torch.int) for name in mapped}
     for theirs, parts in names.items():
-        if not parts:
-            continue
-        targets, value = [ours[part] for part in parts], weights[theirs]
-        if leading:
-            (target,) = targets
-            target.data.copy_(value[tuple(slice(size) for size in target.shape)])
-            continue
-        rows = [target.shape[0] if target.ndim else 1 for target in targets]
-        stacked = value.reshape(sum(rows), *targets[0].shape[1:])
-        for target, part in zip(targets, stacked.split(rows), strict=True):
-            target.data.copy_(part.reshape(target.shape))
+        for part in parts:
+            filled[part.name][part.where] += 1
+        if theirs in additions:
+            assert not any(ours[part.name].data[part.where].any() for part in parts), theirs
+        elif leading and parts:
+            (target,) = (ours[part.name] for part in parts)
+            target.data.copy_(weights[theirs][tuple(slice(size) for size in target.shape)])
+        elif parts:
+            pieces = [ours[part.name].data[part.where] for part in parts]
+            stored = weights[theirs].flatten().split([piece.numel() for piece in pieces])
+            for part, piece, value in zip(parts, pieces, stored, strict=True):
+                ours[part.name].data[part.where] = value.reshape(piece.shape).to(piece.dtype)
+    assert not [name for name, times in filled.items() if (times != 1).any()]
 
 
 def close(
-    dtype: torch.dtype, what: str, value: Tensor, expected: Tensor, scaled: bool = False
+    dtype: torch.dtype,
+    what: str,
+    value: Tensor,
+    expected: Tensor,
+    scaled: bool = False,
+    terms: int = 1,
 ) -> float:
-    """Assert agreement within the tolerances of the golden files; how far off it is."""
+    """Assert agreement within the tolerances of the golden files; how far off it is.
+
+    Args:
+        scaled: in single precision, relative to the largest value.
+        terms: the value sums up so many numbers, each within the tolerance; their errors are
+            independent, so that of the sum grows with the root.
+    """
     assert value.shape == expected.shape, what
     off = (value.detach() - expected).abs().max().item()
-    tolerance = 1e-8 if dtype is torch.float64 else 1e-5
+    tolerance = (1e-8 if dtype is torch.float64 else 1e-5) * terms**0.5
     if scaled and dtype is torch.float32:
         tolerance *= max(1.0, expected.abs().max().item())
     assert off <= tolerance, f"{what} is off by {off:.2e}, tolerated {tolerance:.2e}"
@@ -281,16 +339,16 @@ def close(
 
 def reference_gradients(
     ours: Mapping[str, Tensor],
-    names: Mapping[str, list[str]],
+    names: Mapping[str, list[Part]],
     in_place: Mapping[str, nn.Parameter],
     like: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Gradients by the reference's names, in the shapes of ``like``; zero where ours has none."""
-    parts = {theirs: [ours[our] for our in parts] for theirs, parts in names.items()}
-    parts |= {theirs: [parameter] for theirs, parameter in in_place.items()}
+    parts = {theirs: [(ours[p.name], p.where) for p in parts] for theirs, parts in names.items()}
+    parts |= {theirs: [(parameter, ...)] for theirs, parameter in in_place.items()}
     found = {}
     for theirs, shape_like in like.items():
-        gradients = [cast(Tensor, parameter.grad) for parameter in parts[theirs]]
+        gradients = [cast(Tensor, tensor.grad)[where] for tensor, where in parts[theirs]]
         if not gradients:
             found[theirs] = torch.zeros_like(shape_like)
         elif sum(g.numel() for g in gradients) == shape_like.numel():
@@ -305,17 +363,18 @@ def reference_gradients(
 
 
 def trained_in_place(
-    golden: GoldenModel, attached: Attached, names: Mapping[str, list[str]], head_name: str
+    golden: GoldenModel, attached: Attached, names: Mapping[str, list[Part]], entry: Entry
 ) -> dict[str, nn.Parameter]:
     """What is trained and is not new, under the reference's names."""
-    mapped = {our for parts in names.values() for our in parts}
+    mapped = {part.name for parts in names.values() for part in parts}
+    known = mapped | entry.only_ours(attached.backbone)
     ours = dict(attached.named_trainable_parameters())
-    rest = {_of_whole(name): p for name, p in ours.items() if name not in mapped}
+    rest = {_of_whole(name): p for name, p in ours.items() if name not in known}
     if not golden.out_norms:
         if "head.weight" in mapped:
             return rest
         head = golden.model.get_classifier().named_parameters()
-        return rest | {f"{head_name}.{name}": p for name, p in head}
+        return rest | {f"{entry.head}.{name}": p for name, p in head}
     in_place = {}
     for name, parameter in rest.items():
         if name.startswith("norm."):
@@ -356,10 +415,10 @@ def _downsample_at_the_end(name: str) -> str:
 
 
 def test_a_wrong_weight_is_noticed() -> None:
-    for file in FILES:
+    for file in COMPARED:
         unused = file.meta.get("zero_gradient_in_reference") or []
         weights = [name for name in file.read().group("peft") if name not in unused]
-        if _missing(file) is None and weights:
+        if weights:
             key = f"peft/{weights[0]}"
             file.arrays[key] = np.asarray(file.arrays[key] * 1.001)
             with pytest.raises(AssertionError, match="off by"):
@@ -405,16 +464,22 @@ def write_variant(file: GoldenFile, directory: Path) -> None:
     attached.model.eval()
     ours = ours_of(attached)
     names = entry.names(meta["hyper"], attached.backbone)
+    if entry.leading:
+        names = without_absent(names, ours, set())
     for theirs, parts in names.items():
+        if any(part.addition for part in parts):
+            continue
         for part in parts:
-            value = 0.3 * torch.randn(ours[part].shape)
-            running_variance = not ours[part].requires_grad
-            ours[part].data.copy_(value.abs() + 0.5 if running_variance else value)
-        if parts:
-            stacked = torch.cat([torch.atleast_1d(ours[part].detach()) for part in parts])
-        else:
-            stacked = torch.zeros(3)
-        variant.arrays[f"peft/{theirs}"] = stacked.numpy()
+            piece = ours[part.name].data[part.where]
+            value = 0.3 * torch.randn(piece.shape)
+            running_variance = not ours[part.name].requires_grad
+            value = value.abs() + 0.5 if running_variance else value
+            ours[part.name].data[part.where] = value.to(piece.dtype)
+        stored = [ours[part.name].detach()[part.where] for part in parts]
+        if not stored:
+            stored = [torch.zeros(3)]
+        whole = stored[0] if len(stored) == 1 else torch.cat([each.flatten() for each in stored])
+        variant.arrays[f"peft/{theirs}"] = whole.numpy()
     outputs = _store_outputs(variant, "", golden, images)
     if classes is None:
         for stage, output in enumerate(outputs):
@@ -424,8 +489,14 @@ def write_variant(file: GoldenFile, directory: Path) -> None:
     value = loss(variant, outputs)
     value.backward()
     variant.arrays["loss64"] = value.detach().numpy()
-    in_place = trained_in_place(golden, attached, names, entry.head)
-    peft = {t: variant.tensor(f"peft/{t}") for t, o in names.items() if not o or trained(ours, o)}
+    in_place = trained_in_place(golden, attached, names, entry)
+    peft = {
+        theirs: torch.cat([ours[p.name].data[p.where].flatten() for p in parts])
+        if any(p.addition for p in parts)
+        else variant.tensor(f"peft/{theirs}")
+        for theirs, parts in names.items()
+        if not parts or trained(ours, parts)
+    }
     gradients = reference_gradients(ours, names, in_place, {**in_place, **peft})
     for name, gradient in gradients.items():
         variant.arrays[f"grad64/{name}"] = gradient.numpy()
@@ -470,8 +541,9 @@ def write_module_variant(file: GoldenFile, directory: Path) -> None:
     names = {t: listed(o) for t, o in entry.whole(meta["hyper"], NO_BACKBONE).items()}
     for theirs, parts in names.items():
         for part in parts:
-            ours[part].data.copy_(0.3 * torch.randn(ours[part].shape))
-        variant.arrays[f"peft/{theirs}"] = torch.cat([ours[p].detach() for p in parts]).numpy()
+            ours[part.name].data.copy_(0.3 * torch.randn(ours[part.name].shape))
+        stored = [ours[part.name].detach() for part in parts]
+        variant.arrays[f"peft/{theirs}"] = torch.cat(stored).numpy()
     tokens = math.prod(meta["hyper"].get("window", [file.arrays["input"].shape[1] + 1]))
     x = torch.randn(2, tokens, meta["hyper"]["width"]).double().requires_grad_()
     output = module(x)
@@ -498,6 +570,8 @@ def _other_sizes(meta: dict[str, Any]) -> dict[str, Any]:
         backbone["num_heads"] = [heads + 1 for heads in (*backbone["num_heads"], 2)]
         backbone["embed_dim"] = 6 * math.lcm(*backbone["num_heads"])
         backbone["img_size"] *= 2
+        if "num_classes" in backbone:
+            backbone["num_classes"] += 1
     else:
         backbone["depth"] += 1
         backbone["num_heads"] += 1

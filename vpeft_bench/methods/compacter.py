@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +13,22 @@ from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.errors import Problem
 from vpeft_bench.methods.adapter import SITES
 from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.ln_tune import norm_parameters, read_below_norms
 from vpeft_bench.methods.parts.kronecker import LowRankBlocks, kronecker_sum, require_divisible
 from vpeft_bench.methods.registry import register
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": nn.functional.gelu,
+    "gelu_tanh": partial(nn.functional.gelu, approximate="tanh"),
+}
+
 
 class Rule(nn.Module):
-    """A_1 ... A_n, n x n each; one for the whole network."""
+    """A_1 ... A_n, n x n each, normal with deviation ``std``; one for the whole network."""
 
-    def __init__(self, terms: int) -> None:
+    def __init__(self, terms: int, std: float) -> None:
         super().__init__()
-        self.A = nn.Parameter(torch.empty(terms, terms, terms).normal_(std=0.01))
+        self.A = nn.Parameter(torch.empty(terms, terms, terms).normal_(std=std))
 
 
 class HypercomplexLinear(nn.Module):
@@ -47,13 +54,14 @@ class HypercomplexLinear(nn.Module):
 class HypercomplexBottleneck(nn.Module):
     """A(z) = z + up(GELU(down(z)))."""
 
-    def __init__(self, down: HypercomplexLinear, up: HypercomplexLinear) -> None:
+    def __init__(self, down: HypercomplexLinear, up: HypercomplexLinear, activation: str) -> None:
         super().__init__()
         self.down, self.up = down, up
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, z: Tensor) -> Tensor:
         """Branch output ``(..., D)``, before drop-path and the residual addition."""
-        branch: Tensor = self.up(nn.functional.gelu(self.down(z)))
+        branch: Tensor = self.up(self.activation(self.down(z)))
         return z + branch
 
 
@@ -79,6 +87,10 @@ class Compacter(Method):
         "The method comes from language models; the width of 48 with n = 4 in a ViT is ours.",
         "The reference starts every factor at random, so its adapters start near the identity and "
         "not at it: init=compacter. By default the last factor of the up-projection is zero.",
+        "The published rows (T5) used the authors' compacter.json, which trains every LayerNorm of "
+        "the network besides, starts the shared factors at a deviation of 1e-4 and has the tanh "
+        "form of GELU: unfreeze_layer_norms=true phm_init_range=1e-4 activation=gelu_tanh. The "
+        "defaults are those of the authors' classes, with the exact GELU.",
     )
 
     bottleneck: int = option(48, "r, width of the bottleneck (ours: D / 16)", minimum=1)
@@ -91,6 +103,15 @@ class Compacter(Method):
         "standard",
         "standard: the identity; compacter: all random",
         choices=("standard", "compacter"),
+    )
+    activation: str = option(
+        "gelu", "exact GELU, or its tanh form (authors' configuration)", choices=ACTIVATIONS
+    )
+    phm_init_range: float = option(
+        0.01, "deviation of the A_i at the start (authors' configuration: 1e-4)", minimum=1e-12
+    )
+    unfreeze_layer_norms: bool = option(
+        False, "train every norm of the backbone, too (authors' configuration)"
     )
 
     def conflicts(self) -> Iterator[Problem]:
@@ -109,7 +130,7 @@ class Compacter(Method):
 
     def place(self, backbone: Backbone) -> None:
         """One bottleneck per site of every block, and one rule for all of them."""
-        rule = Rule(self.terms)
+        rule = Rule(self.terms, self.phm_init_range)
         for block in backbone.blocks:
             for site in SITES[self.placement]:
                 block.place(site, self._bottleneck(block, rule))
@@ -119,12 +140,30 @@ class Compacter(Method):
         return HypercomplexBottleneck(
             HypercomplexLinear(rule, width, hidden, self.rank, zero=False),
             HypercomplexLinear(rule, hidden, width, self.rank, zero=self.init == "standard"),
+            self.activation,
         )
 
+    def unfrozen(self, backbone: Backbone) -> list[nn.Parameter]:
+        """The norms of the backbone, where they are asked for."""
+        return norm_parameters(backbone) if self.unfreeze_layer_norms else []
+
     def parameter_count(self, backbone: Backbone) -> int:
-        """2k(D + r) + D + r per site and n^3 once: 58,816 for ViT-B/16 at r = 48, n = 4, k = 1."""
+        """2k(D + r) + D + r per site and n^3 once: 58,816 for ViT-B/16 at r = 48, n = 4, k = 1.
+
+        The norms of ViT-B/16 add 38,400.
+        """
         sizes = [(2 * self.rank + 1) * (b.width + self.bottleneck) for b in backbone.blocks]
-        return len(SITES[self.placement]) * sum(sizes) + self.terms**3
+        norms = sum(parameter.numel() for parameter in self.unfrozen(backbone))
+        return len(SITES[self.placement]) * sum(sizes) + self.terms**3 + norms
+
+    @property
+    def changes_embedding(self) -> bool:
+        """With its norms: a Swin has one on its patches, CLIP one in front of its blocks."""
+        return self.unfreeze_layer_norms
+
+    def reads(self, backbone: Backbone) -> tuple[str, ...]:
+        """As every method; with trained norms the images, where one stands below the blocks."""
+        return read_below_norms(backbone) if self.unfreeze_layer_norms else super().reads(backbone)
 
     @property
     def identity_at_start(self) -> bool:

@@ -51,8 +51,12 @@ class HST(Method):
     not_mergeable = "the side network replaces what the head reads"
 
     prompt_length: int = option(1, "n, meta tokens per block (authors: 1)", minimum=1)
-    channels: list[int] = option([32, 48, 64, 72], "width of every side stage (authors)")
-    heads: list[int] = option([2, 4, 8, 12], "heads of every side stage (authors)")
+    channels: list[int] = option(
+        [32, 48, 64, 72], "width of every side stage (authors)", minimum=1, repeats=True
+    )
+    heads: list[int] = option(
+        [2, 4, 8, 12], "heads of every side stage (authors)", minimum=1, repeats=True
+    )
 
     def check(self, backbone: Backbone) -> None:
         """As every method; stages must have heads that fit, and blocks to read."""
@@ -62,9 +66,9 @@ class HST(Method):
             what = f"{len(self.heads)} numbers of heads for {len(self.channels)} stages"
             raise MethodOptionError([Problem("method.heads", what, "one for each of channels")])
         for width, heads in zip(self.channels, self.heads, strict=True):
-            if heads < 1 or width < 1 or width % heads:
+            if width % heads:
                 what = f"{width} channels do not split into {heads} heads"
-                fix = f"nearest: {max(1, round(width / max(heads, 1))) * max(heads, 1)} channels"
+                fix = f"nearest: {max(1, round(width / heads)) * heads} channels"
                 raise MethodOptionError([Problem("method.channels", what, fix)])
         if len(backbone.blocks) < len(self.channels):
             raise UnsupportedBackboneError(

@@ -39,15 +39,14 @@ class LNTune(Method):
 
     def reads(self, backbone: Backbone) -> tuple[str, ...]:
         """The tokens, where no norm stands in front of the first block; the images elsewhere."""
-        ahead = backbone.norms()[0] is not backbone.blocks[0].leaf("norm1")
-        return ("images",) if ahead else ("tokens.0",)
+        return read_below_norms(backbone)
 
     def place(self, backbone: Backbone) -> None:
         """Nothing is placed."""
 
     def unfrozen(self, backbone: Backbone) -> Iterable[nn.Parameter]:
         """Weight and bias of every norm outside the head."""
-        return [parameter for norm in backbone.norms() for parameter in norm.parameters()]
+        return norm_parameters(backbone)
 
     def parameter_count(self, backbone: Backbone) -> int:
         """2D(2L+1) for a ViT: 38,400 for B/16; a Swin adds its patch and merging norms.
@@ -55,3 +54,14 @@ class LNTune(Method):
         Summed over the norms there are: CLIP has one in front of its blocks, others on q and k.
         """
         return sum(parameter.numel() for parameter in self.unfrozen(backbone))
+
+
+def norm_parameters(backbone: Backbone) -> list[nn.Parameter]:
+    """Weight and bias of every norm outside the head."""
+    return [parameter for norm in backbone.norms() for parameter in norm.parameters()]
+
+
+def read_below_norms(backbone: Backbone) -> tuple[str, ...]:
+    """The frozen features that training reads where every norm is trained."""
+    ahead = backbone.norms()[0] is not backbone.blocks[0].leaf("norm1")
+    return ("images",) if ahead else ("tokens.0",)

@@ -54,6 +54,9 @@ class SPT(Method):
         "The authors score in train mode, with drop-path and a new head: mode=train for the first.",
         "form=adapter has both biases, as their count of parameters says; their dropout leaves "
         "out the attention's projection. Drop-path is drawn once for q, k and v.",
+        "In form=adapter the authors' module on the attention's output projection reads that "
+        "projection's input, all others the output of their linear. proj_reads=output is the same "
+        "rule for all.",
         "The authors run budgets of 0.2M to 1M per task and keep the best; 0.4M is ours.",
     )
 
@@ -73,6 +76,11 @@ class SPT(Method):
     batch_size: int = option(32, "pictures in each (authors: 32)", minimum=1)
     dropout: float = option(0.1, "in structured tuning (authors)", minimum=0.0, maximum=1.0)
     drop_path: float = option(0.1, "likewise (authors: 0.1 in every block)", minimum=0, maximum=1)
+    proj_reads: str = option(
+        "input",
+        "what an adapter on the attention's output projection reads (authors: its input)",
+        choices=("input", "output"),
+    )
     mode: str = option(
         "eval", "of the model while it is measured; train: authors", choices=("eval", "train")
     )
@@ -130,8 +138,15 @@ class SPT(Method):
         for name, leaf in leaves(backbone).items():
             if name in rows:
                 assert isinstance(leaf, nn.Linear)
+                reads_input = self.proj_reads == "input" and name.endswith(".proj")
                 module = structured_module(
-                    self.form, leaf, rows[name], self.rank, self.dropout, self.drop_path
+                    self.form,
+                    leaf,
+                    rows[name],
+                    self.rank,
+                    self.dropout,
+                    self.drop_path,
+                    reads_input,
                 )
                 backbone.place_on_leaf(leaf, module)
             for parameter in PARAMETERS:

@@ -42,6 +42,8 @@ class SynQT(Method):
         "query and key parts, 331,968 parameters, never get a gradient; the default here is 4",
         "LayerScale and query/key norms, which the authors' backbone lacks, apply to the queries "
         "as to tokens",
+        "the norm in front of the head starts as a copy of the backbone's final norm, with the eps "
+        "of the authors' side network, 1e-5; head_norm_eps=null keeps the backbone's own eps",
         "the authors' backbone keeps drop-path 0.1 in training; here it is the backbone's own",
     )
     families = ("vit",)
@@ -63,6 +65,11 @@ class SynQT(Method):
     row_drop_path: float = option(
         0.3, "rate at which the head drops a row (authors: 0.3)", minimum=0.0, maximum=1.0
     )
+    head_norm_eps: float | None = option(
+        1e-5,
+        "eps of the norm in front of the head (authors: 1e-5); null: the backbone's",
+        minimum=1e-12,
+    )
 
     def place(self, backbone: Backbone) -> None:
         """One network around the trunk, which asks the blocks' own attention."""
@@ -83,7 +90,8 @@ class SynQT(Method):
         ]
         rows = 3 * len(synthesis) + 1
         head = WeightedRows(width, rows, self.bottleneck, self.dropout, self.row_drop_path)
-        backbone.place_around(QuerySide(backbone, synthesis, self.feat_scale, head))
+        side = QuerySide(backbone, synthesis, self.feat_scale, head, self.head_norm_eps)
+        backbone.place_around(side)
 
     def parameter_count(self, backbone: Backbone) -> int:
         """L(TD + 2a + 4b + 8D + 2) + a + (D + 1)3L + 4D + 1, a and b the two kinds of adapter.

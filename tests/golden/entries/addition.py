@@ -117,6 +117,56 @@ def _official_vpt_names(hyper: Hyper, backbone: Backbone) -> Names:
     return names
 
 
+def _vfpt_options(hyper: Hyper) -> dict[str, Any]:
+    return {
+        "depth": "deep" if hyper["deep"] else "shallow",
+        "ratio": hyper["fourier_percentage"],
+        "transform": hyper["fourier_dimension"],
+        **_official_vpt_options(hyper),
+    }
+
+
+VFPT = Entry("vfpt", _vfpt_options, whole=_official_vpt_names)
+
+
+def _compacter_options(hyper: Hyper) -> dict[str, Any]:
+    return {
+        "bottleneck": hyper["bottleneck"],
+        "terms": hyper["hypercomplex_division"],
+        "rank": hyper["phm_rank"],
+        "placement": "houlsby",
+        "activation": {"gelu": "gelu", "gelu_new": "gelu_tanh"}[hyper["non_linearity"]],
+        "unfreeze_layer_norms": hyper["unfreeze_layer_norms"],
+    }
+
+
+def _compacter_names(hyper: Hyper) -> Names:
+    parts = {"W_left": "blocks.left", "W_right": "blocks.right", "b": "bias"}
+    return {
+        f"{place}_adapter.{half}_sampler.{part}": f"{place}_out.{half}.{our}"
+        for place in ("attn", "mlp")
+        for half in ("down", "up")
+        for part, our in parts.items()
+    }
+
+
+def _compacter_rule(hyper: Hyper, backbone: Backbone) -> Names:
+    return {"phm_rule": f"{backbone.blocks[0].path}.attn_out.down.rule.A"}
+
+
+def _other_compacter(meta: dict[str, Any]) -> None:
+    meta["hyper"] |= {"bottleneck": 10, "hypercomplex_division": 5, "phm_rank": 3}
+
+
+COMPACTER = Entry(
+    "compacter",
+    _compacter_options,
+    _compacter_names,
+    _compacter_rule,
+    other_sizes=_other_compacter,
+)
+
+
 def _mona_names(hyper: Hyper) -> Names:
     parts = {"gamma": "norm_scale", "gammax": "stream_scale"}
     modules = {"norm": "norm", "project1": "down", "project2": "up"}
@@ -201,8 +251,20 @@ ENTRIES: dict[str, Entry] = {
             "attn.prefix.prefix_value": "attn.keys_values.values",
         },
     ),
+    "compacter": COMPACTER,
+    "compacter_published": COMPACTER,
+    "vfpt_deep_all": VFPT,
+    "vfpt_deep_full": VFPT,
+    "vfpt_deep_hidden": VFPT,
+    "vfpt_deep_project": VFPT,
+    "vfpt_deep_sequence": VFPT,
+    "vfpt_shallow_all": VFPT,
+    "vfpt_shallow_hidden": VFPT,
+    "vfpt_shallow_sequence": VFPT,
     "convpass": _convpass_entry("attn_mlp"),
     "convpass_attn": _convpass_entry("attn"),
+    "swin_convpass": _convpass_entry("attn_mlp"),
+    "swin_convpass_attn": _convpass_entry("attn"),
     "sct_attn": _sct_entry("attn", {"sct_attn.adapt_linear": "stream_mid"}),
     "sct_mlp": _sct_entry("mlp", {"sct_mlp.adapt_linear": "mlp.fc2.delta.parts.out"}),
     "sct_qkv": _sct_entry(

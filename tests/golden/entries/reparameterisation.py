@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from entries.entry import Entry, Hyper, Names
+from entries.entry import Entry, Hyper, Names, Part
+from vpeft_bench.backbones import Backbone
+from vpeft_bench.methods.parts.slices import sliced_linears
 
 
 def _targets(hyper: Hyper) -> list[str]:
@@ -38,11 +40,107 @@ SSF_SITES = {
 SSF_SITES_OUTSIDE = {"patch_embed.proj": "patch_embed.ssf_{}_1", "norm": "ssf_{}_1"}
 
 
+SSF_SITES_OF_SWIN = SSF_SITES_OUTSIDE | {"patch_embed.norm": "patch_embed.ssf_{}_2"}
+
+
 def _ssf_names(sites: Mapping[str, str]) -> Names:
     return {
         theirs.format(part): f"{leaf}.delta.{part}"
         for leaf, theirs in sites.items()
         for part in ("scale", "shift")
+    }
+
+
+def _subspace_entry(method: str, scales: Mapping[str, str]) -> Entry:
+    linears = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    names = {
+        f"{leaf}.{t}": f"{leaf}.weight_update.{o}" for leaf in linears for t, o in scales.items()
+    }
+    return Entry(method, blocks=lambda hyper: names, merges=True)
+
+
+ARC_SITES = {"att": "attn.qkv.input", "mlp": "mlp.fc1.input"}
+
+
+def _arc_entry(placement: str) -> Entry:
+    sites = {"attn_mlp": ("att", "mlp"), "attn": ("att",)}[placement]
+
+    def names(hyper: Hyper, backbone: Backbone) -> Names:
+        first = backbone.blocks[0].path
+        shared = {
+            f"transformer.{site}_down_projection": f"{first}.{ARC_SITES[site]}.shared.P"
+            for site in sites
+        }
+        return shared | {
+            f"transformer.layer.{block.index}.{site}_adapter.adapter_{theirs}": (
+                f"{block.path}.{ARC_SITES[site]}.{our}"
+            )
+            for block in backbone.blocks
+            for site in sites
+            for theirs, our in (("rescale", "c"), ("bias", "b"))
+        }
+
+    return Entry(
+        "arc",
+        lambda hyper: {"bottleneck": hyper["adapter_dim"], "placement": placement},
+        whole=names,
+        merges=True,
+        head="head_mlp.head",
+    )
+
+
+SWIN_ARC_SITES = {"attn": "attn.qkv.input", "mlp": "stream_mid"}
+
+
+def _swin_arc_blocks(hyper: Hyper) -> Names:
+    return {
+        f"{site}_{theirs}": f"{ours}.{our}"
+        for site, ours in SWIN_ARC_SITES.items()
+        for theirs, our in (("lambda", "c"), ("lambda_bias", "b"))
+    }
+
+
+def _swin_arc_shared(hyper: Hyper, backbone: Backbone) -> Names:
+    first = {block.stage: block for block in reversed(backbone.blocks)}
+    return {
+        f"layers.{stage}.{site}_u": f"{block.path}.{ours}.shared.P"
+        for stage, block in first.items()
+        for site, ours in SWIN_ARC_SITES.items()
+    }
+
+
+def _kadaptation_names(hyper: Hyper) -> Names:
+    update = "attn.qkv.delta"
+    return {"attn.b": f"{update}.bias"} | {
+        f"attn.{target[0]}_proj_adapter1_{side}": f"{update}.{target}_blocks.{side}"
+        for target in ("query", "value")
+        for side in ("left", "right")
+    }
+
+
+def _kadaptation_rules(hyper: Hyper, backbone: Backbone) -> Names:
+    update = f"{backbone.blocks[0].path}.attn.qkv.delta"
+    return {
+        f"phm_rule{number}_{side}": f"{update}.{target}_rule.{side}"
+        for number, target in ((1, "query"), (2, "value"))
+        for side in ("left", "right")
+    }
+
+
+def _cp_names(hyper: Hyper, backbone: Backbone) -> Names:
+    """The reference keeps the columns of P of every attention and MLP apart."""
+    first = f"{backbone.blocks[0].path}.attn.qkv.delta"
+    columns: dict[str, list[int]] = {}
+    (linears,) = sliced_linears(backbone).values()
+    sites = [linear for linear in linears for _ in range(linear.slices)]
+    for column, linear in enumerate(sites):
+        part = "mlp.mlp_CP" if linear.site in ("fc1", "fc2") else "attn.CP_attention"
+        columns.setdefault(f"{linear.block.path}.{part}", []).append(column)
+    P = f"{first}.core.shared.P"
+    shared = {"CP_C": "core.shared.C", "CP_U.weight": "shared.U", "CP_V.weight": "shared.V"}
+    return {
+        **{theirs: f"{first}.{our}" for theirs, our in shared.items()},
+        **{theirs: Part(P, (slice(None), where)) for theirs, where in columns.items()},
     }
 
 
@@ -148,6 +246,39 @@ ENTRIES: dict[str, Entry] = {
         "ssf",
         blocks=lambda hyper: _ssf_names(SSF_SITES),
         whole=lambda hyper, backbone: _ssf_names(SSF_SITES_OUTSIDE),
+        merges=True,
+    ),
+    "swin_ssf": Entry(
+        "ssf",
+        blocks=lambda hyper: _ssf_names(SSF_SITES),
+        whole=lambda hyper, backbone: _ssf_names(SSF_SITES_OF_SWIN),
+        merges=True,
+    ),
+    "ssl": _subspace_entry("ssl", {"lora": "s_in"}),
+    "ssb": _subspace_entry("ssb", {"lora": "s_out", "lora_row": "s_in"}),
+    "arc": _arc_entry("attn_mlp"),
+    "arc_attn": _arc_entry("attn"),
+    "swin_arc": Entry(
+        "arc",
+        lambda hyper: {"bottleneck": hyper["adapter_dim"], "mlp_site": "stream"},
+        _swin_arc_blocks,
+        _swin_arc_shared,
+    ),
+    "kadaptation": Entry(
+        "kadaptation",
+        lambda hyper: {
+            "terms": hyper["phm_dim"],
+            "rank": hyper["phm_rank"],
+            "scale": hyper["scale"],
+        },
+        _kadaptation_names,
+        _kadaptation_rules,
+        merges=True,
+    ),
+    "cp_full": Entry(
+        "cp",
+        lambda hyper: {**_rank_and_scale(hyper), "core": hyper["core"]},
+        whole=_cp_names,
         merges=True,
     ),
     "repadapter": Entry(

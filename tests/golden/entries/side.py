@@ -35,7 +35,9 @@ def _dtl_names(hyper: Hyper, backbone: Backbone) -> Names:
         for part in ("A", "B")
     }
     if hyper["fusion_kernel"]:
-        names["lora_fusion.weight"] = "trunk.fusions.0.weight"
+        stages = sorted({backbone.blocks[int(i)].stage for i in hyper["add_after_blocks"]})
+        theirs = "lora_fusion" if backbone.family == "vit" else "lora_fusions.{}"
+        names |= {f"{theirs.format(i)}.weight": f"trunk.fusions.{i}.weight" for i in stages}
     return names
 
 
@@ -136,10 +138,51 @@ def _hst_names(hyper: Hyper, backbone: Backbone) -> Names:
     }
 
 
+def _synqt_options(hyper: Hyper) -> dict[str, Any]:
+    scales = ("attn_scale", "ffn_scale", "feat_scale")
+    sizes = ("prompt_length", "bottleneck", "attn_bottleneck")
+    return {key: hyper[key] for key in (*sizes, *scales, "head_norm_eps")}
+
+
+def _synqt_names(hyper: Hyper, backbone: Backbone) -> Names:
+    depth = len(backbone.blocks)
+    parts = ("weight", "bias")
+    adapters = {"synqt.mlp": "trunk.head.adapter"}
+    modules = {
+        "synqt.out_norm": "trunk.head.norm",
+        "synqt.head_norm": "trunk.norm",
+        "synqt.out_combine.get_weight.fc1": "trunk.head.weights",
+    }
+    names: dict[str, str | list[str]] = {
+        "synqt.q": [f"trunk.synthesis.{i}.queries" for i in range(depth)],
+        "synqt.feat_scale": "trunk.feat_scale",
+        "synqt.out_combine.weight": [],
+    }
+    for i in range(depth):
+        theirs, ours = f"synqt.qsm_block.{i}", f"trunk.synthesis.{i}"
+        names |= {f"synqt.pre_norm.{i}.{part}": [] for part in parts}
+        names |= {f"{theirs}.{scale}": f"{ours}.{scale}" for scale in ("attn_scale", "ffn_scale")}
+        adapters |= {f"synqt.prompt_ffn.{i}": f"{ours}.entry", f"{theirs}.mlp": f"{ours}.ffn"}
+        adapters |= {f"{theirs}.attn.{p}_proj": f"{ours}.attn.{p}" for p in ("q", "k", "v")}
+        adapters[f"{theirs}.attn.proj"] = f"{ours}.attn.proj"
+        modules |= {f"{theirs}.{norm}": f"{ours}.{norm}" for norm in ("norm1", "norm2")}
+        modules |= {f"{theirs}.attn.{n}": f"{ours}.attn.{n}" for n in ("q_norm", "kv_norm")}
+    for their, our in adapters.items():
+        modules |= {f"{their}.mlp.fc1": f"{our}.down", f"{their}.mlp.fc2": f"{our}.up"}
+    return names | {f"{t}.{part}": f"{o}.{part}" for t, o in modules.items() for part in parts}
+
+
+SYNQT = Entry("synqt", _synqt_options, whole=_synqt_names)
+
+
 ENTRIES: dict[str, Entry] = {
     "sidetune": Entry("sidetune", whole=_sidetune_names),
     "dtl": Entry("dtl", _dtl_options, whole=_dtl_names),
     "dtl_plus": Entry("dtl", _dtl_options, whole=_dtl_names),
+    "swin_dtl": Entry("dtl", _dtl_options, whole=_dtl_names),
+    "swin_dtl_plus": Entry("dtl", _dtl_options, whole=_dtl_names),
+    "synqt": SYNQT,
+    "synqt_one": SYNQT,
     "hst": Entry("hst", _hst_options, whole=_hst_names),
     "lst": Entry(
         "lst", _lst_options, whole=_lst_names, head="vit.head", other_sizes=_lst_other_sizes

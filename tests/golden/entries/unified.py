@@ -88,9 +88,32 @@ def _all_prompts(hyper: Hyper, backbone: Backbone) -> Names:
 
 
 def _another_block(meta: dict[str, Any]) -> None:
-    for widths in meta["hyper"]["subnet"].values():
-        widths[:] = [3 * (width > 0) for width in widths[:1]] + widths
+    """One without LoRA, in front of the others."""
+    for part, widths in meta["hyper"]["subnet"].items():
+        widths[:] = [3 * (widths[0] > 0 and part != "lora_dim"), *widths]
 
+
+def _bapat_options(hyper: Hyper) -> dict[str, Any]:
+    return {
+        "bottleneck": hyper["mid_dim"],
+        "scale": hyper["scale"],
+        "mode": hyper["mode"].removeprefix("patt_"),
+        "ffn_bottleneck": hyper["ffn_num"],
+        "ffn_scale": hyper["ffn_scale"],
+    }
+
+
+def _bapat_names(hyper: Hyper) -> Names:
+    modules = {
+        "attn.qkv_adapter.0": "attn.qkv.delta.down",
+        "attn.qkv_adapter.2": "attn.qkv.delta.up",
+        "mlp.adaptmlp.down_proj": "mlp_parallel_normed.0.down",
+        "mlp.adaptmlp.up_proj": "mlp_parallel_normed.0.up",
+    }
+    return {f"{t}.{p}": f"{o}.{p}" for t, o in modules.items() for p in ("weight", "bias")}
+
+
+BAPAT = Entry("bapat", _bapat_options, _bapat_names)
 
 NOAH = Entry("noah", _subnetwork, _in_block, _all_prompts, leading=True, other_sizes=_another_block)
 
@@ -98,6 +121,8 @@ ENTRIES: dict[str, Entry] = {
     "patt_kv": PATT,
     "patt_qv": PATT,
     "patt_qkv": PATT,
+    "bapat": BAPAT,
+    "swin_bapat": BAPAT,
     "noah": NOAH,
     "noah_super": NOAH,
 }

@@ -114,6 +114,9 @@ class QuerySide(SideNetwork):
 
     Gradients pass through frozen weights, but only for the queries. The norm in front of the head
     starts as a copy of the backbone's final norm.
+
+    Args:
+        head_norm_eps: eps of that norm; None: the backbone's.
     """
 
     def __init__(
@@ -122,13 +125,16 @@ class QuerySide(SideNetwork):
         synthesis: list[Synthesis],
         feat_scale: float,
         head: WeightedRows,
+        head_norm_eps: float | None,
     ) -> None:
         depth = len(backbone.blocks)
         super().__init__([f"tokens.{i}" for i in range(depth)], frozen_blocks=depth)
         self.synthesis = nn.ModuleList(synthesis)
         self.feat_scale = nn.Parameter(torch.tensor([feat_scale]))
         self.head = head
-        self.norm = copy.deepcopy(backbone.final_norm).requires_grad_(True)
+        self.norm: Any = copy.deepcopy(backbone.final_norm).requires_grad_(True)
+        if head_norm_eps is not None and not isinstance(self.norm, nn.Identity):
+            self.norm.eps = head_norm_eps
 
     def side(self, features: dict[str, Tensor], model: OpenedModel) -> TrunkOutput:
         """The features: the rows of all blocks, weighted and normed."""
