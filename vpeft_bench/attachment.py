@@ -31,6 +31,7 @@ from vpeft_bench.errors import (
     NotSelectedError,
 )
 from vpeft_bench.files import replacing
+from vpeft_bench.methods.added_options import deciding
 from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.data_pass import BatchData, Selection, SelectionData, same_selection
 from vpeft_bench.methods.registry import build_method
@@ -287,7 +288,7 @@ class Attached:
         differences = [
             f"{key}: file {header.get(key, 'nothing')}, model {value}"
             for key, value in self._header().items()
-            if header.get(key) != value
+            if header.get(key) != value and not self._same_options(key, header)
         ]
         if differences:
             raise _not_ours(path, differences)
@@ -349,6 +350,18 @@ class Attached:
             "options": json.dumps(self.method.options(), sort_keys=True),
             "base_fingerprint": self.base_fingerprint(),
         }
+
+    def _same_options(self, key: str, header: dict[str, str]) -> bool:
+        """Whether ``key`` holds options that differ only by some that change nothing here."""
+        if key != "options" or header.get("method") != self.method.name:
+            return False
+        try:
+            stored = json.loads(header[key])
+        except (KeyError, TypeError, ValueError):
+            return False
+        name, family = self.method.name, self.backbone.family
+        own = deciding({"name": name, **self.method.options()}, family)
+        return isinstance(stored, dict) and deciding({"name": name, **stored}, family) == own
 
     # ---- leaving -------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from vpeft_bench.data.dataset import Dataset
 from vpeft_bench.data.dense_loading import build_dense_loader
 from vpeft_bench.data.loading import Preprocessing, build_loader, preprocessing_for
 from vpeft_bench.errors import VpeftBenchError
+from vpeft_bench.heads.classifiers import norm_before_classifier
 from vpeft_bench.heads.detectors import build_detector
 from vpeft_bench.heads.resizing import FILTER as DETECTOR_FILTER
 from vpeft_bench.heads.segmenters import build_segmenter
@@ -72,6 +73,8 @@ def build_model(config: RunConfig, dataset: Dataset) -> Model:
         loaded.model.set_grad_checkpointing(True)  # type: ignore[operator]  # timm's
     options = dict(config.method)
     attached = attach_method(loaded.model, build_method(options.pop("name"), options))
+    if config.head is not None and not dense:
+        norm_before_classifier(loaded.model, config.head.norm_eps)
     if not config.hardware.fused_attention:
         unfuse_attention(loaded.model)
     preprocessing = preprocessing_for(config.data, loaded.pretrained_cfg, loaded.image_size)

@@ -14,6 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.identity import asked_hash
+from vpeft_bench.methods.added_options import completed
 
 
 @dataclass
@@ -53,10 +54,11 @@ IGNORED_LABEL = 255
 """The value in a label map of pixels that are neither trained on nor scored."""
 
 HEADS = {
+    "classification": ("batch_norm",),
     "detection": ("faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "retinanet"),
     "segmentation": ("upernet", "fpn", "linear"),
 }
-"""The heads of each dense task."""
+"""The heads of each task; classification has the backbone's own where none is chosen."""
 MASK_HEADS = ("mask_rcnn", "cascade_mask_rcnn")
 """Those that predict a mask for every box."""
 TWO_STAGE_HEADS = ("faster_rcnn", *MASK_HEADS)
@@ -87,11 +89,12 @@ class BoxLoss(Enum):
 
 @dataclass
 class HeadConfig:
-    """The dense head on top of the backbone's feature maps, as chosen by ``head=NAME``.
+    """The head on top of the backbone's features, as chosen by ``head=NAME``.
 
     Attributes:
         name: ``faster_rcnn mask_rcnn cascade_mask_rcnn retinanet`` for detection, ``upernet fpn
-            linear`` for segmentation.
+            linear`` for segmentation, ``batch_norm`` for classification.
+        norm_eps: of the BatchNorm before a classifier.
         channels: C of every level of the feature pyramid.
         hidden: width of the two linears of a box head; channels of a segmentation decoder.
         anchor_scale: side of an anchor, in strides of its level.
@@ -108,6 +111,7 @@ class HeadConfig:
     """
 
     name: str = MISSING
+    norm_eps: float = 1e-6
     channels: int = 256
     hidden: int = 1024
     anchor_scale: float = 8.0
@@ -371,7 +375,7 @@ class RunConfig:
 
     Attributes:
         method: ``name`` and the method's own hyper-parameters.
-        head: of a dense task; null for classification.
+        head: of a dense task; in classification null is the backbone's own linear.
         input: of a dense task; null for classification.
         render: draw predictions beside the truth at the end of the run.
         predictions: store what is predicted on the split that is scored; of a finished run as well.
@@ -422,12 +426,17 @@ def plain(config: RunConfig) -> dict[str, Any]:
 
 
 def from_plain(asked: dict[str, Any]) -> RunConfig:
-    """The config that :func:`plain` gave, as a record keeps it; keys that came later are default.
+    """The config that :func:`plain` gave, as a record keeps it.
+
+    Keys that came later are default; options of methods that came later have the value that gives
+    what was done then.
 
     Raises:
         omegaconf.errors.OmegaConfBaseException: a key or a value is not of this version.
     """
-    return typed(OmegaConf.create(asked))
+    config = typed(OmegaConf.create(asked))
+    config.method = completed(config.method)
+    return config
 
 
 def config_hash(config: RunConfig, data_fingerprint: str, weights_identity: str) -> str:

@@ -1,6 +1,6 @@
 """Which keys of a configuration make a run what it is, and the hash that follows from them.
 
-Importing this module imports nothing else: leaderboards check hashes without the config schema.
+Importing this module imports no config schema: leaderboards check hashes without it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import copy
 import hashlib
 import json
 from typing import Any
+
+from vpeft_bench.methods.added_options import deciding, family_of
 
 # Keys that say where and how conveniently, not what: the same experiment on another machine keeps
 # its identity. The seed has a directory of its own; data and weights enter by content, not by path.
@@ -50,9 +52,10 @@ NOT_SCIENTIFIC = (
 )
 
 # Keys that came later, and the values at which a run is what it was before: with these they are no
-# part of its identity, so that earlier runs keep theirs.
+# part of its identity, so that earlier runs keep theirs. Options of methods: ``added_options``.
 ADDED: dict[str, Any] = {
     "head": None,
+    "head.norm_eps": 1e-6,
     "head.box": "2fc",
     "head.box_loss": "smooth_l1",
     "head.class_boxes": False,
@@ -96,4 +99,7 @@ def scientific(asked: dict[str, Any]) -> dict[str, Any]:
             continue
         if key in NOT_SCIENTIFIC or node[last] == ADDED[key]:
             del node[last]
+    method, backbone = kept.get("method"), kept.get("backbone")
+    if isinstance(method, dict) and isinstance(backbone, dict):
+        kept["method"] = deciding(method, family_of(str(backbone.get("model"))))
     return kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -54,6 +55,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "data.hold_out": (0, 0.9),
     "train.layer_decay": (1e-3, 1),
     "train.head_lr_factor": (1e-12, None),
+    "head.norm_eps": (1e-12, 1),
     "head.channels": (8, None),
     "head.hidden": (8, None),
     "head.anchor_scale": (0.5, None),
@@ -218,13 +220,14 @@ def _values(config: RunConfig) -> Iterator[Problem]:
 def _dense(config: RunConfig) -> Iterator[Problem]:
     """Task, head, metric and input sizes that do not fit each other."""
     task, head, sizes = config.task.name, config.head, config.input
+    if task not in HEADS:
+        return
     if task == "classification":
-        if head is not None:
-            what = "classification has the backbone's own classifier and takes no other head"
-            yield Problem(f"head={head.name}", what, "leave head= out, or choose dense data")
         if config.data.num_classes == 1:
             yield Problem("data.num_classes=1", "out of range", "it must be at least 2")
-    if task not in HEADS:
+        if head is not None and head.name not in HEADS[task]:
+            fix = f"leave head= out for the backbone's own classifier, or head={HEADS[task][0]}"
+            yield Problem(f"head={head.name}", f"is no head for {task}", fix)
         return
     if sizes is None or head is None:
         yield Problem(
@@ -320,15 +323,17 @@ def _data(config: RunConfig) -> Iterator[Problem]:
             f"{config.data.name} is a data set for {dataset.task}",
             f"task={dataset.task} (by itself where it is not typed)",
         )
-    if config.task.name == "segmentation" and config.head and config.head.norm is HeadNorm.batch:
+    for option, instead in _batch_norms(config):
         final = config.protocol.name is Protocol.final
         pictures = len(dataset.split(config.data.final_train if final else "train"))
-        if 1 in (config.train.batch_size, pictures % config.train.batch_size):
+        size = config.train.batch_size
+        if 1 in (size, pictures % max(1, size)):
+            # Two at least, and none left over.
+            fits = next((n for n in range(max(2, size), pictures + 2) if pictures % n != 1), 2)
             yield Problem(
-                "head.norm=batch",
-                f"of {pictures} pictures in batches of {config.train.batch_size} one is alone, and "
-                "has no deviation",
-                f"train.batch_size={config.train.batch_size + 1}, or head.norm=group",
+                option,
+                f"of {pictures} pictures in batches of {size} one is alone, and has no deviation",
+                f"train.batch_size={fits}, or {instead}",
             )
     if config.head is not None and config.head.name in MASK_HEADS and not dataset.has_masks:
         boxes = ", ".join(name for name in HEADS["detection"] if name not in MASK_HEADS)
@@ -358,6 +363,21 @@ def _background(config: RunConfig) -> Iterator[Problem]:
         fix = [f"did you mean data.background={close}"] if close else []
         fix.append("a name, e.g. data.background=white, or 'data.background=\"#rrggbb\"'")
         yield Problem(where, "is no opaque colour", "\n".join(fix))
+
+
+def _batch_norms(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """What trains with statistics of a batch, and what to type for something that does not."""
+    from vpeft_bench.methods.registry import method_class
+
+    head = config.head
+    if config.task.name == "segmentation" and head and head.norm is HeadNorm.batch:
+        yield "head.norm=batch", "head.norm=group"
+    if config.task.name == "classification" and head and head.name == "batch_norm":
+        yield "head=batch_norm", "leave head= out"
+    name = config.method["name"]
+    with contextlib.suppress(MethodOptionError):  # an unknown one is reported where it is built
+        if method_class(name).batch_statistics:
+            yield f"method={name}", "another method"
 
 
 def _method_and_backbone(config: RunConfig) -> Iterator[Problem]:

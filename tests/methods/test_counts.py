@@ -86,6 +86,20 @@ COUNTS: list[tuple[str, str, dict[str, Any], int]] = [
     ("vit_b", "snf", {"flow_length": 16}, 627_072),
     ("vit_b", "snf", {"targets": ["mlp"]}, 36_876),
     ("vit_b", "hst", {}, 764_840),
+    # stages alike: stem; three convolutions; 12 blocks; four bridges; meta tokens; norms
+    (
+        "vit_b",
+        "hst",
+        {"channels": [32] * 4, "heads": [4] * 4},
+        27 * 32
+        + 4 * 32**2
+        + 5 * 32
+        + 3 * (9 * 32**2 + 3 * 32)
+        + 12 * (12 * 32**2 + 15 * 32)
+        + 4 * (768 * 32 + 3 * 32)
+        + 12 * 768
+        + 24 * 2 * 768,
+    ),
     ("vit_b", "synqt", {"prompt_length": 1}, 2_604_397),
     ("vit_b", "synqt", {"prompt_length": 4}, 2_632_045),
     ("vit_b", "synqt", {"prompt_length": 16}, 2_742_637),
@@ -116,6 +130,7 @@ COUNTS: list[tuple[str, str, dict[str, Any], int]] = [
     ("swin_b", "bapat", {}, 6_201_088),
     ("vit_b", "compacter", {"bottleneck": 48, "terms": 4, "rank": 1}, 58_816),
     ("vit_b", "compacter", {"placement": "pfeiffer"}, 29_440),
+    ("vit_b", "compacter", {"unfreeze_layer_norms": True}, 58_816 + 38_400),
     ("vit_b", "kadaptation", {"terms": 32, "rank": 1}, 50_176),
     ("vit_b", "u_tuning", {"mlp": "none", "prompt_length": 10}, 184_320),
     ("vit_b", "u_tuning", {"attn": "adapter", "bottleneck": 10}, 2 * 12 * (15_370 + 768)),
@@ -161,15 +176,20 @@ def test_count(backbone: str, method: str, options: dict[str, Any], count: int) 
 
 
 def test_ssf_count_of_a_swin() -> None:
-    """A pair behind both patch leaves, every norm and linear, but not the merging reductions."""
+    """A pair behind both patch leaves, every norm and linear, but not in patch merging.
+
+    There the norms have one where it is asked for, the reductions never.
+    """
     model = on_meta(NAMES["swin_b"])
     blocks = 22 * sum(
         depth * width for depth, width in zip((2, 2, 18, 2), (128, 256, 512, 1024), strict=True)
     )
     merging = 2 * 4 * (128 + 256 + 512)
     outside = 2 * (2 * 128) + 2 * 1024
-    method = build_method("ssf", {})
-    assert method.parameter_count(block_map(model)) == blocks + merging + outside
+    for option, more in ((False, 0), (True, merging)):
+        method = build_method("ssf", {"merge_norms": option})
+        assert method.parameter_count(block_map(model)) == blocks + outside + more
+    assert blocks + outside == 267_264
 
 
 @pytest.mark.parametrize(

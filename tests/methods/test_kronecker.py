@@ -97,6 +97,26 @@ def test_compacter_has_one_rule() -> None:
     assert torch.allclose(parts.sum(0), shared, atol=1e-7)
 
 
+def test_the_configuration_of_the_published_compacter() -> None:
+    """Norms trained, A near zero, the tanh form of GELU."""
+    options = {"unfreeze_layer_norms": True, "phm_init_range": 1e-4, "activation": "gelu_tanh"}
+    model = build("swin")
+    norms = {
+        p for norm in vpeft_bench.backbones.block_map(model).norms() for p in norm.parameters()
+    }
+    attached = vpeft_bench.attach(model, "compacter", bottleneck=8, **options)
+    assert norms <= set(attached.trainable_parameters())
+    assert attached.method.reads(attached.backbone) == ("images",)  # Swin has a norm on its patches
+    (rule,) = (p for n, p in attached.named_trainable_parameters() if n.endswith("rule.A"))
+    assert 2e-5 < rule.abs().mean() < 2e-4
+    module: Any = attached.backbone.blocks[0].module
+    z = torch.randn(2, 3, attached.backbone.blocks[0].width)
+    random_start(attached)
+    adapter = module.mlp_out
+    hidden = nn.functional.gelu(adapter.down(z), approximate="tanh")
+    torch.testing.assert_close(adapter(z), z + adapter.up(hidden))
+
+
 def test_compacter_refuses_what_it_cannot_cut() -> None:
     with pytest.raises(MethodOptionError, match=r"method\.bottleneck=12"):
         vpeft_bench.attach(build("vit"), "compacter", bottleneck=10)

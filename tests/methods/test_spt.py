@@ -241,7 +241,7 @@ def test_single_entries_of_norms_and_biases_train() -> None:
 
 
 def test_adapters_stand_behind_the_linear() -> None:
-    adapters = SeriesAdapters({"q": (0, 4), "v": (8, 12)}, 3, 0.0, 0.0)
+    adapters = SeriesAdapters({"q": (0, 4), "v": (8, 12)}, 3, 0.0, 0.0, reads_input=False)
     for parameter in adapters.parameters():
         nn.init.normal_(parameter)
     y = torch.randn(2, 5, 12)
@@ -251,6 +251,27 @@ def test_adapters_stand_behind_the_linear() -> None:
         hidden = nn.functional.gelu(adapters.down[target](part))
         torch.testing.assert_close(found[..., low:high], part + adapters.up[target](hidden))
     assert torch.equal(found[..., 4:8], y[..., 4:8])
+
+
+def test_an_adapter_may_read_the_input_of_its_linear() -> None:
+    adapters = SeriesAdapters({"proj": (0, 4)}, 3, 0.0, 0.0, reads_input=True)
+    for parameter in adapters.parameters():
+        nn.init.normal_(parameter)
+    x, y = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    hidden = nn.functional.gelu(adapters.down["proj"](x))
+    torch.testing.assert_close(adapters(x, y), y + adapters.up["proj"](hidden))
+
+
+@pytest.mark.parametrize("proj_reads", ["input", "output"])
+def test_only_the_adapter_of_the_output_projection_reads_its_input(proj_reads: str) -> None:
+    attached = attach(build("vit"), form="adapter", budget=10**9, proj_reads=proj_reads)
+    found = {
+        placement.path
+        for placement in attached.backbone.placements
+        if isinstance(placement.module, SeriesAdapters) and placement.module.reads_input
+    }
+    every = {f"blocks.{index}.attn.proj.delta" for index in range(3)}
+    assert found == (every if proj_reads == "input" else set())
 
 
 def test_adapters_are_not_merged() -> None:

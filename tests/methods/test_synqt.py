@@ -14,6 +14,16 @@ import vpeft_bench
 F = nn.functional
 
 
+@pytest.mark.parametrize("eps", [None, 1e-5, 1e-3])
+def test_the_head_norm_has_an_eps_of_its_own(eps: float | None) -> None:
+    """Its weight and bias start as the backbone's, whose own norm stays as it is."""
+    model: Any = build("vit")
+    own = model.norm.eps
+    vpeft_bench.attach(model, "synqt", head_norm_eps=eps)
+    assert (model.norm.eps, model.trunk.norm.eps) == (own, own if eps is None else eps)
+    assert torch.equal(model.trunk.norm.weight, model.norm.weight)
+
+
 def adapter(module: Any, x: Tensor) -> Tensor:
     hidden = F.gelu(x @ module.down.weight.T + module.down.bias)
     return x + hidden @ module.up.weight.T + module.up.bias

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from vpeft_bench.config import BackboneConfig, CostConfig, HardwareConfig, RunConfig
 from vpeft_bench.cost.card import CARD_NAME, NOT_MEASURED, Device
+from vpeft_bench.methods.added_options import deciding, family_of
 from vpeft_bench.record import directory_name
 
 DEMO_LABEL = "demo backbone"
@@ -47,6 +48,7 @@ class Request:
     def card_id(self, device_name: str) -> str:
         """The directory of its card below ``cost.results_dir``."""
         asked = self.asked()
+        asked["method"] = deciding(self.method, family_of(self.backbone.model))
         for key in ("backbone.weights", *NOT_MEASURED):
             group, name = key.split(".")
             del asked[group][name]

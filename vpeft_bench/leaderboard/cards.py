@@ -37,7 +37,7 @@ class Subject:
         backbone: its name.
         network: what decides its cost: model, image size and model arguments; not the weights.
         input_size: height and width if they are not the network's own, which is never so in a run.
-        head: the dense head; empty for classification.
+        head: its options; empty for the backbone's own classifier.
         precision: arithmetic of the training.
         method: name of the method.
         options: its options as text.

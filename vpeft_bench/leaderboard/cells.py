@@ -16,6 +16,7 @@ from vpeft_bench.formats import option_text
 from vpeft_bench.leaderboard.benchmarks import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.once import once_each
 from vpeft_bench.leaderboard.verify import run_name, verified
+from vpeft_bench.methods.added_options import deciding, family_of
 from vpeft_bench.record import Metrics, RunRecord, Status, Weights, WeightsLabel
 
 UNKNOWN = "unknown"
@@ -122,7 +123,7 @@ class Cell:
 
     @property
     def head(self) -> str:
-        """Name of the dense head; empty for classification."""
+        """Name of the head; empty for the backbone's own classifier."""
         head = self.records[0].asked.get("head")
         return str(head["name"]) if isinstance(head, dict) and "name" in head else ""
 
@@ -255,11 +256,11 @@ def _entry(record: RunRecord, weights: dict[str, set[tuple[str, str]]]) -> Entry
 
 
 def method_in(asked: dict[str, Any]) -> tuple[str, str]:
-    """Name of the method and its options as text; ValueError if there is none."""
+    """Name of the method and the options that decide, as text; ValueError if there is none."""
     name = text_in(asked, "method", "name")
-    return name, option_text(
-        {key: asked["method"][key] for key in asked["method"] if key != "name"}
-    )
+    family = family_of(text_in(asked, "backbone", "model"))
+    options = deciding(asked["method"], family)
+    return name, option_text({key: options[key] for key in options if key != "name"})
 
 
 def text_in(asked: dict[str, Any], group: str, key: str) -> str:

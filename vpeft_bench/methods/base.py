@@ -101,6 +101,7 @@ class Method:
         not_mergeable: why it cannot be merged with its default options, or None where it can; where
             other options decide otherwise, :attr:`merge_refusal` does.
         not_dense: why it cannot serve dense heads (detection, segmentation), or None where it can.
+        batch_statistics: it normalises over the batch: to train it takes two pictures at least.
     """
 
     name: ClassVar[str]
@@ -114,6 +115,7 @@ class Method:
     unsupported: ClassVar[dict[str, str]] = {}
     not_mergeable: ClassVar[str | None] = None
     not_dense: ClassVar[str | None] = None
+    batch_statistics: ClassVar[bool] = False
 
     def place(self, backbone: Backbone) -> None:
         """Place modules on the backbone; every original parameter is frozen when this is called."""

@@ -47,6 +47,7 @@ class HST(Method):
     )
     families = ("vit",)
     unsupported = {"swin": "its meta tokens and bridges expect one width and one grid of patches"}
+    batch_statistics = True
     not_dense = "its pyramid gives one vector per picture, for a classifier"
     not_mergeable = "the side network replaces what the head reads"
 

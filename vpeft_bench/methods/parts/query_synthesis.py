@@ -132,9 +132,10 @@ class QuerySide(SideNetwork):
         self.synthesis = nn.ModuleList(synthesis)
         self.feat_scale = nn.Parameter(torch.tensor([feat_scale]))
         self.head = head
-        self.norm: Any = copy.deepcopy(backbone.final_norm).requires_grad_(True)
-        if head_norm_eps is not None and not isinstance(self.norm, nn.Identity):
-            self.norm.eps = head_norm_eps
+        norm: Any = copy.deepcopy(backbone.final_norm).requires_grad_(True)
+        if head_norm_eps is not None and not isinstance(norm, nn.Identity):
+            norm.eps = head_norm_eps
+        self.norm = norm
 
     def side(self, features: dict[str, Tensor], model: OpenedModel) -> TrunkOutput:
         """The features: the rows of all blocks, weighted and normed."""
