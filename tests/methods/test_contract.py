@@ -64,10 +64,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("bitfit", {"relative_position_bias": False}),
     ("convpass", {"placement": "attn", "scale": 0.1, "conv_init": "xavier"}),
     ("compacter", {"placement": "pfeiffer", "terms": 2, "rank": 3, "init": "compacter"}),
-    (
-        "compacter",
-        {"unfreeze_layer_norms": True, "activation": "gelu_tanh", "phm_init_range": 1e-4},
-    ),
+    ("compacter", {"unfreeze_layer_norms": True, "activation": "gelu_tanh"}),
+    ("compacter", {"phm_init_range": 1e-4, "init": "compacter"}),
     ("kadaptation", {"terms": 4, "rank": 2, "scale": 1.0, "dropout": 0.0, "init": "pevit"}),
     ("lora", {"targets": ["k", "proj", "fc1", "fc2"], "alpha": 3.0, "dropout": 0.1}),
     ("lora", {"targets": ["qkv"], "rank": 3, "init": "vpb"}),

@@ -126,8 +126,7 @@ def test_ssf_starts_near_the_pretrained_function() -> None:
 
 def test_ssf_has_no_pair_in_patch_merging_unless_asked() -> None:
     for asked in (False, True):
-        model: Any = build("swin")
-        attached = vpeft_bench.attach(model, "ssf", merge_norms=asked)
+        attached = vpeft_bench.attach(build("swin"), "ssf", merge_norms=asked)
         merging = [p.path for p in attached.backbone.placements if "downsample" in p.path]
         assert bool(merging) is asked
         assert all(path.endswith("downsample.norm.delta") for path in merging)

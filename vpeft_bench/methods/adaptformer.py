@@ -70,6 +70,9 @@ class AdaptFormer(Method):
         "resets the initialisation (init=vpb). The default is the authors'.",
         "The published VTAB-1k row (0.16M) leaves out the LayerNorm that the code trains; the "
         "FGVC row (0.46M) fits no natural setting.",
+        "The authors' recipe puts a BatchNorm without affine parameters (eps 1e-6) before the "
+        "linear head: head=batch_norm. By default the backbone's own linear reads the features as "
+        "they are.",
         "The dense-prediction code has one branch per block with a GELU (activation=gelu); the "
         "published Swin rows (3.11M, 4.66M) are twice its size and equal those of Adapter, from "
         "which they seem to be copied.",

@@ -109,6 +109,9 @@ class KAdaptation(Method):
         "The authors' attention reshapes the updates without moving the heads in front of the "
         "tokens, which mixes both, and adds the query's behind the division by sqrt(d). Here they "
         "are added to the outputs of the query and value projections, as the paper writes them.",
+        "The authors' classifier reads the features through a BatchNorm without affine parameters "
+        "(eps 1e-5): head=batch_norm head.norm_eps=1e-5. By default the backbone's own linear "
+        "reads them as they are.",
         "The published count includes CLIP's text tower; an image tower alone has 50,176.",
     )
 
