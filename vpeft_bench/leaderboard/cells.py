@@ -258,8 +258,9 @@ def _entry(record: RunRecord, weights: dict[str, set[tuple[str, str]]]) -> Entry
 def method_in(asked: dict[str, Any]) -> tuple[str, str]:
     """Name of the method and the options that decide, as text; ValueError if there is none."""
     name = text_in(asked, "method", "name")
-    family = family_of(text_in(asked, "backbone", "model"))
-    options = deciding(asked["method"], family)
+    backbone = asked.get("backbone")
+    model = backbone.get("model") if isinstance(backbone, dict) else None
+    options = deciding(asked["method"], family_of(str(model)))
     return name, option_text({key: options[key] for key in options if key != "name"})
 
 
