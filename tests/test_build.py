@@ -70,6 +70,10 @@ def test_a_head_is_stored_and_another_one_is_refused(tmp_path: Path) -> None:
     cut.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(VpeftBenchError, match=r"cut\.safetensors cannot be read"):
         load_head(model.attached, task.model, cut)
+    spoilt = {name: torch.full_like(tensor, torch.nan) for name, tensor in state.items()}
+    save_file(spoilt, tmp_path / "spoilt.safetensors")
+    with pytest.raises(VpeftBenchError, match=r"spoilt\.safetensors is not used: .* holds NaN"):
+        load_head(model.attached, task.model, tmp_path / "spoilt.safetensors")
     *_, other_model, other = built("data=demo/scenes_detection", "method=linear", "seed=1")
     with torch.no_grad():
         for parameter in head_parameters(other_model.attached, other.model):

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.conftest import Cli
+from vpeft_bench.backbones.demo_vit import WEIGHTS_FILE
 
 QUICK = ("train.epochs=4", "train.batch_size=20", "hardware=cpu", "hardware.threads=1")
 
@@ -68,6 +71,22 @@ def test_default_run_end_to_end(cli: Cli, tmp_path: Path) -> None:
     board = cli("leaderboard")
     assert board.returncode == 0, board.stderr
     assert "lora" in board.stdout
+
+
+def test_what_was_decided_about_the_weights_is_told_and_recorded(
+    cli: Cli, quick: tuple[str, ...], tmp_path: Path
+) -> None:
+    state = load_file(WEIGHTS_FILE)
+    content = {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}
+    torch.save(content, tmp_path / "odd [1].ckpt")
+    weights = f"backbone.weights='{tmp_path / 'odd [1].ckpt'}'"
+    done = cli(*quick, "method=linear", "train.epochs=1", weights)
+    assert done.returncode == 0, done.stderr
+    told = f'{tmp_path / "odd [1].ckpt"} (took state_dict; prefix "module." left out)'
+    assert f"weights: {told}\n" in done.stdout
+    recorded = record_of(tmp_path / "results")["where"]["weights"]
+    assert recorded["source"] == told
+    assert recorded["label"] == "pretrained"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ class BackboneConfig:
     Attributes:
         name: as it appears in records and tables.
         model: timm name with tag; the weights' own preprocessing comes with it.
-        weights: ``hub``, ``none`` (random) or the path of a .safetensors, .npz or .pth file.
+        weights: ``hub``, ``none`` (random) or the path of a file (.safetensors, .npz, .pth, ...).
         image_size: input height and width, pixels; null for the weights' own.
         drop_path: stochastic depth of the trunk, frozen parts included, while training.
         model_args: further arguments of the timm model.

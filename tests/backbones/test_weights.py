@@ -126,6 +126,105 @@ def test_incomplete_npz(tmp_path: Path) -> None:
         loaded_from(tmp_path / "ViT.npz")
 
 
+@pytest.mark.parametrize(
+    ("release", "prefix"),
+    [
+        ("original", ""),
+        ("original", "opt/target/"),
+        ("big_vision", ""),
+        ("big_vision", "params/"),
+        ("stacked", ""),
+        ("stacked", "params/img/"),
+    ],
+)
+@pytest.mark.parametrize("size", [32, 64])
+def test_npz_is_read_as_timm_reads_it(tmp_path: Path, prefix: str, release: str, size: int) -> None:
+    """Bit for bit, resampled positions included; the layouts of the two code bases of Google."""
+    source = small_vit(0)
+    for parameter in source.parameters():
+        nn.init.normal_(parameter)
+    arrays = jax_arrays(source) | {"pre_logits/bias": np.ones(3), "head/bias": np.ones(7)}
+    if release != "original":
+        for old, new in (
+            ("Transformer/posembed_input/pos_embedding", "pos_embedding"),
+            ("MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0"),
+            ("MlpBlock_3", "MlpBlock_0"),
+            ("LayerNorm_2", "LayerNorm_1"),
+        ):
+            arrays = {name.replace(old, new): array for name, array in arrays.items()}
+    if release == "stacked":
+        first = "Transformer/encoderblock_0/"
+        stacked = {
+            name.replace("_0/", "/", 1): np.stack([array, arrays[name.replace("_0/", "_1/", 1)]])
+            for name, array in arrays.items()
+            if name.startswith(first)
+        }
+        arrays = {n: a for n, a in arrays.items() if "encoderblock_" not in n} | stacked
+    path = tmp_path / "w.npz"
+    np.savez(path, **{prefix + name: array for name, array in arrays.items()})
+    by_timm = timm.create_model(VIT, num_classes=5, **SMALL | {"img_size": size})
+    by_timm.load_pretrained(str(path))
+    ours = create(VIT, 5, size, embed_dim=SMALL["embed_dim"], depth=SMALL["depth"])
+    notes = load_weights(ours, weights_source(str(path), ""))
+    assert (f'prefix "{prefix}" left out' in notes) == bool(prefix)
+    assert any("pos_embed fitted" in note for note in notes) == (size == 64)
+    for name, tensor in by_timm.state_dict().items():
+        if not name.startswith("head"):
+            assert torch.equal(tensor, ours.state_dict()[name]), name
+
+
+def test_npz_with_pooling_by_attention_is_read_as_timm_reads_it(tmp_path: Path) -> None:
+    arguments = SMALL | {"global_pool": "map", "class_token": False}
+    source = timm.create_model(VIT, num_classes=0, **arguments)
+    arrays = jax_arrays(timm.create_model(VIT, num_classes=0, **SMALL))
+    arrays["Transformer/posembed_input/pos_embedding"] = source.pos_embed.detach().numpy()
+    width, block = 48, "MAPHead_0"
+    attention = f"{block}/MultiHeadDotProductAttention_0"
+    drawn = np.random.default_rng(0).normal
+    del arrays["cls"]
+    arrays[f"{block}/probe"] = drawn(size=(1, 1, width))
+    for name in ("query", "key", "value"):
+        arrays[f"{attention}/{name}/kernel"] = drawn(size=(width, 3, width // 3))
+        arrays[f"{attention}/{name}/bias"] = drawn(size=(3, width // 3))
+    arrays[f"{attention}/out/kernel"] = drawn(size=(3, width // 3, width))
+    arrays[f"{attention}/out/bias"] = drawn(size=width)
+    for kind in ("scale", "bias"):
+        arrays[f"{block}/LayerNorm_0/{kind}"] = drawn(size=width)
+    for number, (rows, columns) in enumerate(((width, 4 * width), (4 * width, width))):
+        arrays[f"{block}/MlpBlock_0/Dense_{number}/kernel"] = drawn(size=(rows, columns))
+        arrays[f"{block}/MlpBlock_0/Dense_{number}/bias"] = drawn(size=columns)
+    path = tmp_path / "w.npz"
+    np.savez(path, **{name: array.astype(np.float32) for name, array in arrays.items()})
+    source.load_pretrained(str(path))
+    ours = timm.create_model(VIT, num_classes=0, **arguments)
+    load_weights(ours, weights_source(str(path), ""))
+    assert all(torch.equal(t, source.state_dict()[n]) for n, t in ours.state_dict().items())
+
+
+def test_npz_is_held_to_the_same_completeness(tmp_path: Path) -> None:
+    arrays = jax_arrays(small_vit(0))
+    for name, extra in (
+        ("Transformer/encoderblock_2/LayerNorm_0/scale", np.ones(48, np.float32)),
+        ("something/else", np.ones(2, np.float32)),
+    ):
+        np.savez(tmp_path / "ViT.npz", **arrays | {name: extra})
+        with pytest.raises(WeightsMismatchError, match=f"unexpected: {name}"):
+            loaded_from(tmp_path / "ViT.npz")
+    spoilt = arrays["embedding/kernel"].copy()
+    spoilt[0, 0, 0, 0] = np.nan
+    np.savez(tmp_path / "ViT.npz", **arrays | {"embedding/kernel": spoilt})
+    with pytest.raises(WeightsMismatchError, match=r"patch_embed\.proj\.weight holds NaN"):
+        loaded_from(tmp_path / "ViT.npz")
+
+
+def test_non_finite_safetensors(tmp_path: Path) -> None:
+    state = small_vit(0).state_dict()
+    state["norm.bias"][3] = torch.inf
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsMismatchError, match=r"w\.safetensors.*norm\.bias holds infinity"):
+        loaded_from(tmp_path / "w.safetensors")
+
+
 def test_pickles_are_not_executed(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Any, tuple[str, ...]]:
@@ -166,6 +265,56 @@ def test_missing_file_and_wrong_suffix(tmp_path: Path) -> None:
     assert str(tmp_path / "no.pth") in missing.what
     (wrong,) = check_weights("hubb", VIT)
     assert "hub, none" in wrong.fix
+    (tmp_path / "now.pth").touch()
+    (misspelt,) = check_weights(str(tmp_path / "no.pth"), VIT)
+    assert f"did you mean backbone.weights={tmp_path / 'now.pth'}" in misspelt.fix
+
+
+def test_suffixes_in_any_case(tmp_path: Path) -> None:
+    for suffix in (".ckpt", ".pth.tar", ".pt", ".bin", ".PTH", ".SafeTensors", ".Pth.Tar"):
+        torch.save(small_vit(0).state_dict(), tmp_path / f"w{suffix}")
+        assert check_weights(str(tmp_path / f"w{suffix}"), VIT) == []
+
+
+def test_files_that_are_no_weights_are_told_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    (pointer,) = check_weights(str(tmp_path / "w.pth"), VIT)
+    assert "git lfs pull" in pointer.what
+    (folder,) = check_weights(str(tmp_path), VIT)
+    assert folder.what == "is a folder"
+    assert folder.fix == f"backbone.weights={tmp_path / 'w.pth'}"
+    part = tmp_path / "model-00001-of-00002.safetensors"
+    save_file({"a": torch.ones(1)}, part)
+    (one,) = check_weights(str(part), VIT)
+    assert "one of several parts" in one.what
+    (folder,) = check_weights(str(tmp_path), VIT)
+    assert "several parts" in folder.fix
+
+
+def test_damaged_files_are_one_line(tmp_path: Path) -> None:
+    """Cut off or overwritten anywhere, in every format."""
+    state = small_vit(0).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save(state, tmp_path / "w.pth")
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    np.savez(tmp_path / "w.npz", **jax_arrays(small_vit(0)))
+    for name in ("w.safetensors", "w.pth", "old.pth", "w.npz"):
+        content = (tmp_path / name).read_bytes()
+        pickled = max(content.find(b"data.pkl"), 0)
+        damaged = [content[: len(content) * part // 4] for part in range(4)]
+        damaged += [
+            content[: pickled + at] + b"\xff" * 9 + content[pickled + at + 9 :]
+            for at in (20, 80, 300, 2000)
+        ]
+        for number, spoilt in enumerate(damaged):
+            path = tmp_path / f"damaged{number}-{name}"
+            path.write_bytes(spoilt)
+            said = path.name  # what was overwritten may be some tensor's numbers: it loads
+            try:
+                loaded_from(path)
+            except WeightsMismatchError as error:
+                said = str(error).splitlines()[0]
+            assert path.name in said
 
 
 def test_unreachable_hub_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_models import CLASSES, MODELS, build, images, targets
 from torch import Tensor, nn
@@ -531,6 +533,33 @@ def test_delta_of_something_else_is_refused(case: Case, tmp_path: Path) -> None:
     refused(damaged, "cannot be read")
     refused(tmp_path / "absent", "cannot be read")
     refused(tmp_path, "cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda t: t.fill_(torch.nan), "holds NaN"),
+        (lambda t: t.fill_(torch.inf), "holds infinity"),
+        (lambda t: t.to(torch.int8), "file torch.int8, model torch.float32"),
+    ],
+)
+def test_delta_with_spoilt_numbers_is_refused(tmp_path: Path, spoil: Any, said: str) -> None:
+    path = tmp_path / "delta.safetensors"
+    attached = vpeft_bench.attach(build("vit"), "lora")
+    attached.save(path)
+    before = state(attached.model)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    name = next(iter(tensors))
+    save_file({**tensors, name: spoil(tensors[name])}, path, metadata=header)
+    with pytest.raises(DeltaMismatchError, match=rf"{re.escape(name)}.* {re.escape(said)}"):
+        attached.load(path)
+    assert_same(state(attached.model), before)
+    for damaged in ("[1]", "{not json", '"text"'):
+        save_file(tensors, path, metadata={HEADER_KEY: damaged})
+        with pytest.raises(DeltaMismatchError, match="cannot be read as a delta"):
+            attached.load(path)
 
 
 def with_other_options(case: Case, method: Method) -> Attached | None:

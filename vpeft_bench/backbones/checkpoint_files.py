@@ -318,11 +318,11 @@ def _module_state(module: Inert, prefix: str, level: int) -> Iterator[tuple[str,
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """For every tensor with a NaN or infinite number, its name and which it is."""
+    """For every tensor with a number that is NaN or infinite in float32: its name, and which."""
     found = []
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel():
-            ends = torch.stack(tensor.detach().aminmax())  # NaN where any number is
+            ends = torch.stack(tensor.detach().aminmax()).float()  # NaN where any number is
             if not bool(ends.isfinite().all()):
                 found.append(f"{name} holds {'NaN' if bool(ends.isnan().any()) else 'infinity'}")
     return found
