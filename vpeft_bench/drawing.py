@@ -98,18 +98,18 @@ def with_objects(
         # Right and bottom are exclusive; a box of no extent is drawn as a point.
         pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), None, tint, width=2)
     taken: list[tuple[int, int, int]] = []
-    for (left, top, right, _), tint, name in zip(corners, colours, names or (), strict=False):
+    for (start, top, right, _), tint, name in zip(corners, colours, names or (), strict=False):
         text = fitted(name, large.width)
         width = round(_font().getlength(text)) + 4
         # Above the corner if there is room, and inside if not.
-        left = min(max(left, 0), max(large.width - width, 0))
+        left = min(max(start, 0), max(large.width - width, 0))
         top = top - LINE if top >= LINE else max(top, 0)
         hides = any(
-            left < end and start < left + width and abs(top - line) < LINE
-            for start, end, line in taken
+            left < other + length and other < left + width and abs(top - line) < LINE
+            for other, length, line in taken
         )
-        if not hides and width <= 2 * (right - left):
-            taken.append((left, left + width, top))
+        if not hides and width <= 2 * (right - start):
+            taken.append((left, width, top))
             _write_name(pen, text, left, top, width, tint)
     return large
 

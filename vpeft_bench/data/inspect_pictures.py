@@ -65,7 +65,8 @@ def inspect_pictures(dataset: Dataset, config: DataConfig, inspection: Inspectio
     paths = dict.fromkeys(s.file(index) for name, s in files.items() for index in chosen[name])
     look = functools.partial(_look, background=config.background)
     with ThreadPoolExecutor() as threads:
-        read = dict(zip(paths, threads.map(look, paths), strict=True))
+        found = inspection.track(threads.map(look, paths), "decoding pictures", len(paths))
+        read = dict(zip(paths, found, strict=True))
     looked = {path: found for path, found in read.items() if isinstance(found, _Looked)}
     wrong = {path: str(found) for path, found in read.items() if isinstance(found, Exception)}
     wrong |= _other_sizes(files, chosen, looked)

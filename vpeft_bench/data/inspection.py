@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from vpeft_bench.data.findings import Inspection, Track, untracked
 from vpeft_bench.data.folders import Folders
+from vpeft_bench.data.inspect_content import inspect_content
 from vpeft_bench.data.inspect_labels import inspect_labels
 from vpeft_bench.data.inspect_lists import inspect_lists
 from vpeft_bench.data.inspect_maps import inspect_maps
@@ -26,7 +27,7 @@ __all__ = ["Inspection", "inspect"]
 Inspector = Callable[[Dataset, DataConfig, Inspection], None]
 """Looks for one kind of fault, and adds what it finds."""
 
-OF_ALL: tuple[Inspector, ...] = (inspect_lists, inspect_pictures)
+OF_ALL: tuple[Inspector, ...] = (inspect_lists, inspect_pictures, inspect_content)
 """What holds for every data set."""
 OF_TASK: dict[str, tuple[Inspector, ...]] = {
     "classification": (inspect_labels,),
