@@ -38,7 +38,8 @@ def inspect_labels(dataset: Dataset, config: DataConfig, inspection: Inspection)
         fix += "where this is how the data set was published: data.allow_unseen_classes=true"
         inspection.refuse(dataset.listed_in("test"), what, fix)
     if idle := set(range(dataset.num_classes)) - trained:
-        tested = f", and {pictures} test pictures are of them" if pictures else ""
+        are = "picture is" if pictures == 1 else "pictures are"
+        tested = f", and {pictures} test {are} of them" if pictures else ""
         inspection.tell(
             f"{len(idle)} of {dataset.num_classes} classes have no training picture{tested}: "
             f"{_named(dataset, idle)}"
