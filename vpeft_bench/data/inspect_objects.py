@@ -57,7 +57,7 @@ class _Boxes:
 def inspect_objects(dataset: Dataset, config: DataConfig, inspection: Inspection) -> None:
     """Refuse objects that nothing can be learnt from; tell of those that are not what they seem."""
     found = {}
-    for name in dataset.splits:
+    for name in PARTS:
         split = dataset.split(name)
         assert isinstance(split, ObjectSplit)
         boxes = found[name] = _boxes_of(split)

@@ -49,6 +49,7 @@ _TURNS = {
 _SWAPS_SIDES = 5  # and above
 _FORMATS = {"mpo": "jpeg"}  # telephones' JPEG with further pictures in it
 _STILL = ("MPO", "PSD")  # their further pictures are no frames
+_STRETCHED = {"L;2": 85, "L;4": 17}  # Pillow spreads grey of few bits over 0 to 255
 _HEAD = 16  # bytes of an unknown file that are shown
 
 # Pillow warns of pictures that are refused here, and of metadata that nobody reads.
@@ -133,16 +134,32 @@ def read_label_map(path: str) -> NDArray[np.uint8]:
     """(H, W) the values as they are in the file: of a palette the indices, not the colours.
 
     Raises:
-        VpeftBenchError: it cannot be decoded, or is not 8-bit grey or with a palette.
+        VpeftBenchError: it cannot be decoded, or is neither grey of 8 bits or fewer nor with a
+            palette.
     """
     with _opened(path, "label map") as image:
-        if image.mode not in ("L", "P"):
+        tiles: Any = getattr(image, "tile", None)  # how the file stores them, before it is decoded
+        stretched = _STRETCHED.get(str(tiles[0][3]), 1) if tiles else 1
+        image.load()
+        if image.mode not in ("1", "L", "P"):
             raise VpeftBenchError(
                 f"{path} is not a label map: 8-bit class indices were expected, "
-                f"grey or with a palette, but its mode is {image.mode}"
+                f"grey or with a palette, but its mode is {image.mode}{_advice(image)}"
             )
-        image.load()
-        return np.array(_upright(image, image))
+        values = np.array(_upright(image, image)).astype(np.uint8)
+        return values if stretched == 1 else values // np.uint8(stretched)
+
+
+def _advice(image: Image.Image) -> str:
+    """What to do with a picture that is no label map."""
+    if image.mode.startswith("I"):
+        return ", 16-bit: store it with 8 bits"
+    if image.mode != "RGB":
+        return ""
+    red, green, blue = (np.asarray(channel) for channel in image.split())
+    if np.array_equal(red, green) and np.array_equal(red, blue):
+        return ", and its three channels are alike: store one of them"
+    return ": it holds colours; store the number of the class that each colour stands for"
 
 
 def require_size(path: str, size: Size, annotated: Size, annotation: str) -> None:
