@@ -17,6 +17,7 @@ import vpeft_bench
 from vpeft_bench.attachment import HEADER_KEY
 from vpeft_bench.config import BackboneConfig, RunConfig, config_hash, from_plain, plain
 from vpeft_bench.errors import DeltaMismatchError
+from vpeft_bench.leaderboard.cells import method_in
 from vpeft_bench.methods.added_options import ADDED, completed, family_of
 from vpeft_bench.methods.base import default_options
 from vpeft_bench.methods.registry import method_class, option_problems
@@ -69,6 +70,11 @@ def test_identity(name: str, changes: dict[str, Any], family: str, same: bool) -
     """Kept where the function is what it was, and changed where the default is another one."""
     then, today = recorded(name, **changes)
     assert (identity(then, family) == identity(today, family)) is same
+    shown = [
+        method_in({"method": method, "backbone": {"model": MODELS[family]}})
+        for method in (then, today)
+    ]
+    assert (shown[0] == shown[1]) is same
 
 
 def test_a_record_asks_for_what_was_done_then() -> None:
@@ -76,6 +82,13 @@ def test_a_record_asks_for_what_was_done_then() -> None:
     asked = plain(RunConfig(backbone=BackboneConfig("b", MODELS["swin"]), method=then))
     assert from_plain(asked).method == {**then, "merge_norms": True}
     assert completed({"name": "lora", "rank": 8}) == {"name": "lora", "rank": 8}
+
+
+def test_a_table_says_what_was_done_then() -> None:
+    then, _ = recorded("ssf")
+    for family, options in (("swin", "init_std=0.02 merge_norms=true"), ("vit", "init_std=0.02")):
+        asked = {"method": then, "backbone": {"model": MODELS[family]}}
+        assert method_in(asked) == ("ssf", options)
 
 
 def as_then(path: Path, name: str) -> None:

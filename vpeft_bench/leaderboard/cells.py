@@ -16,7 +16,7 @@ from vpeft_bench.formats import option_text
 from vpeft_bench.leaderboard.benchmarks import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.once import once_each
 from vpeft_bench.leaderboard.verify import run_name, verified
-from vpeft_bench.methods.added_options import deciding, family_of
+from vpeft_bench.methods.added_options import effective, family_of
 from vpeft_bench.record import Metrics, RunRecord, Status, Weights, WeightsLabel
 
 UNKNOWN = "unknown"
@@ -256,11 +256,14 @@ def _entry(record: RunRecord, weights: dict[str, set[tuple[str, str]]]) -> Entry
 
 
 def method_in(asked: dict[str, Any]) -> tuple[str, str]:
-    """Name of the method and the options that decide, as text; ValueError if there is none."""
+    """Name of the method and the options that have an effect, as text; ValueError if it has none.
+
+    A record from before an option existed says the value that gives what was done then.
+    """
     name = text_in(asked, "method", "name")
     backbone = asked.get("backbone")
     model = backbone.get("model") if isinstance(backbone, dict) else None
-    options = deciding(asked["method"], family_of(str(model)))
+    options = effective(asked["method"], family_of(str(model)))
     return name, option_text({key: options[key] for key in options if key != "name"})
 
 

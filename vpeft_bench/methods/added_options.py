@@ -48,21 +48,33 @@ def completed(method: Mapping[str, Any]) -> dict[str, Any]:
     return {name: option.before for name, option in added.items()} | dict(method)
 
 
+def effective(method: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """As :func:`completed`, without later options that have no effect on ``family``.
+
+    Records from before and after are described alike.
+    """
+    every = completed(method)
+    added = ADDED.get(str(method.get("name")), {})
+    return {
+        name: value
+        for name, value in every.items()
+        if name not in added or _has_effect(added[name], every, family)
+    }
+
+
 def deciding(method: Mapping[str, Any], family: str) -> dict[str, Any]:
     """``method`` (name and options) without later options that change nothing on ``family``."""
     added = ADDED.get(str(method.get("name")), {})
     return {
         name: value
-        for name, value in method.items()
-        if name not in added or _decides(added[name], value, method, family)
+        for name, value in effective(method, family).items()
+        if name not in added or value != added[name].before
     }
 
 
-def _decides(option: AddedOption, value: Any, method: Mapping[str, Any], family: str) -> bool:
-    effective = option.family in (None, family) and all(
-        method.get(name) == needed for name, needed in option.where.items()
-    )
-    return effective and bool(value != option.before)
+def _has_effect(option: AddedOption, method: Mapping[str, Any], family: str) -> bool:
+    needed = option.where.items()
+    return option.family in (None, family) and all(method.get(k) == v for k, v in needed)
 
 
 def family_of(model: str) -> str:
