@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Any
 
-from vpeft_bench.methods.added_options import deciding, family_of
+from vpeft_bench.methods.added_options import deciding, effective, family_of
 
 # Keys that say where and how conveniently, not what: the same experiment on another machine keeps
 # its identity. The seed has a directory of its own; data and weights enter by content, not by path.
@@ -99,7 +99,16 @@ def scientific(asked: dict[str, Any]) -> dict[str, Any]:
             continue
         if key in NOT_SCIENTIFIC or node[last] == ADDED[key]:
             del node[last]
-    method, backbone = kept.get("method"), kept.get("backbone")
-    if isinstance(method, dict) and isinstance(backbone, dict):
-        kept["method"] = deciding(method, family_of(str(backbone.get("model"))))
+    if isinstance(method := kept.get("method"), dict):
+        kept["method"] = deciding(method, _family(asked))
     return kept
+
+
+def method_of(asked: dict[str, Any]) -> dict[str, Any]:
+    """Name and options of the method that have an effect, whichever version wrote them."""
+    return effective(asked["method"], _family(asked))
+
+
+def _family(asked: dict[str, Any]) -> str:
+    backbone = asked.get("backbone")
+    return family_of(str(backbone.get("model")) if isinstance(backbone, dict) else "")

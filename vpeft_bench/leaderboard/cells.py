@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 from vpeft_bench.cost.card import CostCard
 from vpeft_bench.errors import Problem
 from vpeft_bench.formats import option_text
+from vpeft_bench.identity import method_of
 from vpeft_bench.leaderboard.benchmarks import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.once import once_each
 from vpeft_bench.leaderboard.verify import run_name, verified
-from vpeft_bench.methods.added_options import effective, family_of
 from vpeft_bench.record import Metrics, RunRecord, Status, Weights, WeightsLabel
 
 UNKNOWN = "unknown"
@@ -261,9 +261,7 @@ def method_in(asked: dict[str, Any]) -> tuple[str, str]:
     A record from before an option existed says the value that gives what was done then.
     """
     name = text_in(asked, "method", "name")
-    backbone = asked.get("backbone")
-    model = backbone.get("model") if isinstance(backbone, dict) else None
-    options = effective(asked["method"], family_of(str(model)))
+    options = method_of(asked)
     return name, option_text({key: options[key] for key in options if key != "name"})
 
 
