@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from vpeft_bench import strict_json
+from vpeft_bench.data_facts import DataFacts
 from vpeft_bench.environment import Git, require_utc
 from vpeft_bench.errors import Problem
 from vpeft_bench.metric_names import TITLES
@@ -277,28 +278,6 @@ class Preprocessing:
     std: list[float]
     interpolation: str
     image_size: list[int]
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What was counted in the data set before training.
-
-    Attributes:
-        pictures: number of pictures by split.
-        classes: number of classes.
-        counts: further numbers by split, then by what is counted: ``classes`` that occur,
-            ``objects``, ``ignored_objects``, ``pixels``, ``ignored_pixels``; label maps are counted
-            in a sample, whose size is ``sampled``.
-        image_format: ``jpeg``, ``png``, ...; ``array`` where pictures are rendered; several are
-            joined by ``+``.
-        pixels: by split, the hash of the decoded pixels of a seeded sample.
-    """
-
-    pictures: dict[str, int] = field(default_factory=dict)
-    classes: int | None = None
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    image_format: str | None = None
-    pixels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -202,12 +202,19 @@ def bare_epochs(config: RunConfig, device: torch.device) -> float:
 
 
 def noise_pictures(folder: Path, count: int, side: int) -> None:
-    """A data set of ``count`` pictures of noise in VTAB-1k's layout, for ``data=imagelist``."""
+    """``count`` training pictures of noise, and as many to test, in VTAB-1k's layout."""
     rng = np.random.default_rng(0)
     lines = []
-    for index in range(count):
+    for index in range(2 * count):
         pixels = rng.integers(256, size=(side, side, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index}.png")
         lines.append(f"{index}.png {index % 2}\n")
-    for name in ("train800", "val200", "train800val200", "test"):
-        (folder / f"{name}.txt").write_text("".join(lines))
+    held_out = max(2, count // 5)
+    lists = {
+        "train800": lines[: count - held_out],
+        "val200": lines[count - held_out : count],
+        "train800val200": lines[:count],
+        "test": lines[count:],
+    }
+    for name, listed in lists.items():
+        (folder / f"{name}.txt").write_text("".join(listed))

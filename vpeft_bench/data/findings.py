@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vpeft_bench.data_facts import DataFacts
 from vpeft_bench.errors import Problem, UnsoundDataError
-from vpeft_bench.record import DataFacts
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 """Shows how far an iterable has come: it, what is done, how many items it has."""
@@ -53,7 +53,7 @@ class Inspection:
         self.notices.append(notice)
 
     def count(self, split: str, what: str, number: int) -> None:
-        """A number of ``record.DataFacts.counts``."""
+        """A number of ``DataFacts.counts``."""
         self.facts.counts.setdefault(split, {})[what] = number
 
     def require_sound(self) -> None:

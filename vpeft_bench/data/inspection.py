@@ -20,7 +20,7 @@ from vpeft_bench.data.inspect_objects import inspect_objects
 from vpeft_bench.data.inspect_pictures import inspect_pictures
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import Dataset
-from vpeft_bench.record import DataFacts
+from vpeft_bench.data_facts import DataFacts
 
 __all__ = ["Inspection", "inspect"]
 
