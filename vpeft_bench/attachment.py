@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vpeft_bench.added_options import deciding
 from vpeft_bench.backbones import Backbone, block_map
 from vpeft_bench.backbones.block_map import fingerprint
 from vpeft_bench.backbones.checkpoint_files import not_finite
@@ -31,7 +32,6 @@ from vpeft_bench.errors import (
     NotSelectedError,
 )
 from vpeft_bench.files import replacing
-from vpeft_bench.methods.added_options import deciding
 from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.data_pass import BatchData, Selection, SelectionData, same_selection
 from vpeft_bench.methods.registry import build_method

@@ -12,9 +12,9 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from vpeft_bench.added_options import completed
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.identity import asked_hash
-from vpeft_bench.methods.added_options import completed
 
 
 @dataclass

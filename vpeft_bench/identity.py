@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Any
 
-from vpeft_bench.methods.added_options import deciding, effective, family_of
+from vpeft_bench.added_options import deciding, effective, family_of
 
 # Keys that say where and how conveniently, not what: the same experiment on another machine keeps
 # its identity. The seed has a directory of its own; data and weights enter by content, not by path.

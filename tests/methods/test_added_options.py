@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from tiny_models import build
 
 import vpeft_bench
+from vpeft_bench.added_options import ADDED, completed, family_of
 from vpeft_bench.attachment import HEADER_KEY
 from vpeft_bench.config import BackboneConfig, RunConfig, config_hash, from_plain, plain
 from vpeft_bench.errors import DeltaMismatchError
 from vpeft_bench.leaderboard.cells import method_in
-from vpeft_bench.methods.added_options import ADDED, completed, family_of
 from vpeft_bench.methods.base import default_options
 from vpeft_bench.methods.registry import method_class, option_problems
 

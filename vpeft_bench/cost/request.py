@@ -13,9 +13,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from vpeft_bench.added_options import deciding, family_of
 from vpeft_bench.config import BackboneConfig, CostConfig, HardwareConfig, RunConfig
 from vpeft_bench.cost.card import CARD_NAME, NOT_MEASURED, Device
-from vpeft_bench.methods.added_options import deciding, family_of
 from vpeft_bench.record import directory_name
 
 DEMO_LABEL = "demo backbone"
