@@ -413,7 +413,6 @@ def test_cards_are_looked_for_in_one_place_unless_told(
 
 def test_the_leaderboard_knows_records_and_cards_and_nothing_else() -> None:
     known = {
-        "added_options",
         "record",
         "cost.card",
         "errors",
