@@ -326,6 +326,7 @@ def test_coco_without_all_masks_has_none(make_coco: MakeCoco) -> None:
     dataset = read_coco(config)
     assert dataset.has_masks
     assert not dataset.unmasked
+    assert dataset.notices == ("1 objects of train.json are without a segmentation (annotation 2)",)
     split = object_split(dataset, "trainval")
     assert not split.objects(1, masks=False).ignored.any()  # its box is as good as any
     assert split.objects(1).ignored.tolist() == [True]

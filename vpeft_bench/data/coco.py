@@ -186,6 +186,10 @@ def read_coco(config: DataConfig) -> Dataset:
         raise missing_data(config, problems)
     has_masks = any(part.has_outlines for part in read.values())
     has_masks = has_masks and (config.skip_malformed or not any(p.missing for p in read.values()))
+    for split, part in read.items() if has_masks else ():
+        if part.missing:
+            count = f"{len(part.missing)} objects of {files[split]}"
+            notices.append(f"{count} are without a segmentation ({part.missing[0]})")
     flags = tuple(sorted({flag for part in read.values() for flag in part.flags}))
     return Dataset(
         name=config.name,
