@@ -105,7 +105,7 @@ def _not_weights(other: tuple[str, str]) -> NotWeightsError:
 
 
 def _some(names: Iterable[str]) -> str:
-    listed = list(names)
+    listed = ["".join(c if c.isprintable() else "?" for c in name) for name in names]
     return f"{', '.join(listed[:3]) or 'nothing'}{', ...' if len(listed) > 3 else ''}"
 
 
@@ -265,12 +265,15 @@ def named_tensors(content: Any) -> dict[str, dict[str, Tensor | Inert]]:
     buffers of a stored module are a group as its state dict would be. A tensor of a kind that is
     not read (quantised, distributed) is an :class:`Inert` object.
     """
-    return dict(_groups(content, "", 0))
+    return dict(_groups(content, "", 0, set()))
 
 
-def _groups(content: Any, path: str, level: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    if level > _MOST_LEVELS:
+def _groups(
+    content: Any, path: str, level: int, seen: set[int]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if level > _MOST_LEVELS or id(content) in seen:  # a file may refer to itself
         return
+    seen.add(id(content))
     if _is_module(content):
         yield path, dict(_module_state(content, "", 0))
         return
@@ -279,7 +282,7 @@ def _groups(content: Any, path: str, level: int) -> Iterator[tuple[str, dict[str
         yield path, own
     for key, value in items.items():
         if not _is_leaf(value):
-            yield from _groups(value, f"{path}.{key}" if path else key, level + 1)
+            yield from _groups(value, f"{path}.{key}" if path else key, level + 1, seen)
 
 
 def _items(content: Any) -> dict[str, Any]:
@@ -289,12 +292,14 @@ def _items(content: Any) -> dict[str, Any]:
         content = {str(index): item for index, item in enumerate(content)}
     if not isinstance(content, Mapping):
         return {}
-    return {key: value for key, value in content.items() if isinstance(key, str)}
+    # Names are shown: what could steer a terminal is none.
+    return {k: v for k, v in content.items() if isinstance(k, str) and k.isprintable()}
 
 
 def _is_leaf(value: Any) -> bool:
     if isinstance(value, Inert):
-        return value.path.startswith("torch.") and not value.entries and not _is_module(value)
+        known = value.path.startswith("torch.") and value.path.isprintable()
+        return known and not value.entries and not _is_module(value)
     return isinstance(value, Tensor)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,7 @@ class Fit:
     Attributes:
         group: keys that lead to the part in the file; "" for all of a bare state dict.
         prefix: what its names begin with, and the backbone's do not.
-        size: tensors below the prefix.
-        state: these tensors under timm's names, head and decoder left out.
+        state: the tensors below the prefix under timm's names, head and decoder left out.
         missing: names of the backbone that it does not have, as the file would call them.
         unexpected: names that the backbone does not have.
         misshapen: names of both, with shapes in the file and in the backbone.
@@ -48,7 +48,6 @@ class Fit:
 
     group: str
     prefix: str
-    size: int
     state: State
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -77,10 +76,15 @@ class Fit:
         return next((i for i, name in enumerate(PREFERRED) if name in keys), len(PREFERRED))
 
 
-def fits(groups: Mapping[str, Mapping[str, Tensor | Inert]], model: nn.Module) -> list[Fit]:
-    """Every part of a file, by group and prefix, held against the backbone."""
-    found = []
-    own = backbone_tensors(model)
+def fits(
+    groups: Mapping[str, Mapping[str, Tensor | Inert]], model: nn.Module, own: State
+) -> list[Fit]:
+    """Every part of a file, by group and prefix, held against the backbone.
+
+    Args:
+        own: what a file must fill, by :func:`backbone_tensors`.
+    """
+    found: list[Fit] = []
     for group, entries in groups.items():
         plain = {WRAPPERS.sub("", name): value for name, value in entries.items()}
         wrapped = plain.keys() != entries.keys()
@@ -138,7 +142,6 @@ def _fit(
     return Fit(
         group,
         prefix,
-        len(inner),
         state,
         tuple(missing),
         tuple(name for name in state if name not in own),
@@ -152,7 +155,7 @@ def _fit(
 
 def _left_out(name: str, model: nn.Module) -> bool:
     """Whether a tensor is the head's, or served pretraining only."""
-    return re.split(r"[./]", name)[0] in (_head(model), "pre_logits") or _pretraining(name)
+    return re.split(r"[./]", name)[0] in (*_heads(model), "pre_logits") or _pretraining(name)
 
 
 def _pretraining(name: str) -> bool:
@@ -160,10 +163,11 @@ def _pretraining(name: str) -> bool:
     return re.match(r"(mask_token|masked_embed|decoder(_\w+)?)([./]|$)", name) is not None
 
 
-def _head(model: nn.Module) -> str:
-    """The module that timm calls the classifier, built or not."""
-    classifier: str = model.pretrained_cfg.get("classifier") or "head"  # type: ignore[union-attr, operator]
-    return classifier.partition(".")[0]
+def _heads(model: Any) -> list[str]:
+    """The modules that timm calls the classifier, built or not."""
+    classifier = model.pretrained_cfg.get("classifier") or "head"
+    names = [classifier] if isinstance(classifier, str) else classifier
+    return [name.partition(".")[0] for name in names]
 
 
 class AmbiguousError(Exception):
@@ -194,7 +198,7 @@ def choose(found: Sequence[Fit]) -> tuple[Fit, ...]:
 
 def _same(a: State, b: State) -> bool:
     return a.keys() == b.keys() and all(
-        t.dtype == b[n].dtype and torch.equal(t, b[n]) for n, t in a.items()
+        t is b[n] or (t.dtype == b[n].dtype and torch.equal(t, b[n])) for n, t in a.items()
     )
 
 
@@ -222,14 +226,18 @@ def notes(fit: Fit, others: Sequence[Fit]) -> list[str]:
     return told
 
 
-def unsound(fit: Fit) -> list[str]:
-    """What the tensors hold that no computation may start from, with the names."""
+def unsound(fit: Fit, own: State) -> list[str]:
+    """What the tensors hold that no computation may start from, with the names.
+
+    Args:
+        own: the backbone's tensors; where they are integers, the file's may be.
+    """
     hollow: list[str] = []
     kinds: dict[torch.dtype, list[str]] = {}
     for name, tensor in fit.state.items():
         if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
             hollow.append(f"{name} is no plain tensor with values")
-        elif tensor.dtype not in FLOATS:
+        elif tensor.dtype not in FLOATS and own[name].is_floating_point():
             kinds.setdefault(tensor.dtype, []).append(name)
     quantised = [
         f"{counted(len(names))} of kind {_kind(dtype)}, first {names[0]}: quantised weights are "

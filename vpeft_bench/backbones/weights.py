@@ -107,7 +107,11 @@ def check_weights(weights: str, model: str) -> list[Problem]:
     """What stands in the way of loading ``backbone.weights=weights``; empty if nothing does."""
     source = weights_source(weights, model)
     if source.path is not None:
-        return list(_check_file(f"backbone.weights={weights}", source.path))
+        where = f"backbone.weights={weights}"
+        try:
+            return list(_check_file(where, source.path))
+        except OSError as error:
+            return [Problem(where, f"cannot be read: {error.strerror}")]
     if source.kind == NONE or _in_cache(source.name):
         return []
     if not source.name:
@@ -141,8 +145,6 @@ def _check_file(where: str, path: Path) -> Iterator[Problem]:
             format_of(path)
         except NotWeightsError as error:
             yield Problem(where, str(error))
-        except OSError as error:
-            yield Problem(where, f"cannot be read: {error.strerror}")
 
 
 def _missing(repository: str) -> Problem:
@@ -222,16 +224,17 @@ def load_weights(model: nn.Module, source: WeightsSource) -> tuple[str, ...]:
         raise WeightsMismatchError(
             f"{source.name} cannot be read as weights: it holds no tensors with names"
         )
-    found = fits(groups, model)
+    own = backbone_tensors(model)
+    found = fits(groups, model, own)
     try:
         chosen = choose(found)
     except AmbiguousError as error:
         raise WeightsMismatchError(f"{source.name}: {error}") from error
     if not chosen:
-        why = differences(found, backbone_tensors(model))
+        why = differences(found, own)
         raise WeightsMismatchError(f"{source.name} does not fill the backbone exactly:\n{why}")
     fit, *others = chosen
-    if problems := unsound(fit):
+    if problems := unsound(fit, own):
         raise WeightsMismatchError(f"{source.name} is not used: {', '.join(shortened(problems))}")
     model.load_state_dict(fit.state, strict=False)
     return tuple(notes(fit, others))
