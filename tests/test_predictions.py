@@ -124,7 +124,7 @@ def odd_boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A COCO folder: bright squares and dark bars on grey, ids in no order and with gaps.
 
     One test picture shows nothing; among the objects are a crowd, one that is to be ignored, which
-    COCO's own code counts, and two of another area than their box.
+    COCO's own code counts, two of another area than their box and one without width.
     """
     root = tmp_path_factory.mktemp("odd_boxes")
     random = np.random.default_rng(0)
@@ -158,6 +158,8 @@ def odd_boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         annotations[1]["iscrowd"] = 1
         annotations[3]["ignore"] = 1
         annotations[4]["area"], annotations[6]["area"] = 5000, 0
+        if part == "val":
+            annotations[8]["bbox"][2] = 0
         categories = [{"id": 7, "name": "bar"}, {"id": 3, "name": "square"}]
         content = {"images": images, "annotations": annotations, "categories": categories}
         (root / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
