@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vpeft_bench.added_options import deciding
@@ -31,10 +30,10 @@ from vpeft_bench.errors import (
     NotMergeableError,
     NotSelectedError,
 )
-from vpeft_bench.files import replacing
 from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.data_pass import BatchData, Selection, SelectionData, same_selection
 from vpeft_bench.methods.registry import build_method
+from vpeft_bench.tensor_files import save_tensors
 
 HEADER_KEY = "vpeft_bench"
 DELTA_FORMAT = "vpeft_bench delta 1"
@@ -184,10 +183,17 @@ class Attached:
         self.place_selection(selection)
 
     def place_selection(self, selection: Selection) -> None:
-        """Place a method with ``selects`` by what an earlier data pass decided."""
+        """Place a method with ``selects`` by what an earlier data pass decided.
+
+        Whatever the method raises where that does not fit the model, nothing is placed then.
+        """
         self._require_unselected()
         self.selection = selection
-        self._place()
+        try:
+            self._place()
+        except Exception:
+            self._place_again(None)
+            raise
 
     def _require_unselected(self) -> None:
         self._require_attached()
@@ -256,10 +262,8 @@ class Attached:
         """
         self._require_attached()
         self._require_selected()
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self._stored().items()}
         path = Path(path)
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={HEADER_KEY: self._header_text()})
+        save_tensors(self._stored(), path, {HEADER_KEY: self._header_text()})
         return path.stat().st_size
 
     def stored_bytes(self) -> int:

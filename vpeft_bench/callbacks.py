@@ -1,4 +1,4 @@
-"""What happens around the epochs of a run: seeds, clock, curves, checkpoints, progress."""
+"""What happens around the epochs of a run: seeds, clock, curves, progress."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from vpeft_bench.attachment import Attached
-from vpeft_bench.files import replacing, write_atomically
+from vpeft_bench.files import write_atomically
 from vpeft_bench.loggers import Sink
 from vpeft_bench.metric_names import TITLES
 from vpeft_bench.tasks.base import Task
@@ -181,32 +181,6 @@ class Curves(pl.Callback):
         writer.writerow(self.curves)
         writer.writerows(zip(*self.curves.values(), strict=True))
         write_atomically(self.path, text.getvalue().encode(), durable=False)
-
-
-class EpochCheckpoint(pl.Callback):
-    """One checkpoint to resume from, replaced in one step at the end of an epoch.
-
-    Lightning's own writer may be killed half-way and leave a truncated file. Where writing takes
-    long (full fine-tuning of a large model), epochs are left out so that it stays below a
-    twentieth of the time; the last epoch is always kept.
-    """
-
-    SHARE = 1 / 20
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._not_before = 0.0
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write beside, then rename."""
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        start = time.perf_counter()
-        if start < self._not_before and not last:
-            return
-        with replacing(self.path) as temporary:
-            trainer.save_checkpoint(temporary)
-        end = time.perf_counter()
-        self._not_before = end + (end - start) / self.SHARE
 
 
 class ProgressBar(pl.Callback):

@@ -60,22 +60,41 @@ class UnsoundDataError(ProblemsError):
 
 
 class DivergedError(VpeftBenchError):
-    """A loss, weight, gradient norm or metric is not finite, and training was ended.
+    """A loss, gradient norm, weight or output is not finite, and the run was ended.
 
     Attributes:
-        quantity: what is not finite: ``loss``, ``gradient norm``, ``weight NAME``, ``metric NAME``.
-        epoch: in which it happened, from 1.
+        quantity: what is not finite: ``loss``, ``gradient norm``, ``weight NAME``, ``output in
+            evaluation``, or what was computed before training.
+        epoch: in which it happened, from 1; 0 before training.
         step: batch of that epoch, from 1; 0 where it was found between steps.
     """
 
     def __init__(self, quantity: str, epoch: int, step: int) -> None:
         self.quantity, self.epoch, self.step = quantity, epoch, step
-        where = f"epoch {epoch}, step {step}" if step else f"epoch {epoch}"
-        super().__init__(f"diverged: the {quantity} is not finite in {where}")
+        where = "before training" if not epoch else f"in epoch {epoch}"
+        step_text = f", step {step}" if step else ""
+        super().__init__(f"diverged: the {quantity} is not finite {where}{step_text}")
 
     def __reduce__(self) -> tuple[type[DivergedError], tuple[str, int, int]]:
         """Pickled with what its constructor takes."""
         return type(self), (self.quantity, self.epoch, self.step)
+
+
+class DamagedError(VpeftBenchError):
+    """A file that an unfinished run goes on from cannot be used; the run starts without it.
+
+    Attributes:
+        path: the file.
+        what: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path, self.what = path, what
+        super().__init__(f"{path}: {what}")
+
+    def __reduce__(self) -> tuple[type[DamagedError], tuple[Path, str]]:
+        """Pickled with what its constructor takes."""
+        return type(self), (self.path, self.what)
 
 
 class MissingWeightsError(ProblemsError):

@@ -17,7 +17,6 @@ from vpeft_bench.files import write_atomically
 from vpeft_bench.record import Metrics
 from vpeft_bench.tasks.base import Task
 
-EVALUATION_NAME = "evaluation.json"
 SCHEMA_VERSION = 1
 
 

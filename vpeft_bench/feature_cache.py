@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +34,7 @@ from vpeft_bench.data.dataset import Dataset
 from vpeft_bench.data.loading import BatchKey, EpochSampler
 from vpeft_bench.data.schema import Augmentation
 from vpeft_bench.data.splits import LabelledSplit
+from vpeft_bench.errors import DivergedError
 from vpeft_bench.feature_store import (
     DiskStore,
     Features,
@@ -111,9 +112,16 @@ class FeatureReader:
         config: what is run.
         dataset: its pictures.
         model: the model, its method placed; its trunk is opened.
+        tell: is told in one line what is damaged and set aside.
     """
 
-    def __init__(self, config: RunConfig, dataset: Dataset, model: Model) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        model: Model,
+        tell: Callable[[str], None] = print,
+    ) -> None:
         self.config = config
         self.dataset = dataset
         self.model = model
@@ -127,7 +135,7 @@ class FeatureReader:
         self.store: Store = (
             MemoryStore(self.limit)
             if config.hardware.feature_cache is FeatureCache.memory
-            else DiskStore(Path(config.hardware.feature_cache_dir), self.limit)
+            else DiskStore(Path(config.hardware.feature_cache_dir), self.limit, tell)
         )
 
     def require_room(self, splits: tuple[str, ...]) -> None:
@@ -171,11 +179,14 @@ class FeatureReader:
             loader = build_batches(
                 self.config, self.dataset, self.model.preprocessing, split, train=False
             )
-            start = 0
+            start, finite = 0, []
             for images, _ in loader:
                 for name, values in self._read(images).items():
                     features[name][start : start + len(images)].copy_(values)
+                    finite.append(values.isfinite().all())
                 start += len(images)
+            if not torch.stack(finite).all():
+                raise DivergedError(f"frozen backbone's output on the {split} split", 0, 0)
             return Kept(self.store.keep(key, features), False)
 
     @functools.cached_property

@@ -69,7 +69,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
+def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool = True) -> None:
     """Write ``content`` as :func:`replacing` does.
 
     Raises:
@@ -90,7 +90,7 @@ def sync(path: Path) -> None:
 
 def sweep_temporary(folder: Path) -> None:
     """Remove what writers that were killed have left in ``folder``; its owner alone may call it."""
-    for left in folder.glob(f".*.{TEMPORARY}"):
+    for left in folder.glob(f"*.{TEMPORARY}"):  # those without a dot are of earlier versions
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:

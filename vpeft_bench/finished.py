@@ -9,25 +9,29 @@ import pytorch_lightning as pl
 from vpeft_bench.build import Model, build_model, build_task, load_head
 from vpeft_bench.config import RunConfig
 from vpeft_bench.data.dataset import Dataset
+from vpeft_bench.record import RunRecord
+from vpeft_bench.run_files import DELTA, HEAD, require_unaltered
 from vpeft_bench.tasks.base import Task
 
-DELTA, HEAD = "delta.safetensors", "head.safetensors"
 
-
-def finished_model(config: RunConfig, dataset: Dataset, directory: Path) -> tuple[Model, Task]:
+def finished_model(
+    config: RunConfig, dataset: Dataset, directory: Path, record: RunRecord
+) -> tuple[Model, Task]:
     """The trained model of the run in ``directory``, and the task that scores it.
 
     Args:
         config: the run's.
         dataset: the run's.
         directory: where the delta and the head lie.
+        record: the run's; it vouches for both.
 
     Raises:
+        RecordError: a file is gone, or is not the one that the record vouches for.
         VpeftBenchError: its files are damaged or belong to other weights.
     """
     pl.seed_everything(config.seed, verbose=False)  # random weights are those of the run again
     model = build_model(config, dataset)
-    model.attached.load(directory / DELTA)
+    model.attached.load(require_unaltered(directory, record, DELTA))
     task = build_task(config, dataset, model)
-    load_head(model.attached, task.model, directory / HEAD)
+    load_head(model.attached, task.model, require_unaltered(directory, record, HEAD))
     return model, task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from vpeft_bench import sweep
 from vpeft_bench.choices import config_dir
 from vpeft_bench.config import RunConfig, register_schema, typed
 from vpeft_bench.errors import ConfigError, Problem, ProblemsError, VpeftBenchError
+from vpeft_bench.interruption import Interrupted, interruptible
 from vpeft_bench.overrides import check_overrides
 from vpeft_bench.purpose import Purpose
 
@@ -56,23 +58,27 @@ def main(arguments: Sequence[str], command: Command | None = None) -> int:
     command = command or RUN
     console = Console(stderr=True, highlight=False)
     try:
-        if not _only_prints(arguments):
-            _check(arguments, command)
-        register_schema()
-        sys.argv = [sys.argv[0], *arguments]
-        job = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
-        try:
-            job(command.task)()
-        finally:  # also where a launcher gave up because one of its jobs was killed
-            swept = command.summarise()
-        if SingleJob.error is not None:
-            raise SingleJob.error
+        with interruptible():
+            if not _only_prints(arguments):
+                _check(arguments, command)
+            register_schema()
+            sys.argv = [sys.argv[0], *arguments]
+            job = hydra.main(
+                version_base="1.3", config_path=str(config_dir()), config_name="config"
+            )
+            try:
+                job(command.task)()
+            finally:  # also where a launcher gave up because one of its jobs was killed
+                swept = command.summarise()
+            if SingleJob.error is not None:
+                raise SingleJob.error
     except VpeftBenchError as error:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         return EXIT_WRONG_INPUT if isinstance(error, ProblemsError) else EXIT_FAILED
-    except KeyboardInterrupt:
-        console.print(f"interrupted; {command.interrupted}")
-        return 130
+    except Interrupted as error:
+        with contextlib.suppress(OSError):  # after SIGHUP there may be no terminal left
+            console.print(f"{error}; {command.interrupted}")
+        return error.exit_status
     return max(SingleJob.exit_status, swept)
 
 

@@ -76,7 +76,7 @@ def store_again(config: RunConfig, dataset: Dataset, record: RunRecord, director
     """
     assert record.happened.last_epoch is not None
     recorded, split = record.happened.last_epoch, record.happened.last_epoch.split.value
-    model, task = finished_model(config, dataset, directory)
+    model, task = finished_model(config, dataset, directory, record)
     batches = build_batches(config, dataset, model.preprocessing, split, train=False)
     device = device_of(config.hardware.accelerator)
     task.to(device).eval()

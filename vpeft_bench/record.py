@@ -186,8 +186,9 @@ class Diverged:
     """What was no longer finite, and when.
 
     Attributes:
-        quantity: ``loss``, ``gradient norm``, ``weight NAME`` or ``metric NAME``.
-        epoch: in which it happened, from 1.
+        quantity: ``loss``, ``gradient norm``, ``weight NAME``, ``output in evaluation``, or
+            something computed before training.
+        epoch: in which it happened, from 1; 0 before training.
         step: batch of that epoch, from 1; 0 where it was found between steps.
     """
 
@@ -364,6 +365,12 @@ class RunRecord:
                 raise ValueError("the status is ok, yet happened.last_epoch is null")
         elif not self.error:
             raise ValueError(f"the status is {self.status}, yet no error says why")
+
+    @property
+    def diverged(self) -> bool:
+        """Whether numbers of the run were not finite; earlier versions recorded that as ok."""
+        losses = self.happened.curves.get("train_loss", [])
+        return self.happened.diverged is not None or (bool(losses) and losses[-1] is None)
 
 
 class Found(NamedTuple):

@@ -6,11 +6,9 @@ import logging
 import math
 import os
 import shutil
-import signal
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -20,9 +18,9 @@ import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
-from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
+from vpeft_bench import interruption
 from vpeft_bench import record as records
 from vpeft_bench.attachment import Attached
 from vpeft_bench.backbones.load import LoadedBackbone
@@ -37,14 +35,22 @@ from vpeft_bench.build import (
     head_parameters,
     head_state,
 )
-from vpeft_bench.callbacks import Curves, EpochCheckpoint, MethodSteps, ProgressBar, StepSeed
+from vpeft_bench.callbacks import Curves, MethodSteps, ProgressBar, StepSeed
+from vpeft_bench.checkpoint import EpochCheckpoint, WholeFiles, whole_epochs
 from vpeft_bench.config import FeatureCache, Precision, Protocol, RunConfig, config_hash, plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.data.inspect_pictures import data_identity
 from vpeft_bench.data.inspection import Inspection, inspect
+from vpeft_bench.divergence import Divergence
 from vpeft_bench.environment import environment, processor_name, utc_now
-from vpeft_bench.errors import ConfigError, Problem
-from vpeft_bench.evaluation import EVALUATION_NAME, write_evaluation
+from vpeft_bench.errors import (
+    ConfigError,
+    DamagedError,
+    DivergedError,
+    Problem,
+    VpeftBenchError,
+)
+from vpeft_bench.evaluation import write_evaluation
 from vpeft_bench.feature_cache import (
     FeatureReader,
     TooLarge,
@@ -59,16 +65,16 @@ from vpeft_bench.methods.registry import build_method
 from vpeft_bench.predictions import FOLDER as PREDICTIONS
 from vpeft_bench.predictions import store_again, storing
 from vpeft_bench.record import Metrics, RunRecord, Status
-from vpeft_bench.selection import SELECTION, RunData, select
+from vpeft_bench.run_files import RunFiles
+from vpeft_bench.selection import RunData, select
 from vpeft_bench.tasks.base import Task
+from vpeft_bench.tensor_files import save_tensors
 
 LIGHTNING_PRECISION = {
     Precision.fp32: "32-true",
     Precision.bf16: "bf16-mixed",
     Precision.fp16: "16-mixed",
 }
-CHECKPOINT = "last.ckpt"
-SELECTION_STATE = "selection.state"
 DEMO_BENCHMARKS = ("demo", "demo_dense")
 NO_PEAK_ON_CPU = (
     "the CPU has no allocator statistics; resident memory would count the whole process"
@@ -105,7 +111,19 @@ def run(config: RunConfig, console: Console) -> Outcome:
     """Run what ``config`` asks for, unless its record exists.
 
     ``config`` has passed :func:`vpeft_bench.validation.check`.
+
+    Raises:
+        VpeftBenchError: it failed; what is known of it is recorded.
+        Interrupted: a signal ended it; likewise, and the same call goes on from there.
     """
+    with interruption.interruptible():
+        try:
+            return _run(config, console)
+        except OSError as error:  # the disk is full, a folder read-only, a limit reached
+            raise VpeftBenchError(_told(error)) from error
+
+
+def _run(config: RunConfig, console: Console) -> Outcome:
     options = dict(config.method)
     method = build_method(options.pop("name"), options)
     # Every option as the method itself has it: 8 and 8.0 are the same alpha, a default is no other
@@ -129,44 +147,27 @@ def run(config: RunConfig, console: Console) -> Outcome:
     )
     try:
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (NotADirectoryError, FileExistsError) as error:
         what = f"cannot be written to: {error}"
         raise ConfigError([Problem(f"results_dir={config.results_dir}", what)]) from error
+    files = RunFiles(directory, console)
     try:
         with FileLock(directory / "run.lock", timeout=0):
-            if config.rerun:  # the old record stays until the new one replaces it
-                for name in (CHECKPOINT, SELECTION, SELECTION_STATE):
-                    (directory / name).unlink(missing_ok=True)
-            elif (done := _finished(directory)) is not None:
+            files.sweep()
+            if config.rerun:
+                files.forget_progress()
+            elif (done := files.finished()) is not None:
                 if config.predictions and not (directory / PREDICTIONS).is_dir():
                     _prepare(config)
                     said = store_again(config, dataset, done, directory)
                     _tell(console, f"predictions: stored by the weights of the finished run{said}")
-                return Outcome(Result.SKIPPED, directory, done, "a finished record exists")
-            return _Run(config, dataset, inspection, weights, hash_, directory, console).execute()
+                reason = "a finished record exists"
+                if altered := files.altered(done):
+                    reason += f" ({', '.join(altered)} beside it: gone or changed since)"
+                return Outcome(Result.SKIPPED, directory, done, reason)
+            return _Run(config, dataset, inspection, weights, hash_, files, console).execute()
     except Timeout:
         return Outcome(Result.BUSY, directory, None, "another process is working on this run")
-
-
-def _finished(directory: Path) -> RunRecord | None:
-    path = directory / records.RECORD_NAME
-    if not path.exists():
-        return None
-    record = records.read(path)
-    return record if record.status is Status.OK else None
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C through: Lightning turns it into an exit of the whole process."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as caught:
-        if isinstance(caught.__context__, KeyboardInterrupt):
-            signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt from None
-        raise
 
 
 class _Run:
@@ -179,19 +180,20 @@ class _Run:
         inspection: Inspection,
         weights_identity: str,
         hash_: str,
-        directory: Path,
+        files: RunFiles,
         console: Console,
     ) -> None:
         self.config = config
         self.dataset = dataset
         self.weights_identity = weights_identity
         self.hash = hash_
-        self.directory = directory
+        self.files = files
+        self.directory = files.directory
         self.console = console
         self.asked = plain(config)
         self.started = utc_now()
         self.environment = environment()  # now: the checkout may change during a long run
-        self.curves = Curves(directory / "metrics.csv", [])
+        self.curves = Curves(files.metrics, [])
         self.happened: dict[str, Any] = {}
         self.where: dict[str, Any] = {
             "data_fingerprint": dataset.fingerprint,
@@ -203,26 +205,44 @@ class _Run:
         """Run to the end, and record how it ended."""
         try:
             model, task = self._execute()
-            status, error = Status.OK, None
-        except torch.cuda.OutOfMemoryError as caught:
-            status, error = Status.OOM, _one_line(caught)
-        except KeyboardInterrupt:
-            self._record(Status.INTERRUPTED, "interrupted from the keyboard")
-            raise
-        except Exception as caught:  # whatever went wrong is recorded before it is shown
-            self._record(Status.FAILED, _one_line(caught))
-            raise
-        record = self._record(status, error)
-        if status is Status.OK:
-            (self.directory / CHECKPOINT).unlink(missing_ok=True)
-            if self.config.render:
-                self._render(model, task)
-            return Outcome(Result.DONE, self.directory, record)
-        return Outcome(Result.FAILED, self.directory, record, error or "")
+            record = self._record(Status.OK, None)
+        except BaseException as caught:  # whatever went wrong is recorded before it is shown
+            return self._failed(caught)
+        self.files.checkpoint.unlink(missing_ok=True)
+        if self.config.render:
+            self._render(model, task)
+        return Outcome(Result.DONE, self.directory, record)
+
+    def _failed(self, caught: BaseException) -> Outcome:
+        """Record what ended the run, and raise it again; out of memory is an answer."""
+        interruption.close()
+        status, error = Status.FAILED, _one_line(caught)
+        if (signal := interruption.received()) is not None:
+            # Whatever else was raised since, in tidying up, has this for its cause.
+            status, error = Status.INTERRUPTED, f"interrupted by {signal.name}"
+            if not isinstance(caught, interruption.Interrupted):
+                caught = interruption.Interrupted(signal)
+        elif isinstance(caught, KeyboardInterrupt | SystemExit):  # of a handler that is not ours
+            status, error = Status.INTERRUPTED, f"interrupted: {_one_line(caught)}"
+        elif isinstance(caught, torch.cuda.OutOfMemoryError):
+            status = Status.OOM
+        elif isinstance(caught, DivergedError):
+            error = str(caught)
+            self.happened["diverged"] = records.Diverged(caught.quantity, caught.epoch, caught.step)
+            self.files.forget_progress()  # what led there is nothing to go on from
+        record = None
+        try:
+            self.files.forget_results()
+            record = self._record(status, error)
+        except OSError as failure:
+            self._tell(f"no record of it could be written: {_told(failure)}")
+        if status is Status.OOM:
+            return Outcome(Result.FAILED, self.directory, record, error)
+        raise caught
 
     def _execute(self) -> tuple[Model, Task]:
         for notice in self.labels:
-            self.console.print(f"note: {notice}", highlight=False, markup=False, soft_wrap=True)
+            self._tell(f"note: {notice}")
         _prepare(self.config)
         setup_start = time.perf_counter()
         model = build_model(self.config, self.dataset)
@@ -249,10 +269,13 @@ class _Run:
         device = device_of(self.config.hardware.accelerator)
         attached.model.to(device)
         data = RunData(
-            self.config, self.dataset, model.preprocessing, device, self.directory / SELECTION_STATE
+            self.config,
+            self.dataset,
+            model.preprocessing,
+            device,
+            self.files.selection_state,
         )
-        with _interruptible():
-            select(attached, data, self.directory)
+        select(attached, data, self.files)
         self.happened["selection"] = time.perf_counter() - start
 
     # ---- the steps -----------------------------------------------------------------------------
@@ -284,7 +307,7 @@ class _Run:
         start = time.perf_counter()
         reason = refusal(config, model)
         if reason is None:
-            reader = FeatureReader(config, self.dataset, model)
+            reader = FeatureReader(config, self.dataset, model, self._tell)
             try:
                 reader.require_room((train_split, eval_split))
             except TooLarge as error:
@@ -316,7 +339,7 @@ class _Run:
     ) -> pl.Trainer:
         """Train, resuming from the last whole epoch where a checkpoint lies."""
         validate = self.config.protocol.name is Protocol.select
-        checkpoint = self.directory / CHECKPOINT
+        resumes = self._resume(task, train_loader)
         self.curves.sinks = open_sinks(
             self.config.logger, self.directory, self._run_id(), self.asked
         )
@@ -331,12 +354,14 @@ class _Run:
             callbacks=[
                 StepSeed(self.config.seed),
                 MethodSteps(attached),
+                Divergence(),  # before anything is kept of an epoch
                 self.curves,
-                EpochCheckpoint(checkpoint),
+                EpochCheckpoint(self.files.checkpoint),
                 ProgressBar(
                     self.console, f"{self.config.method['name']} on {self.config.data.name}"
                 ),
             ],
+            plugins=[WholeFiles()],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -351,13 +376,12 @@ class _Run:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         try:
-            with _interruptible():
-                trainer.fit(
-                    task,
-                    train_loader,
-                    eval_loader if validate else None,
-                    ckpt_path=checkpoint if checkpoint.exists() else None,
-                )
+            trainer.fit(
+                task,
+                train_loader,
+                eval_loader if validate else None,
+                ckpt_path=self.files.checkpoint if resumes else None,
+            )
         finally:
             for sink in self.curves.sinks:
                 sink.close()
@@ -367,6 +391,23 @@ class _Run:
             self.happened["peak_memory_note"] = NO_PEAK_ON_CPU
         return trainer
 
+    def _resume(self, task: Task, train_loader: DataLoader) -> bool:
+        """Whether a sound checkpoint lies there; the loader then starts in the epoch after it.
+
+        Lightning starts the loader's processes, which read ahead, before it tells the sampler which
+        epoch comes first.
+        """
+        try:
+            epochs = whole_epochs(self.files.checkpoint, task)
+        except FileNotFoundError:
+            return False
+        except DamagedError as error:
+            self.files.set_aside(error.path, error.what)
+            return False
+        sampler: Any = train_loader.sampler
+        sampler.set_epoch(epochs)
+        return True
+
     def _evaluate(self, trainer: pl.Trainer, task: Task, loader: DataLoader) -> None:
         """Score the last epoch; under ``protocol=select`` also name the best validation epoch."""
         start = time.perf_counter()
@@ -374,7 +415,7 @@ class _Run:
         stored: AbstractContextManager[None] = nullcontext()
         if self.config.predictions:
             stored = storing(task, self.config, self.dataset, split, self.directory)
-        with stored, _interruptible():
+        with stored:
             trainer.test(task, loader, verbose=False)
         if not self.config.predictions:  # those of an earlier run are not of this one
             shutil.rmtree(self.directory / PREDICTIONS, ignore_errors=True)
@@ -399,15 +440,16 @@ class _Run:
         return Metrics(split, epoch, self.happened["eval_images"], next(iter(known)), known)
 
     def _store(self, attached: Attached, task: Task) -> None:
-        """Delta checkpoint, head, and what the score is made of, each a file of its own."""
-        delta = attached.save(self.directory / "delta.safetensors")
-        head_path = self.directory / "head.safetensors"
-        head = head_state(attached, task.model)
-        save_file({name: t.detach().cpu().contiguous() for name, t in head.items()}, head_path)
-        self.happened["stored_bytes"] = records.StoredBytes(delta, head_path.stat().st_size)
-        evaluation = self.directory / EVALUATION_NAME
-        write_evaluation(task, self.dataset, self.happened["last_epoch"], evaluation)
-        self.happened["checksums"] = {EVALUATION_NAME: sha256(evaluation)}
+        """Delta, head, and what the score is made of, on the disk before the record."""
+        files = self.files
+        files.record.unlink(missing_ok=True)  # an old one vouches for the files that go now
+        attached.save(files.delta)
+        save_tensors(head_state(attached, task.model), files.head)
+        write_evaluation(task, self.dataset, self.happened["last_epoch"], files.evaluation)
+        sizes = (files.delta.stat().st_size, files.head.stat().st_size)
+        self.happened["stored_bytes"] = records.StoredBytes(*sizes)
+        stored = (files.delta, files.head, files.evaluation)
+        self.happened["checksums"] = {path.name: sha256(path) for path in stored}
 
     def _render(self, model: Model, task: Task) -> None:
         """Draw what the task predicts beside the truth; the run counts without it."""
@@ -466,18 +508,21 @@ class _Run:
             soft_wrap=True,
         )
 
+    def _tell(self, text: str) -> None:
+        _tell(self.console, text)
+
     def _run_id(self) -> str:
         return str(self.directory.relative_to(self.config.results_dir))
 
     def _record(self, status: Status, error: str | None) -> RunRecord:
         known, curves = self.happened, self.curves
-        trained = curves.train_seconds > 0
+        trained, ok = curves.train_seconds > 0, status is Status.OK
         happened = records.Happened(
-            last_epoch=known.get("last_epoch"),
-            selected_epoch=known.get("selected_epoch"),
+            last_epoch=known.get("last_epoch") if ok else None,
+            selected_epoch=known.get("selected_epoch") if ok else None,
             curves={name: [_finite(v) for v in values] for name, values in curves.curves.items()},
             parameters=known.get("parameters"),
-            stored_bytes=known.get("stored_bytes", records.StoredBytes()),
+            stored_bytes=known["stored_bytes"] if ok else records.StoredBytes(),
             seconds=records.Seconds(
                 data=known.get("data"),
                 setup=known.get("setup"),
@@ -492,7 +537,8 @@ class _Run:
             peak_memory_note=known.get("peak_memory_note"),
             resumed=curves.resumed,
             train_loss=_finite(curves.curves["train_loss"][-1]) if curves.curves else None,
-            checksums=known.get("checksums", {}),
+            diverged=known.get("diverged"),
+            checksums=known["checksums"] if ok else {},
         )
         where = records.Where(
             **self.environment, started=self.started, finished=utc_now(), **self.where
@@ -500,7 +546,7 @@ class _Run:
         record = RunRecord(
             self._run_id(), self.hash, status, error, self.asked, happened, where, self.labels
         )
-        records.write(record, self.directory / records.RECORD_NAME)
+        records.write(record, self.files.record)
         return record
 
 
@@ -541,6 +587,12 @@ def _quiet_lightning() -> None:
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*|lightning_fabric\..*")
+
+
+def _told(error: OSError) -> str:
+    """What the system refused, and of which file."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{' '.join((error.strerror or str(error)).split())}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vpeft_bench.attachment import Attached
@@ -16,9 +17,8 @@ from vpeft_bench.config import Protocol, RunConfig
 from vpeft_bench.data.dataset import Dataset
 from vpeft_bench.data.loading import Preprocessing, build_loader
 from vpeft_bench.data.splits import LabelledSplit
-from vpeft_bench.files import replacing
-
-SELECTION = "selection.safetensors"
+from vpeft_bench.run_files import RunFiles
+from vpeft_bench.tensor_files import save_tensors
 
 
 class RunData:
@@ -88,19 +88,19 @@ class RunData:
         return self._preprocessing.normalize(images.to(self.device))
 
 
-def select(attached: Attached, data: RunData, directory: Path) -> None:
+def select(attached: Attached, data: RunData, files: RunFiles) -> None:
     """Run the method's data pass, or take up what an interrupted run had selected.
 
     What was selected lies in the run directory from then on, written in one step; the state that an
     expensive pass kept to go on from is not needed any longer.
     """
-    path = directory / SELECTION
+    path = files.selection
     if path.exists():
-        attached.place_selection(load_file(path, device=str(data.device)))
-        return
+        try:
+            attached.place_selection(load_file(path, device=str(data.device)))
+            return
+        except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
+            files.set_aside(path, f"{type(error).__name__}: {error}")
     attached.select(data)
-    selection = attached.selection or {}
-    with replacing(path) as temporary:
-        save_file({n: t.cpu().contiguous() for n, t in selection.items()}, temporary)
-    if data.resume_path is not None:
-        data.resume_path.unlink(missing_ok=True)
+    save_tensors(attached.selection or {}, path)
+    files.selection_state.unlink(missing_ok=True)

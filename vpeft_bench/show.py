@@ -79,7 +79,7 @@ def show(
         raise VpeftBenchError(
             f"data={config.data.name} are not what {directory} was run on; --root DIR names others"
         )
-    model, task = finished_model(config, dataset, directory)
+    model, task = finished_model(config, dataset, directory, record)
     assert record.happened.last_epoch is not None
     split = record.happened.last_epoch.split.value
     return draw(config, dataset, split, model, task, out or directory / FILE, pictures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from rich.table import Table
 from vpeft_bench.config import Protocol, typed
 from vpeft_bench.errors import ProblemsError
 from vpeft_bench.files import write_atomically
+from vpeft_bench.interruption import Interrupted, received
 from vpeft_bench.metric_names import TITLES
 from vpeft_bench.record import Metrics, leaderboard_command
 
 NOTE = "outcome.json"
 JOB = "job.json"
+INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,12 @@ def run_job(job: Job, config: DictConfig, console: Console) -> float | None:
         run_config = typed(config)
         validation.check(run_config)
         outcome: Outcome = run(run_config, console)
-    except KeyboardInterrupt:
-        note("failed", "interrupted from the keyboard", None, None)
+    except Interrupted as error:
+        note(INTERRUPTED, str(error), None, None)
         raise
     except Exception as error:  # one failed run must not cost the others
-        (job.directory / "traceback.txt").write_text(traceback.format_exc())
+        with suppress(OSError):
+            (job.directory / "traceback.txt").write_text(traceback.format_exc())
         problems = error.problems if isinstance(error, ProblemsError) else ()
         reason = "; ".join(f"{p.where}: {p.what}" for p in problems) or str(error)
         note("failed", reason, None, None)
@@ -105,7 +109,10 @@ def read_notes(directory: Path) -> list[dict[str, Any]]:
     notes = []
     for started in sorted(directory.glob(f"*/{JOB}"), key=lambda path: _number(path.parent.name)):
         ended = started.with_name(NOTE)
-        notes.append(json.loads((ended if ended.exists() else started).read_text()))
+        note = json.loads((ended if ended.exists() else started).read_text())
+        if not ended.exists() and (signal := received()) is not None:
+            note |= {"result": INTERRUPTED, "reason": f"{signal.name} ended the sweep"}
+        notes.append(note)
     return notes
 
 
@@ -136,7 +143,7 @@ def print_summary(notes: list[dict[str, Any]], results_dir: str, console: Consol
     console.print(table)
     counts = {
         r: sum(n["result"] == r for n in notes)
-        for r in ("done", "skipped", "busy", "failed", "died")
+        for r in ("done", "skipped", "busy", "failed", INTERRUPTED, "died")
     }
     console.print(", ".join(f"{count} {result}" for result, count in counts.items() if count))
     console.print(f"leaderboard: {leaderboard_command(results_dir)}", soft_wrap=True)

@@ -16,7 +16,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from vpeft_bench.backbones.features import StageFeatures
 from vpeft_bench.config import HEADS, MASK_HEADS, HeadConfig, InputConfig
 from vpeft_bench.errors import ConfigError, unknown_name
-from vpeft_bench.heads.cascade import CascadeHeads
+from vpeft_bench.heads.cascade import CascadeHeads, Stage
 from vpeft_bench.heads.pyramid import ASPECT_RATIOS, LevelAnchors, Pyramid
 from vpeft_bench.heads.regions import (
     BOX_PLACES,
@@ -48,6 +48,16 @@ class Detector(nn.Module):
         self.predicts_masks = predicts_masks
         # torchvision's two-stage detectors keep label 0 for the background; RetinaNet has none.
         self._first_label = 0 if isinstance(model, RetinaNet) else 1
+
+    def predictors(self) -> list[nn.Module]:
+        """The modules whose outputs are decoded into boxes, classes and masks."""
+        found: list[nn.Module] = []
+        for module in self.model.modules():
+            if isinstance(module, Float32 | RetinaNetHead):
+                found.append(module)
+            elif isinstance(module, Stage):
+                found += [module.classifier, module.regressor]
+        return found
 
     def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The terms of the training loss, in training mode.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor, nn
 
 from vpeft_bench.config import TrainConfig
@@ -55,7 +56,9 @@ class Task(pl.LightningModule):
         self.model = model
         self.training_plan = training
         self.on_prediction: Callable[[Any], None] = _forgotten
+        self.gradient_norm: Tensor | None = None  # of the last step, where it was clipped
         self._frozen = {n for n, p in self.named_parameters() if not p.requires_grad}
+        self._finite: Tensor | None = None
 
     # ---- what each task says -------------------------------------------------------------------
 
@@ -83,6 +86,40 @@ class Task(pl.LightningModule):
         """``(K, K)`` counts by true and predicted class; None where they do not come in pairs."""
         return None
 
+    # ---- whether its numbers are finite ----------------------------------------------------------
+
+    def changing(self) -> dict[str, Tensor]:
+        """What training may change, by name: trained parameters and all buffers."""
+        return {n: t for n, t in self.state_dict().items() if n not in self._frozen}
+
+    def note_outputs(self, outputs: Any) -> None:
+        """Remember whether raw outputs of the evaluation are finite, without waiting for them.
+
+        Args:
+            outputs: a tensor, or any nesting of lists, tuples and dicts of such.
+        """
+        if isinstance(outputs, Tensor):
+            finite = outputs.detach().isfinite().all()
+            self._finite = finite if self._finite is None else self._finite & finite
+            return
+        for part in outputs.values() if isinstance(outputs, dict) else outputs:
+            self.note_outputs(part)
+
+    def watch(self, *predictors: nn.Module) -> None:
+        """Note what these modules give whenever the model is evaluated."""
+        for predictor in predictors:
+            predictor.register_forward_hook(
+                lambda module, _, outputs: None if module.training else self.note_outputs(outputs)
+            )
+
+    def outputs_are_finite(self) -> bool:
+        """Whether all outputs noted in the last evaluation are."""
+        return self._finite is None or bool(self._finite)
+
+    def _start_evaluation(self) -> None:
+        self._finite = None
+        self.forget()
+
     # ---- what Lightning calls ------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -102,11 +139,11 @@ class Task(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation."""
-        self.forget()
+        self._start_evaluation()
 
     def on_test_epoch_start(self) -> None:
         """Forget the last evaluation."""
-        self.forget()
+        self._start_evaluation()
 
     def configure_optimizers(self) -> Any:
         """AdamW on the trained parameters; warm-up and schedule per step."""
@@ -121,7 +158,17 @@ class Task(pl.LightningModule):
             },
         }
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients together, and keep what it was."""
+        if gradient_clip_val:
+            parameters = self.trainer.precision_plugin.main_params(optimizer)
+            self.gradient_norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val).detach()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what changes: trained parameters and buffers, not the frozen weights."""
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {n: t for n, t in state.items() if n not in self._frozen}
+        checkpoint["state_dict"] = self.changing()

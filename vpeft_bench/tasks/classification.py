@@ -62,6 +62,7 @@ class Classification(Task):
         """Count pairs of true and predicted class; logits ``(B, C)`` are the prediction."""
         inputs, labels = batch
         logits = self(inputs)
+        self.note_outputs(logits)
         self.on_prediction(logits)
         self.pairs.update(logits, labels)
 

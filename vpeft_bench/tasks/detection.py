@@ -35,6 +35,7 @@ class Detection(Task):
         training: Training | None = None,
     ) -> None:
         super().__init__(model, training)
+        self.watch(*model.predictors())
         self.scores = BoxMetrics(num_classes, model.predicts_masks, metric, max_detections)
 
     def loss(self, batch: Batch) -> Tensor:

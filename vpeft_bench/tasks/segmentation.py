@@ -34,6 +34,7 @@ class Segmentation(Task):
         training: Training | None = None,
     ) -> None:
         super().__init__(model, training)
+        self.watch(model.decoder)
         self.normalize = normalize
         self.scores = LabelMapMetrics(num_classes)
 

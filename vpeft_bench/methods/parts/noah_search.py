@@ -17,16 +17,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.errors import NotSelectedError
-from vpeft_bench.files import replacing
+from vpeft_bench.files import set_aside
 from vpeft_bench.methods.base import option
 from vpeft_bench.methods.data_pass import SelectionData, evaluating
 from vpeft_bench.methods.parts.subnetwork import PARTS, Subnetwork, Widths, live_parameters
+from vpeft_bench.tensor_files import save_tensors
 
 WEIGHT_DECAY = 1e-4
 FIRST_RATE, LAST_RATE = 1e-6, 1e-5
@@ -140,15 +140,24 @@ class Progress:
             self._load(path)
 
     def _load(self, path: Path) -> None:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("search") != self.of:
-                _log.warning("%s is the state of another search; starting anew", path)
-                return
-            self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        self.epochs = int(header["epochs"])
-        scores = json.loads(header["scores"])
-        self.scores = {tuple(map(tuple, candidate)): score for candidate, score in scores}
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("search") != self.of:
+                    raise ValueError("it is the state of another search")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            epochs, scores = int(header["epochs"]), json.loads(header["scores"])
+            tried = {tuple(map(tuple, candidate)): float(score) for candidate, score in scores}
+        except (SafetensorError, LookupError, ValueError, TypeError) as error:
+            aside = set_aside(path)
+            _log.warning(
+                "%s cannot be used (%s); it is kept as %s, and the search starts anew",
+                path,
+                error,
+                aside.name,
+            )
+            return
+        self.tensors, self.epochs, self.scores = tensors, epochs, tried
         _log.info("going on from epoch %d, %d scores", self.epochs, len(self.scores))
 
     def save(self) -> None:
@@ -157,8 +166,7 @@ class Progress:
             return
         scores = json.dumps(list(self.scores.items()))
         header = {"search": self.of, "epochs": str(self.epochs), "scores": scores}
-        with replacing(self.path) as temporary:
-            save_file({n: t.cpu().contiguous() for n, t in self.tensors.items()}, temporary, header)
+        save_tensors(self.tensors, self.path, header)
         self._saved = time.monotonic()
 
 
