@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vpeft_bench.metric_names import BoxMetric
@@ -101,13 +103,13 @@ class BoxMetrics:
     def per_class(self) -> list[dict[str, float | None]]:
         """Of each class the objects that count, the detections, and scores in percent."""
         by_class = voc.voc_ap50_by_class(**self._voc()) if self.metric in VOC else None
+        objects = self._counts(there.labels[~there.crowds] for there in self._there)
+        detections = self._counts(found.labels for found in self._found)
         rows = []
         for label in range(self.num_classes):
             row: dict[str, float | None] = {
-                "objects": sum(
-                    int(((there.labels == label) & ~there.crowds).sum()) for there in self._there
-                ),
-                "detections": sum(int((found.labels == label).sum()) for found in self._found),
+                "objects": objects[label],
+                "detections": detections[label],
             }
             if by_class is not None:
                 row[f"{self.metric.value}_ap50"] = by_class[label]
@@ -118,6 +120,12 @@ class BoxMetrics:
                 row[f"{kind}_ar100"] = scores.average_recall(label=label)
             rows.append(row)
         return rows
+
+    def _counts(self, labels: Iterable[NDArray[np.int64]]) -> list[int]:
+        """How often each class occurs."""
+        every = np.concatenate([np.zeros(0, dtype=np.int64), *labels])
+        counts: list[int] = np.bincount(every, minlength=self.num_classes).tolist()
+        return counts
 
     def _summary(self, kind: str) -> dict[str, float | None]:
         """COCO's twelve numbers, and two more where 100 detections need not be all."""
