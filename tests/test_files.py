@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from vpeft_bench.files import replacing, set_aside, sha256, sweep_temporary, write_atomically
+from vpeft_bench.files import (
+    replacing,
+    replacing_folder,
+    set_aside,
+    sha256,
+    sweep_temporary,
+    write_atomically,
+)
 
 
 def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -31,9 +38,32 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path, durable: bool) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    for names in (["a", "b"], ["c"]):
+        with replacing_folder(path) as temporary:
+            for name in names:
+                (temporary / name).write_text("x")
+        assert sorted(file.name for file in path.iterdir()) == names
+
+    def fail() -> None:
+        with replacing_folder(path) as temporary:
+            (temporary / "d").write_text("x")
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        fail()
+    assert [file.name for file in path.iterdir()] == ["c"]
+    assert list(tmp_path.iterdir()) == [path]
+    (tmp_path / ".kept.0123.tmp").mkdir()  # of a writer that was killed
+    (tmp_path / ".kept.0123.tmp" / "d").write_text("x")
+    sweep_temporary(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
-    kept = [tmp_path / "record.json", tmp_path / "notes.tmp", tmp_path / ".hidden"]
-    for path in (*kept, tmp_path / ".record.json.0123.tmp"):
+    kept = [tmp_path / "record.json", tmp_path / "notes.txt", tmp_path / ".hidden"]
+    for path in (*kept, tmp_path / ".record.json.0123.tmp", tmp_path / "last.ckpt.tmp"):
         path.write_text("x")
     sweep_temporary(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(kept)

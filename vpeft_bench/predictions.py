@@ -38,9 +38,9 @@ from vpeft_bench.files import replacing_folder
 from vpeft_bench.finished import finished_model
 from vpeft_bench.metrics.coco import run_lengths, widths_and_heights
 from vpeft_bench.record import RunRecord
+from vpeft_bench.run_files import PREDICTIONS
 from vpeft_bench.tasks.base import Task
 
-FOLDER = "predictions"
 BOXES, MASKS, MAPS, LOGITS = "bbox.json", "segm.json", "label_maps", "logits.parquet"
 _ROWS = 4096  # of a Parquet file that are written together
 
@@ -54,7 +54,7 @@ def storing(
     Raises:
         OSError: the files cannot be written; what was there before is still there.
     """
-    with replacing_folder(directory / FOLDER) as folder:
+    with replacing_folder(directory / PREDICTIONS) as folder:
         writer = _writer(config, dataset, dataset.split(split), folder)
         before, task.on_prediction = task.on_prediction, writer.add
         try:

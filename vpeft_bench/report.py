@@ -7,9 +7,9 @@ from rich.table import Table
 
 from vpeft_bench.formats import option_text
 from vpeft_bench.metric_names import BESIDE, TITLES
-from vpeft_bench.predictions import FOLDER as PREDICTIONS
 from vpeft_bench.record import Metrics, RunRecord, leaderboard_command
 from vpeft_bench.run import Outcome, Result
+from vpeft_bench.run_files import PREDICTIONS
 
 
 def print_outcome(outcome: Outcome, console: Console) -> None:

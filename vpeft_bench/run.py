@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -62,7 +61,6 @@ from vpeft_bench.files import sha256
 from vpeft_bench.host import flush_denormals, keep_freed_memory
 from vpeft_bench.loggers import open_sinks
 from vpeft_bench.methods.registry import build_method
-from vpeft_bench.predictions import FOLDER as PREDICTIONS
 from vpeft_bench.predictions import store_again, storing
 from vpeft_bench.record import Metrics, RunRecord, Status
 from vpeft_bench.run_files import RunFiles
@@ -157,7 +155,7 @@ def _run(config: RunConfig, console: Console) -> Outcome:
             if config.rerun:
                 files.forget_progress()
             elif (done := files.finished()) is not None:
-                if config.predictions and not (directory / PREDICTIONS).is_dir():
+                if config.predictions and not files.predictions.is_dir():
                     _prepare(config)
                     said = store_again(config, dataset, done, directory)
                     _tell(console, f"predictions: stored by the weights of the finished run{said}")
@@ -417,8 +415,8 @@ class _Run:
             stored = storing(task, self.config, self.dataset, split, self.directory)
         with stored:
             trainer.test(task, loader, verbose=False)
-        if not self.config.predictions:  # those of an earlier run are not of this one
-            shutil.rmtree(self.directory / PREDICTIONS, ignore_errors=True)
+        if not self.config.predictions:
+            self.files.forget_predictions()
         self.curves.eval_seconds += time.perf_counter() - start
         epochs = self.config.train.epochs
         values = task.metrics()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from vpeft_bench.record import RunRecord, Status
 DELTA = "delta.safetensors"
 HEAD = "head.safetensors"
 EVALUATION = "evaluation.json"
+PREDICTIONS = "predictions"
 VOUCHED_FOR = (DELTA, HEAD, EVALUATION)
 """What a record of a run that is ok stands for, by checksum."""
 
@@ -23,6 +25,7 @@ class RunFiles:
 
     Attributes:
         record, metrics, delta, head, evaluation: what stays.
+        predictions: the folder of what was predicted, where that is kept.
         checkpoint: the last whole epochs of an unfinished run.
         selection: what the method's data pass decided.
         selection_state: an unfinished data pass.
@@ -40,6 +43,7 @@ class RunFiles:
         self.delta = directory / DELTA
         self.head = directory / HEAD
         self.evaluation = directory / EVALUATION
+        self.predictions = directory / PREDICTIONS
         self.checkpoint = directory / "last.ckpt"
         self.selection = directory / "selection.safetensors"
         self.selection_state = directory / "selection.state"
@@ -53,6 +57,11 @@ class RunFiles:
         """Leave no file that looks as if a record vouched for it."""
         for name in VOUCHED_FOR:
             (self.directory / name).unlink(missing_ok=True)
+        self.forget_predictions()
+
+    def forget_predictions(self) -> None:
+        """Leave none of an earlier training."""
+        shutil.rmtree(self.predictions, ignore_errors=True)
 
     def sweep(self) -> None:
         """Remove what writers that were killed have left."""
