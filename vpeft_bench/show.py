@@ -22,6 +22,8 @@ from torch import Tensor
 from vpeft_bench.build import Model, build_batches, device_of
 from vpeft_bench.config import IGNORED_LABEL, RunConfig, from_plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
+from vpeft_bench.data.findings import Inspection
+from vpeft_bench.data.inspect_pictures import data_identity, inspect_pictures
 from vpeft_bench.drawing import Panel, class_name, coloured, enlarged, sheet, with_objects
 from vpeft_bench.errors import VpeftBenchError
 from vpeft_bench.finished import finished_model
@@ -75,7 +77,10 @@ def show(
     if root is not None:
         config.data.root = root
     dataset = open_dataset(config.data)
-    if dataset.fingerprint != record.where.data_fingerprint:
+    looked = Inspection()
+    if record.where.data is not None and record.where.data.pixels:
+        inspect_pictures(dataset, config.data, looked)
+    if data_identity(dataset, looked) != record.where.data_fingerprint:
         raise VpeftBenchError(
             f"data={config.data.name} are not what {directory} was run on; --root DIR names others"
         )

@@ -26,6 +26,7 @@ from torchvision.transforms.v2 import functional as transforms
 from vpeft_bench.config import IGNORED_LABEL, InputConfig
 from vpeft_bench.data.loading import IMAGENET_MEAN, BatchKey, EpochSampler, Pixels
 from vpeft_bench.data.splits import LabelMapSplit, ObjectSplit
+from vpeft_bench.data.workers import Loader, hands_over_errors
 from vpeft_bench.errors import VpeftBenchError
 from vpeft_bench.sizes import resized_size
 
@@ -96,7 +97,7 @@ def build_dense_loader(
         batches.fill_memory()  # before training is timed, and before workers start and share it
         if not batches.crops or input.crop <= _CHEAP_CROP:
             workers = 0
-    return DataLoader(
+    return Loader(
         batches,
         sampler=EpochSampler(len(split), batch_size, seed, shuffle=train),
         batch_size=None,  # the sampler's items are whole batches already
@@ -132,6 +133,7 @@ class _Batches(TorchDataset[DenseBatch]):
     def __len__(self) -> int:
         return len(self.split)
 
+    @hands_over_errors
     def __getitem__(self, key: BatchKey) -> DenseBatch:
         epoch, indices = key
         if self.in_memory and self._memory is None:
@@ -235,7 +237,6 @@ def _check_size(index: int, image: Image.Image | Tensor, what: str, size: tuple[
     """Raise VpeftBenchError where masks or a label map of ``size`` do not fit the picture."""
     height, width = image.shape[1:] if isinstance(image, Tensor) else (image.height, image.width)
     if size != (height, width):
-        # A plain message: loader workers re-raise errors from their text alone.
         raise VpeftBenchError(
             f"picture {index} has {height} rows and {width} columns, "
             f"its {what} {size[0]} and {size[1]}"

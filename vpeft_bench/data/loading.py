@@ -26,6 +26,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from vpeft_bench.data.schema import Augmentation, DataConfig, Normalization, Resize
 from vpeft_bench.data.splits import LabelledSplit
+from vpeft_bench.data.workers import Loader, hands_over_errors
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -127,7 +128,7 @@ def build_loader(
         batches.fill_memory()  # before training is timed, and before workers start and share it
         if batches.augmentation is not Augmentation.randaugment:
             workers = 0
-    return DataLoader(
+    return Loader(
         batches,
         sampler=EpochSampler(len(split), batch_size, seed, shuffle=train),
         batch_size=None,  # the sampler's items are whole batches already
@@ -188,6 +189,7 @@ class _Batches(TorchDataset[Batch]):
     def __len__(self) -> int:
         return len(self.split)
 
+    @hands_over_errors
     def __getitem__(self, key: BatchKey) -> Batch:
         epoch, indices = key
         if self.in_memory and self._memory is None:

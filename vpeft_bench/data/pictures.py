@@ -114,7 +114,7 @@ def decode(path: str, background: str | None = None) -> Decoded:
     """As :func:`read_picture`, with what else became known of the picture."""
     with _opened(path, "picture") as image:
         facts = _facts(image)
-        image.load()
+        _load(path, image)
         grey_16, highest = _reduced(image)
         rgb, transparent = _rgb(grey_16 or image, background)
         return Decoded(_upright(rgb, image), facts, transparent, _goes_on(image), highest)
@@ -140,7 +140,7 @@ def read_label_map(path: str) -> NDArray[np.uint8]:
     with _opened(path, "label map") as image:
         tiles: Any = getattr(image, "tile", None)  # how the file stores them, before it is decoded
         stretched = _STRETCHED.get(str(tiles[0][3]), 1) if tiles else 1
-        image.load()
+        _load(path, image)
         if image.mode not in ("1", "L", "P"):
             raise VpeftBenchError(
                 f"{path} is not a label map: 8-bit class indices were expected, "
@@ -233,6 +233,14 @@ def _reason(path: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     telling = isinstance(error, OSError | ValueError | SyntaxError | Image.DecompressionBombError)
     return text if telling and text else f"{type(error).__name__}: {text}"
+
+
+def _load(path: str, image: Image.Image) -> None:
+    """Decode an opened file. Of a PNG Pillow checks the checksums of pixels only when asked."""
+    image.load()
+    if image.format == "PNG":
+        with Image.open(path) as again:
+            again.verify()
 
 
 def _facts(image: Image.Image) -> PictureFacts:

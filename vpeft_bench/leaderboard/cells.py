@@ -151,6 +151,12 @@ class Cell:
         return sorted(set(self.each(lambda run: run.where.data_fingerprint)))
 
     @property
+    def image_formats(self) -> list[str]:
+        """Formats of the pictures that the runs which ended well have seen."""
+        data = self.each(lambda run: run.where.data)
+        return sorted({facts.image_format for facts in data if facts.image_format})
+
+    @property
     def labels(self) -> list[str]:
         """Notices that any of the runs carries, and what is said of the card."""
         notices = {label for record in self.records for label in record.labels}

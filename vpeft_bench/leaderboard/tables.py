@@ -277,6 +277,7 @@ def dataset_csv_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
             **_score_csv_columns(scores, _scored(cell, scores)),
             **card_csv_columns(cell.card),
             "data_fingerprint": ", ".join(cell.data_versions),
+            "image_format": ", ".join(cell.image_formats),
             "failed": str(len(cell.unfinished)),
             "failed_reasons": "; ".join(_reasons(cell)),
             "labels": ", ".join(cell.labels),
@@ -294,13 +295,18 @@ def dataset_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
     with_cards = any(cell.card for cell in cells)
     configurations = Counter((cell.benchmark, cell.data, cell.entry) for cell in cells)
     versions: dict[tuple[str, str], set[str]] = defaultdict(set)
+    formats: dict[tuple[str, str], set[str]] = defaultdict(set)
     for cell in cells:
         versions[cell.benchmark, cell.data].update(cell.data_versions)
+        formats[cell.benchmark, cell.data].update(cell.image_formats)
     return [
         {
             "data": cell.data,
             "data version": " ".join(map(_short, cell.data_versions))
             if len(versions[cell.benchmark, cell.data]) > 1
+            else "",
+            "pictures": ", ".join(cell.image_formats)
+            if len(formats[cell.benchmark, cell.data]) > 1
             else "",
             **_entry_columns(cell.entry),
             "head": cell.head,
