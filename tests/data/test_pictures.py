@@ -332,9 +332,7 @@ def test_a_label_map_is_turned_by_its_own_orientation(tmp_path: Path) -> None:
 
 def test_a_damaged_label_map_is_one_line(tmp_path: Path) -> None:
     cut("PNG")(tmp_path / "map.png")
-    with Image.open(tmp_path / "map.png") as image:
-        assert image.mode == "RGB"
-    with pytest.raises(VpeftBenchError, match=r"map\.png is not a label map: .* mode is RGB"):
+    with pytest.raises(VpeftBenchError, match=r"map\.png cannot be read as a label map: .*trunc"):
         read_label_map(str(tmp_path / "map.png"))
     short_header(tmp_path / "map.png")
     with pytest.raises(VpeftBenchError, match=r"map\.png cannot be read as a label map: Trunc"):
