@@ -253,6 +253,20 @@ def test_semantic_problems_are_reported_at_once(tmp_path: Path) -> None:
         assert expected in text
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.background=wite"], "did you mean data.background=white"),
+        (["data.background=white"], "has no effect: demo/digits is rendered"),
+        (["data.background='#ffffff80'"], "is no opaque colour"),
+        (["data.original_format=pngg"], "did you mean data.original_format=png"),
+    ],
+)
+def test_how_pictures_are_read_is_checked(overrides: list[str], expected: str) -> None:
+    config = composed("method=linear", "data=demo/digits", *overrides)
+    assert expected in "\n".join(map(str, validation.problems(config)))
+
+
 def test_unsupported_pair_is_told_before_weights() -> None:
     config = composed("method=vpt_deep", "backbone=swin_b", "backbone.weights=none")
     (problem,) = validation.problems(config)

@@ -21,7 +21,7 @@ from vpeft_bench.config import (
     RunConfig,
     Schedule,
 )
-from vpeft_bench.data.schema import RENDERED
+from vpeft_bench.data.schema import ORIGINAL_FORMATS, RENDERED
 from vpeft_bench.errors import (
     ConfigError,
     MethodOptionError,
@@ -85,6 +85,7 @@ CHOICES = {
     "hardware.accelerator": ("auto", "cpu", "cuda"),
     "task.name": ("classification", "detection", "segmentation"),
     "data.final_train": ("trainval", "train"),
+    "data.original_format": ("", *ORIGINAL_FORMATS),
     "head.box": BOX_HEADS,
 }
 

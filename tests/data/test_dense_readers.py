@@ -676,6 +676,29 @@ def test_voc_objects(devkit: DataConfig) -> None:
     assert object_split(read_voc_boxes(devkit), "test").objects(0).boxes.shape == (0, 4)
 
 
+def test_voc_sizes_are_those_of_the_turned_picture(devkit: DataConfig) -> None:
+    year = Path(devkit.root) / "VOCdevkit" / "VOC2007"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # as telephones write it: stored as 30x40, shown as 40x30
+    upright = np.zeros((30, 40, 3), dtype=np.uint8)
+    upright[:15, :20] = 255
+    stored = Image.fromarray(upright).transpose(Image.Transpose.ROTATE_90)
+    stored.save(year / "JPEGImages" / "t.jpg", exif=exif)
+    file = year / "Annotations" / "t.xml"
+
+    def sized(width: int, height: int) -> FileObjects:
+        file.write_text(xml(xml_object("cat", 1, 1, 20, 15), size=(width, height)))
+        return object_split(read_voc_boxes(devkit), "test")
+
+    for split in (sized(40, 30), sized(0, 0)):  # or nothing said
+        assert split.image(0).size == (40, 30)
+        assert (np.asarray(split.image(0))[:12, :16] > 200).all()
+    with pytest.raises(VpeftBenchError, match=r"t\.jpg is stored as 30x40.*EXIF orientation 6"):
+        sized(30, 40).image(0)
+    with pytest.raises(VpeftBenchError, match=r"t\.jpg is 40x30, but its annotation says 41x30"):
+        sized(41, 30).image(0)
+
+
 def test_all_problems_of_voc_folders_at_once(devkit: DataConfig) -> None:
     year = Path(devkit.root) / "VOCdevkit" / "VOC2007"
     (year / "Annotations" / "a.xml").write_text(xml(xml_object("kat", 1, 1, 2, 2)))

@@ -15,6 +15,8 @@ from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.findings import Inspection
 from vpeft_bench.data.inspect_pictures import SAMPLE, data_identity, inspect_pictures, sample
 from vpeft_bench.data.schema import DataConfig, Reader
+from vpeft_bench.data.splits import LabelMapSplit
+from vpeft_bench.errors import VpeftBenchError
 
 MakeImageList = Callable[..., DataConfig]
 
@@ -208,3 +210,66 @@ def test_boxes_of_the_stored_picture_are_errors_that_name_exif(
     assert len(found.problems) == 7
     assert all("EXIF orientation 6" in problem.what for problem in found.problems)
     assert all("exiftool" in problem.what for problem in found.problems)
+
+
+def turned(pixels: np.ndarray, path: Path, orientation: int, turn: Image.Transpose) -> None:
+    """Store the picture so that its EXIF orientation turns it into ``pixels``."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).transpose(turn).save(path, exif=exif)
+
+
+@pytest.fixture
+def turned_maps(tmp_path: Path) -> Callable[..., DataConfig]:
+    """Pictures of 64x48, stored turned, and label maps of any making."""
+    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+    def make(orientation: int, turn: Image.Transpose, save: Callable[[Path], None]) -> DataConfig:
+        for part, count in (("training", 5), ("validation", 2)):
+            for kind in ("images", "annotations"):
+                (tmp_path / kind / part).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                turned(picture, tmp_path / "images" / part / f"{i}.png", orientation, turn)
+                save(tmp_path / "annotations" / part / f"{i}.png")
+        lists = {"train": "training", "test": "validation"}
+        config = DataConfig("maps", Reader.ade20k, root=str(tmp_path), hold_out=0.2, lists=lists)
+        config.num_classes = 3
+        return config
+
+    return make
+
+
+LABELS = np.random.default_rng(1).integers(0, 3, (48, 64), dtype=np.uint8)
+
+
+def test_label_maps_fit_the_turned_picture(turned_maps: Callable[..., DataConfig]) -> None:
+    for save in (
+        lambda path: Image.fromarray(LABELS).save(path),
+        lambda path: turned(LABELS, path, 6, Image.Transpose.ROTATE_90),  # with their own EXIF
+    ):
+        config = turned_maps(6, Image.Transpose.ROTATE_90, save)
+        split = open_dataset(config).split("test")
+        assert isinstance(split, LabelMapSplit)
+        assert split.image(0).size == (64, 48)
+        assert np.array_equal(split.label_map(0), LABELS)
+        assert looked_at(config).notices == []
+
+
+def test_label_maps_of_the_stored_picture_are_errors(
+    turned_maps: Callable[..., DataConfig],
+) -> None:
+    config = turned_maps(
+        6, Image.Transpose.ROTATE_90, lambda path: Image.fromarray(LABELS.T.copy()).save(path)
+    )
+    split = open_dataset(config).split("test")
+    assert isinstance(split, LabelMapSplit)
+    with pytest.raises(VpeftBenchError, match=r"0\.png is stored as 48x64.*EXIF orientation 6"):
+        split.label_map(0)
+
+
+def test_half_turns_are_told_of_dense_data(turned_maps: Callable[..., DataConfig]) -> None:
+    config = turned_maps(
+        3, Image.Transpose.ROTATE_180, lambda path: Image.fromarray(LABELS).save(path)
+    )
+    [notice] = looked_at(config).notices
+    assert notice.startswith("turned by EXIF: 7 of 7 pictures looked at; annotations")

@@ -28,7 +28,7 @@ from vpeft_bench.leaderboard.tables import (
     summary_csv_rows,
     summary_rows,
 )
-from vpeft_bench.record import Parameters, RunRecord, Status
+from vpeft_bench.record import DataFacts, Parameters, RunRecord, Status
 
 Run = Callable[..., RunRecord]
 Card = Callable[..., CostCard]
@@ -373,6 +373,20 @@ def test_equal_names_of_different_data_are_told_apart(run: Run) -> None:
         "lora": "d1",
         "ssf": "0a1b2c3d",
     }
+
+
+def test_other_formats_of_pictures_are_told_apart(run: Run) -> None:
+    def read_from(record: RunRecord, image_format: str) -> RunRecord:
+        data = DataFacts(image_format=image_format)
+        return dataclasses.replace(record, where=dataclasses.replace(record.where, data=data))
+
+    png, jpeg = run(), run(data_fingerprint="d2")
+    rows = dataset_rows(cells(read_from(png, "png"), read_from(jpeg, "jpeg")), SCORES)
+    assert sorted(row["pictures"] for row in rows) == ["jpeg", "png"]
+    (row,) = dataset_rows(cells(read_from(png, "png")), SCORES)
+    assert row["pictures"] == ""
+    (line,) = dataset_csv_rows(cells(read_from(png, "jpeg+png")), SCORES)
+    assert line["image_format"] == "jpeg+png"
 
 
 def test_the_shortest_text_reads_back_as_the_same_number() -> None:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from vpeft_bench.data.findings import Inspection
 from vpeft_bench.data.folders import fingerprint
-from vpeft_bench.data.pictures import LOSSLESS, PictureFacts, Size, decode
-from vpeft_bench.data.schema import DataConfig
+from vpeft_bench.data.pictures import PictureFacts, Size, decode
+from vpeft_bench.data.schema import LOSSLESS, DataConfig
 from vpeft_bench.data.splits import Dataset, PictureFiles
 from vpeft_bench.errors import VpeftBenchError
 

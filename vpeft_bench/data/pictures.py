@@ -29,9 +29,6 @@ from vpeft_bench.errors import VpeftBenchError
 Size = tuple[int, int]
 """Width and height, pixels."""
 
-LOSSLESS = ("array", "png", "bmp", "tiff", "ppm")
-"""Formats in which a picture is what it was before it was stored."""
-
 COLOURS = tuple(ImageColor.colormap)
 """Names of colours."""
 

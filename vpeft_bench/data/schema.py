@@ -31,6 +31,11 @@ RENDERED = (Reader.digits, Reader.sprites, Reader.scenes)
 """Readers whose pictures are no files."""
 
 
+LOSSLESS = ("array", "png", "bmp", "tiff", "ppm")
+"""Formats in which a picture is what it was before it was stored."""
+ORIGINAL_FORMATS = (*LOSSLESS, "jpeg")
+
+
 class Normalization(Enum):
     """Whose mean and standard deviation the pixels are normalised with."""
 
@@ -101,8 +106,8 @@ class DataConfig:
             refused.
         background: the colour, a name or ``#rrggbb``, that transparent pixels are composited onto;
             None: they keep the colours stored under them.
-        original_format: format that the pictures were published in: ``array``, ``png`` or ``jpeg``;
-            empty where that is not known. Lossless ones that are JPEG here are labelled.
+        original_format: format that the pictures were published in, e.g. ``array``, ``png`` or
+            ``jpeg``; empty where that is not known. Lossless ones that are JPEG here are labelled.
     """
 
     name: str = ""
