@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+
+from vpeft_bench.errors import ProblemsError
 
 HELP = """\
 usage: python -m vpeft_bench [GROUP=CHOICE ...] [KEY=VALUE ...]     one run
@@ -13,6 +16,11 @@ usage: python -m vpeft_bench [GROUP=CHOICE ...] [KEY=VALUE ...]     one run
        python -m vpeft_bench data                                   every data set; is it there?
        python -m vpeft_bench show RUN                               what a run predicts, drawn
        python -m vpeft_bench cost [-m] [KEY=VALUE ...]              time, memory, operations, energy
+       python -m vpeft_bench --version
+
+flags, in any order and with any command that reads configs
+  --config-dir DIR   a folder of your own configs: DIR/data/NAME.yaml is data=NAME
+  --cfg job          print the config, run nothing
 
 Without arguments: LoRA on the embedded backbone and embedded data, on the CPU, in under a minute.
 
@@ -29,35 +37,59 @@ examples
 """
 
 
-def _dispatch() -> int:
-    """Call a sub-command or a run; its exit status."""
-    arguments = sys.argv[1:]
-    if arguments and arguments[0] in ("-h", "--help", "help"):
+COMMANDS = ("leaderboard", "methods", "data", "show", "cost")
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    """Call a sub-command or a run; its exit status. Each imports what it needs, and no more."""
+    from vpeft_bench.flags import own_configs, refuse_config_dir, split_command
+
+    split = split_command(arguments, COMMANDS)
+    command, rest, folder = split.command, split.rest, split.config_dir
+    if "--version" in rest:
+        print_version()
+        return 0
+    if command is None and (rest[:1] == ["help"] or {"-h", "--help"} & set(rest)):
         print_help()
         return 0
-    if arguments and arguments[0] == "leaderboard":
+    if command == "leaderboard":
         from vpeft_bench.leaderboard.cli import main as leaderboard
 
-        return leaderboard(arguments[1:])
-    if arguments and arguments[0] == "methods":
-        from vpeft_bench.catalogue.listing import main as methods
-
-        return methods(arguments[1:])
-    if arguments and arguments[0] == "data":
-        from vpeft_bench.data.listing import main as data
-
-        return data(arguments[1:])
-    if arguments and arguments[0] == "show":
+        refuse_config_dir(folder, command, "it reads records, not configs")
+        return leaderboard(rest)
+    if command == "show":
         from vpeft_bench.show import main as show
 
-        return show(arguments[1:])
-    if arguments and arguments[0] == "cost":
+        refuse_config_dir(folder, command, "the record of a run holds its config")
+        return show(rest)
+    if command == "methods":
+        from vpeft_bench.catalogue.listing import main as methods
+
+        return methods(rest, own_configs(folder))
+    if command == "data":
+        from vpeft_bench.data.listing import main as data
+
+        return data(rest, own_configs(folder))
+    if folder is not None:
+        rest = ["--config-dir", folder, *rest]
+    if command == "cost":
         from vpeft_bench.cost.cli import main as cost
 
-        return cost(arguments[1:])
+        return cost(rest)
     from vpeft_bench.launch import main as launch
 
-    return launch(arguments)
+    return launch(rest)
+
+
+def print_version() -> None:
+    """This package's version and commit, and the versions of what decides the numbers."""
+    from vpeft_bench.environment import environment
+
+    found = environment()
+    versions, git = found["versions"], found["git"]
+    commit = "" if git is None else f", commit {git.commit}{' with changes' if git.dirty else ''}"
+    print(f"vpeft_bench {versions.get('vpeft-bench', 'not installed')}{commit}")
+    print(", ".join(f"{name} {versions.get(name, 'missing')}" for name in ("torch", "timm")))
 
 
 def print_help() -> None:
@@ -82,8 +114,11 @@ def print_help() -> None:
 def main() -> int:
     """The process's exit status; no traceback where the output's reader leaves (``| head``)."""
     try:
-        status = _dispatch()
+        status = _dispatch(sys.argv[1:])
         sys.stdout.flush()
+    except ProblemsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except BrokenPipeError:
         # The interpreter flushes once more at its end, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,7 +5,9 @@ Importing this module does not import torch: the command line starts without it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import os
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -14,7 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from vpeft_bench.added_options import completed
 from vpeft_bench.data.schema import DataConfig
-from vpeft_bench.identity import asked_hash
+from vpeft_bench.identity import NOT_SCIENTIFIC, asked_hash
 
 
 @dataclass
@@ -401,20 +403,39 @@ class RunConfig:
     predictions: bool = False
 
 
+# Keys that hold a path: a leading ``~`` is the home folder, wherever the value comes from.
+PATHS = (
+    "data.root",
+    "backbone.weights",
+    "hardware.feature_cache_dir",
+    "cost.results_dir",
+    "results_dir",
+)
+
+
 def register_schema() -> None:
-    """Make the schema known to Hydra; ``config.yaml`` names it first in its defaults."""
+    """Make the schema known to Hydra; ``config.yaml`` names it first in its defaults.
+
+    In config files ``${expanded:PATH}`` is the path with its ``~`` replaced.
+    """
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    OmegaConf.register_new_resolver("expanded", os.path.expanduser, replace=True)
 
 
 def typed(config: DictConfig) -> RunConfig:
-    """The composed config as dataclasses, types checked.
+    """The composed config as dataclasses, types checked, ``~`` of its paths replaced.
 
     Raises:
         omegaconf.errors.OmegaConfBaseException: a value does not fit its type.
     """
-    merged = OmegaConf.merge(OmegaConf.structured(RunConfig), config)
-    run_config = OmegaConf.to_object(merged)
+    fits = OmegaConf.get_type(config) is RunConfig
+    structured = config if fits else OmegaConf.merge(OmegaConf.structured(RunConfig), config)
+    run_config = OmegaConf.to_object(structured)
     assert isinstance(run_config, RunConfig)
+    for key in PATHS:
+        node, _, name = key.rpartition(".")
+        part = getattr(run_config, node) if node else run_config
+        setattr(part, name, os.path.expanduser(getattr(part, name)))
     return run_config
 
 
@@ -437,6 +458,27 @@ def from_plain(asked: dict[str, Any]) -> RunConfig:
     config = typed(OmegaConf.create(asked))
     config.method = completed(config.method)
     return config
+
+
+# What config_hash knows by content, and where and how often a run is done.
+_WHICH_RUN = ("seed", "results_dir", "data.root", "data.folders", "backbone.weights")
+
+
+def same_run(config: RunConfig) -> str:
+    """Equal for two configs of one command line that are the same run, whatever lies on disk.
+
+    With ``rerun=true`` every config is another run.
+    """
+    content = asdict(config)
+    for key in NOT_SCIENTIFIC:
+        if config.rerun or key in _WHICH_RUN:
+            continue
+        *parents, last = key.split(".")
+        node = content
+        for parent in parents:
+            node = node[parent]
+        del node[last]
+    return json.dumps(content, sort_keys=True, default=str)
 
 
 def config_hash(config: RunConfig, data_fingerprint: str, weights_identity: str) -> str:

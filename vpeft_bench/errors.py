@@ -29,6 +29,14 @@ class Problem:
         return f"{printable(self.where)}: {printable_lines(self.what)}{fix}"
 
 
+@dataclass(frozen=True)
+class IncompatibleProblem(Problem):
+    """Two choices, each right by itself, that cannot be had together.
+
+    A single run is refused; in a sweep only such combinations fail.
+    """
+
+
 class VpeftBenchError(Exception):
     """Base class of every error this package raises on purpose."""
 

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from vpeft_bench import sweep
+from vpeft_bench import sweep, validation
 from vpeft_bench.choices import config_dir
-from vpeft_bench.config import RunConfig, register_schema, typed
-from vpeft_bench.errors import ConfigError, Problem, ProblemsError, VpeftBenchError
+from vpeft_bench.config import RunConfig, register_schema, same_run, typed
+from vpeft_bench.errors import (
+    ConfigError,
+    IncompatibleProblem,
+    Problem,
+    ProblemsError,
+    VpeftBenchError,
+)
+from vpeft_bench.flags import Line, read_line
 from vpeft_bench.interruption import Interrupted, interruptible
-from vpeft_bench.overrides import check_overrides
+from vpeft_bench.jobs import gathered, once_each, one_line
+from vpeft_bench.overrides import Checked, check_overrides
 from vpeft_bench.purpose import Purpose
+from vpeft_bench.validation import Seen
 
 EXIT_FAILED, EXIT_WRONG_INPUT = 1, 2
 
@@ -34,14 +44,19 @@ class Command:
     Attributes:
         purpose: decides which keys have an effect.
         task: one job of Hydra; a function of a module, for launchers to find it elsewhere.
-        problems: everything wrong with a composed config.
+        quick_problems: what is wrong with a composed config and can be told at once.
+        problems: everything wrong with it, given what was seen already and whether it will run on
+            another machine.
+        identity: equal for configs that ask for the same thing.
         summarise: shows what became of a sweep, if there was one; 0 if it all went well, else 1.
         interrupted: what the user should know who interrupts it.
     """
 
     purpose: Purpose
     task: Callable[[DictConfig], Any]
-    problems: Callable[[RunConfig], Iterable[Problem]]
+    quick_problems: Callable[[RunConfig], Iterable[Problem]]
+    problems: Callable[[RunConfig, Seen, bool], Iterable[Problem]]
+    identity: Callable[[RunConfig], Hashable]
     summarise: Callable[[], int]
     interrupted: str = "the same command resumes from the last whole epoch"
 
@@ -59,22 +74,16 @@ def main(arguments: Sequence[str], command: Command | None = None) -> int:
     console = Console(stderr=True, highlight=False)
     try:
         with interruptible():
-            if not _only_prints(arguments):
-                _check(arguments, command)
-            register_schema()
-            sys.argv = [sys.argv[0], *arguments]
-            job = hydra.main(
-                version_base="1.3", config_path=str(config_dir()), config_name="config"
-            )
-            try:
-                job(command.task)()
-            finally:  # also where a launcher gave up because one of its jobs was killed
-                swept = command.summarise()
+            line = read_line(arguments)
+            swept = _hydra(_checked(line, command, console), command)
             if SingleJob.error is not None:
                 raise SingleJob.error
     except VpeftBenchError as error:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         return EXIT_WRONG_INPUT if isinstance(error, ProblemsError) else EXIT_FAILED
+    except HydraException as error:  # of its own config, such as a launcher's arguments
+        console.print(f"error: {one_line(error)}", markup=False, soft_wrap=True)
+        return EXIT_WRONG_INPUT
     except Interrupted as error:
         with contextlib.suppress(OSError):  # after SIGHUP there may be no terminal left
             console.print(f"{error}; {command.interrupted}")
@@ -82,37 +91,76 @@ def main(arguments: Sequence[str], command: Command | None = None) -> int:
     return max(SingleJob.exit_status, swept)
 
 
-def _only_prints(arguments: Sequence[str]) -> bool:
-    """Hydra's own flags that show something and run nothing."""
-    flags = (
-        "--cfg",
-        "-c",
-        "--info",
-        "-i",
-        "--hydra-help",
-        "--version",
-        "--shell-completion",
-        "-sc",
-    )
-    return any(argument.split("=")[0] in flags for argument in arguments)
+def _hydra(arguments: Sequence[str], command: Command) -> int:
+    """Let Hydra compose and launch; 1 if something of a sweep went wrong."""
+    register_schema()
+    sys.argv = [sys.argv[0], *arguments]
+    job = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
+    # Hydra would print its errors itself, with advice on its own settings.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        job(command.task)()
+    finally:  # also where a launcher gave up because one of its jobs was killed
+        swept = command.summarise()
+    return swept
 
 
-def _check(arguments: Sequence[str], command: Command) -> None:
-    """Report everything wrong with the overrides at once.
+# ---- looking before anything runs ----------------------------------------------------------------
+
+
+def _checked(line: Line, command: Command, console: Console) -> list[str]:
+    """The arguments for Hydra, in its grammar, of a command line that has no problem.
 
     Raises:
-        ConfigError: with every problem; for a single job also those that only the composed config
-            shows, so that one look is enough.
+        ConfigError: with everything wrong with the overrides. Of a sweep every combination is
+            looked at; of a single run, the rest is told when it starts.
     """
-    flags = get_args_parser().parse_args(list(arguments))
-    search_path = [str(Path(flags.config_dir).absolute())] if flags.config_dir else []
-    checked = check_overrides(flags.overrides, search_path, flags.multirun, command.purpose)
-    if not checked.problems:
-        return
-    problems = list(checked.problems)
-    if checked.config is not None:
-        problems += command.problems(typed(checked.config))
-    raise ConfigError(problems)
+    if not line.checked:
+        return [*line.flags, *line.overrides]
+    checked = check_overrides(line.overrides, line.search_path, line.multirun, command.purpose)
+    jobs, axes = checked.jobs.valid, checked.jobs.axes
+    if checked.problems:
+        quick = [(job.combination, list(command.quick_problems(job.config))) for job in jobs]
+        raise ConfigError([*checked.problems, *gathered(quick, axes)])
+    arguments = [*line.flags, *checked.hydras]
+    if line.prints or not (checked.sweep and checked.grid):
+        return [*arguments, *checked.arguments]
+    _check_combinations(checked, command, console)
+    kept, repeated = once_each(checked.jobs, command.identity)
+    for problem in repeated:
+        console.print(f"note: {problem}", markup=False, soft_wrap=True)
+    return [*arguments, *(axis.override(",".join(axis.values)) for axis in kept)]
+
+
+def _check_combinations(checked: Checked, command: Command, console: Console) -> None:
+    """Every combination of a sweep, before its first job.
+
+    Raises:
+        ConfigError: one of the values is wrong, or nothing but incompatible choices is left.
+    """
+    seen = Seen()
+    jobs, axes = checked.jobs.valid, checked.jobs.axes
+    with console.status(f"checking {len(jobs)} combinations"):
+        found = [
+            (job.combination, list(command.problems(job.config, seen, checked.elsewhere)))
+            for job in jobs
+        ]
+    problems = gathered(found, axes)
+    impossible = [c for c, some in found if some and not _wrong(some)]
+    if wrong := _wrong(problems):
+        raise ConfigError(wrong)
+    if len(impossible) == len(found):
+        raise ConfigError(problems)
+    for problem in problems:
+        console.print(f"note: will fail: {problem}", markup=False, soft_wrap=True)
+
+
+def _wrong(problems: Sequence[Problem]) -> list[Problem]:
+    """Those that are more than two right choices that cannot be had together."""
+    return [problem for problem in problems if not isinstance(problem, IncompatibleProblem)]
+
+
+# ---- jobs ----------------------------------------------------------------------------------------
 
 
 def _task(config: DictConfig) -> Any:
@@ -130,8 +178,6 @@ def _task(config: DictConfig) -> Any:
 
 
 def _run_once(config: RunConfig, console: Console) -> int:
-    from vpeft_bench import validation
-
     validation.check(config)  # before Lightning is imported: bad input is told at once
     from vpeft_bench.report import print_outcome
     from vpeft_bench.run import Result, run
@@ -141,10 +187,19 @@ def _run_once(config: RunConfig, console: Console) -> int:
     return 0 if outcome.result in (Result.DONE, Result.SKIPPED) else EXIT_FAILED
 
 
-def _problems(config: RunConfig) -> Iterable[Problem]:
-    from vpeft_bench import validation
+def _identity(config: RunConfig) -> Hashable:
+    from vpeft_bench.methods.registry import build_method
 
-    return validation.problems(config)
+    options = dict(config.method)
+    method = build_method(options.pop("name"), options)
+    return same_run(replace(config, method={"name": method.name, **method.options()}))
 
 
-RUN = Command(Purpose.RUN, _task, _problems, sweep.summarise)
+RUN = Command(
+    Purpose.RUN,
+    _task,
+    validation.quick_problems,
+    validation.problems,
+    _identity,
+    sweep.summarise,
+)

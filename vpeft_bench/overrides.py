@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from fnmatch import fnmatchcase
+from itertools import islice
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString, ValueType
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vpeft_bench.choices import GROUPS, config_dir
 from vpeft_bench.config import register_schema
-from vpeft_bench.errors import Problem, nearest, unknown_name
+from vpeft_bench.errors import Problem, unknown_name
+from vpeft_bench.jobs import MOST_JOBS, Axis, Jobs, compose_jobs, one_line, unknown_key
 from vpeft_bench.methods.parts.hf_types import why_not_offered
 from vpeft_bench.purpose import Purpose, has_no_effect, idle_problems
+from vpeft_bench.typed_text import in_hydras_grammar, literal, quoted
 
-LAUNCHER = "hydra/launcher"
+LAUNCHER, SWEEPER = "hydra/launcher", "hydra/sweeper"
 INSTALL_LAUNCHERS = "install the launchers: pip install 'vpeft-bench[joblib,slurm]'"
+GRID = "basic"
+"""The sweeper that runs every combination."""
+
+_COMPOSING = (HydraException, OmegaConfBaseException, YAMLError)
 
 
 @dataclass
@@ -34,11 +43,26 @@ class Checked:
 
     Attributes:
         problems: everything wrong with the overrides.
-        config: the config composed from those that are right; of a sweep, the first value.
+        jobs: those that could be composed; without problems, all of them.
+        hydras: overrides of Hydra's own config, in its grammar.
+        arguments: all other overrides, in Hydra's grammar.
+        sweep: whether it is one.
+        grid: whether every combination is run; sweepers that search choose values themselves.
+        elsewhere: whether its jobs run on other machines.
     """
 
     problems: list[Problem] = field(default_factory=list)
-    config: DictConfig | None = None
+    jobs: Jobs = field(default_factory=lambda: Jobs([]))
+    hydras: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+    sweep: bool = False
+    grid: bool = True
+    elsewhere: bool = False
+
+    @property
+    def config(self) -> DictConfig | None:
+        """The first config, if one could be composed."""
+        return self.jobs.first
 
 
 def check_overrides(
@@ -56,204 +80,288 @@ def check_overrides(
         purpose: what the config is for; keys that have no effect on it are refused.
     """
     register_schema()
-    checked = Checked()
-    parsed = [override for text in overrides if (override := _parse(text, checked)) is not None]
-    idle = [override for override in parsed if has_no_effect(override, purpose)]
-    checked.problems += idle_problems(idle, purpose)
-    parsed = [override for override in parsed if override not in idle]
-    composed = [o.input_line or "" for o in parsed if o.key_or_group.startswith("hydra.")]
-    if search_path:
-        composed.append(f"hydra.searchpath=[{','.join(f'file://{path}' for path in search_path)}]")
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        groups = {group: _group_choices(group, composed) for group in (*GROUPS, LAUNCHER)}
-        for override in parsed:
-            if (group := override.key_or_group) not in groups:
-                continue
-            wrong = list(_unknown_choices(override, groups[group]))
-            checked.problems += wrong
-            if not wrong and (values := _values(override)):
-                composed.append(f"{group}={_as_text(values[0])}")
+        check = _Check(search_path, multirun, purpose)
+        check.read(overrides)
+    return check.checked
+
+
+class _Check:
+    """One look at a command line: first what chooses files, which decide what keys there are."""
+
+    def __init__(self, search_path: Sequence[str], multirun: bool, purpose: Purpose) -> None:
+        self.checked = Checked(sweep=multirun)
+        self._purpose = purpose
+        self._axes: dict[str, Axis] = {}
+        self._choices: dict[str, list[str]] = {}
+        self._idle: list[Override] = []
+        folders = ",".join(quoted(f"file://{path}") for path in search_path)
+        self._places = [f"hydra.searchpath=[{folders}]"] if folders else []
+
+    @property
+    def _fixed(self) -> list[str]:
+        return [*self._places, *self.checked.hydras]
+
+    def read(self, overrides: Sequence[str]) -> None:
+        """Fill ``checked``."""
+        self._read(overrides)
+        self.checked.problems[:0] = idle_problems(self._idle, self._purpose)
+
+    def _read(self, overrides: Sequence[str]) -> None:
+        choosing = [text for text in overrides if _chooses_files(_key_of(text))]
+        sweeps = []
+        for override in self._parsed(choosing):
+            sweeps += [override] * override.is_sweep_override()
+            self._choose(override)
+        if (config := self._main_config()) is None:
+            return
+        self.checked.sweep = self.checked.sweep or config.hydra.mode is RunMode.MULTIRUN
+        if self.checked.sweep:  # what an experiment sweeps by itself
+            own = config.hydra.sweeper.get("params") or {}
+            parser = OverridesParser.create()
+            swept = {k: parser.parse_override(f"{k}={v}") for k, v in own.items()}
+            first = {k: Axis(k, tuple(_strings(override))) for k, override in swept.items()}
+            self._axes = {**first, **self._axes}
+        grid = self.checked.grid = config.hydra.runtime.choices.get(SWEEPER) == GRID
+        for override in self._parsed([text for text in overrides if text not in choosing]):
+            sweeps += [override] * override.is_sweep_override()
+            wrong = list(_sweep_problems(override, grid))
+            self.checked.problems += wrong
+            if not wrong:
+                key = override.get_key_element()
+                self._axes[key] = Axis(key, tuple(_strings(override)))
+        self._launch_problems(config, sweeps)
+        axes = list(self._axes.values())
+        if not (self.checked.sweep and grid):
+            axes = [Axis(axis.key, axis.values[:1]) for axis in axes]
+        self.checked.jobs = compose_jobs(axes, self._fixed)
+        self.checked.problems += self.checked.jobs.problems
+
+    def _parsed(self, texts: Sequence[str]) -> list[Override]:
+        """The overrides among ``texts`` that can be read and have an effect."""
+        parsed = []
+        for text in texts:
+            override = self._parse(text)
+            if isinstance(override, Problem):
+                self.checked.problems.append(override)
+            else:
+                parsed.append(override)
+        idle = [override for override in parsed if has_no_effect(override, self._purpose)]
+        self._idle += idle
+        return [override for override in parsed if override not in idle]
+
+    def _parse(self, text: str) -> Override | Problem:
+        if not _key_of(text) or ("=" not in text and not text.startswith("~")):
+            commands = "leaderboard, methods, data, show, cost"
+            fix = f"KEY=VALUE, or a sub-command: {commands}; --help lists the keys"
+            return Problem(text, "is not an override", fix)
         try:
-            config = compose("config", overrides=composed, return_hydra_config=True)
-            if first := _first_of_experiment(config, parsed, groups):
-                composed += first
-                config = compose("config", overrides=composed, return_hydra_config=True)
-            swept = _swept_configs(parsed, groups, composed)
-        except (HydraException, YAMLError) as error:
-            fix = INSTALL_LAUNCHERS if LAUNCHER in str(error) else ""
-            what = " ".join(str(error).split())
-            checked.problems.append(Problem(" ".join(composed), what, fix))
-            return checked
-    checked.problems += _launch_problems(config, parsed, multirun)
-    with open_dict(config):
-        del config["hydra"]
-    for override in parsed:
+            read = in_hydras_grammar(text, self.checked.sweep)
+            override = OverridesParser.create().parse_override(read)
+        except HydraException as error:
+            return _unreadable(text, error)
+        override.input_line = text  # messages quote what was typed
+        if not _is_hydras(override.key_or_group):
+            self.checked.arguments.append(read)
+        if override.package is not None:
+            what = "@ moves a group to another place, and every group has its own"
+            return Problem(text, what, f"{override.key_or_group}=...")
+        if _key_of(text) in GROUPS and override.get_key_element() != override.key_or_group:
+            fix = f"{override.key_or_group}=NAME chooses another"
+            what = "is a group: it can be neither added nor taken out"
+            return Problem(text, what, fix)
+        return override
+
+    # ---- what chooses files --------------------------------------------------------------------
+
+    def _choose(self, override: Override) -> None:
         key = override.key_or_group
-        if key in groups or override.package or override.is_delete() or override.is_add():
-            continue
-        if key.startswith(("hydra.", "hydra/")):
-            continue  # what is Hydra's own, Hydra checks itself
-        wrong = list(_value_problems(config, override))
-        for choice, other in swept.get(key.split(".")[0], {}).items():
-            wrong += [
-                Problem(f"{problem.where} with {choice}", problem.what, problem.fix)
-                for problem in _value_problems(other, override)
-            ]
-        checked.problems += wrong
-        if not wrong and (values := _values(override)):
-            OmegaConf.update(config, key, _plain(values[0]))
-    missing = list(_missing(OmegaConf.to_container(config, resolve=False)))
-    checked.problems += [Problem(k, "has no value", f"type {k}=...") for k in missing]
-    checked.config = None if missing else config
-    return checked
-
-
-def _launch_problems(
-    config: DictConfig, parsed: Sequence[Override], multirun: bool
-) -> Iterator[Problem]:
-    """A sweep without ``-m``, and a cluster that is not there."""
-    if not multirun and config.hydra.mode is not RunMode.MULTIRUN:
-        for override in parsed:
-            if override.is_sweep_override():
-                yield Problem(override.input_line or "", "is a sweep", "add -m to run every value")
-        launcher = config.hydra.runtime.choices.get(LAUNCHER)
-        if launcher not in (None, "basic"):
-            what = "launches the runs of a sweep, and this is a single run"
-            yield Problem(f"{LAUNCHER}={launcher}", what, "add -m")
-    slurm = str(config.hydra.launcher.get("_target_", "")).endswith(".SlurmLauncher")
-    if slurm and shutil.which("sbatch") is None:
-        fix = "run it on a cluster's login node, or in parallel here: hydra/launcher=joblib"
-        yield Problem("hardware=slurm", "this machine has no sbatch", fix)
-
-
-def _first_of_experiment(
-    config: DictConfig, parsed: Sequence[Override], groups: Mapping[str, Sequence[str]]
-) -> list[str]:
-    """The first choice of every group that an experiment sweeps by itself, such as its data."""
-    swept = config.hydra.sweeper.get("params") or {}
-    typed = {override.key_or_group for override in parsed}
-    return [
-        f"{group}={str(values).split(',')[0].strip()}"
-        for group, values in swept.items()
-        if group in groups and group not in typed
-    ]
-
-
-def _swept_configs(
-    parsed: Sequence[Override], groups: Mapping[str, Sequence[str]], overrides: Sequence[str]
-) -> dict[str, dict[str, DictConfig]]:
-    """For each swept group whose keys are overridden too: its other choices, composed.
-
-    ``method=lora,ssf method.rank=4`` is wrong for ssf alone.
-    """
-    with_keys = {o.key_or_group.split(".")[0] for o in parsed if "." in o.key_or_group}
-    return {
-        group: {
-            f"{group}={name}": compose("config", overrides=[*overrides, f"{group}={name}"])
-            for name in map(_as_text, _values(override)[1:])
-            if name in groups[group]
-        }
-        for override in parsed
-        if (group := override.key_or_group) in groups and group in with_keys
-    }
-
-
-def _parse(text: str, checked: Checked) -> Override | None:
-    try:
-        return OverridesParser.create().parse_override(text)
-    except HydraException:
-        commands = "leaderboard, methods, data, show, cost"
-        fix = f"KEY=VALUE, or a sub-command: {commands}; --help lists the keys"
-        checked.problems.append(Problem(text, "is not an override", fix))
-        return None
-
-
-def _group_choices(group: str, overrides: list[str]) -> list[str]:
-    """Choices of ``group`` anywhere on Hydra's search path, sub-folders included."""
-    loader = GlobalHydra.instance().config_loader()
-    found = [
-        loader.get_group_options(group, kind, config_name="config", overrides=overrides)
-        for kind in (ObjectType.CONFIG, ObjectType.GROUP)
-    ]
-    names = [name for name in found[0] if not name.startswith("_")]
-    for folder in found[1]:
-        names += [f"{folder}/{name}" for name in _group_choices(f"{group}/{folder}", overrides)]
-    return names
-
-
-def _values(override: Override) -> list[Any]:
-    """The values of a plain or comma-separated override; range and glob are Hydra's to expand."""
-    if (
-        override.value_type is ValueType.CHOICE_SWEEP
-        or override.value_type is ValueType.SIMPLE_CHOICE_SWEEP
-    ):
-        return list(override.sweep_iterator())
-    return [] if override.is_sweep_override() else [override.value()]
-
-
-def _plain(value: Any) -> Any:
-    return value.text if isinstance(value, QuotedString) else value
-
-
-def _as_text(value: Any) -> str:
-    return "null" if value is None else str(_plain(value))
-
-
-def _unknown_choices(override: Override, choices: Sequence[str]) -> Iterator[Problem]:
-    group = override.key_or_group
-    for value in _values(override):
-        name = _as_text(value)
-        if name in choices or (name == "null" and group == "experiment"):
-            continue
-        if group == "method" and (reason := why_not_offered(name)):
-            yield Problem(f"method={name}", f"is not offered: {reason}")
-            continue
-        problem = unknown_name(group, name, choices)
-        fix = f"{problem.fix}\n{INSTALL_LAUNCHERS}" if group == LAUNCHER else problem.fix
-        yield Problem(problem.where, problem.what, fix)
-
-
-def _value_problems(config: DictConfig, override: Override) -> Iterator[Problem]:
-    key = override.key_or_group
-    known = [*_keys(config), *GROUPS]
-    parts = key.split(".")
-    if key not in known and not any(k.startswith(f"{key}.") for k in known):
-        close = nearest(key, known)
-        siblings = [k for k in known if k.rpartition(".")[0] == ".".join(parts[:-1])]
-        fix = [f"did you mean {close}=..."] if close else []
-        if siblings and len(parts) > 1:
-            fix.append(f"keys there: {', '.join(siblings)}")
-        yield Problem(key, "no such key", "\n".join(fix))
-        return
-    for value in _values(override):
-        trial = config.copy()
-        try:
-            OmegaConf.update(trial, key, _plain(value))
-        except OmegaConfBaseException as error:
-            what = str(error).splitlines()[0]
-            now = OmegaConf.select(config, key)
-            yield Problem(
-                f"{key}={_as_text(value)}", what, f"now: {key}={getattr(now, 'name', now)}"
-            )
-
-
-def _missing(node: Any, path: str = "") -> Iterator[str]:
-    """Keys that hold ``???``; OmegaConf's own search fails at interpolations of such keys."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _missing(value, f"{path}.{name}" if path else str(name))
-    elif node == "???":
-        yield path
-
-
-def _keys(config: DictConfig, prefix: str = "") -> list[str]:
-    """Every dotted key of ``config``, leaves and nodes that hold nothing yet."""
-    keys = []
-    for name in map(str, config):
-        path = f"{prefix}{name}"
-        node = config._get_node(name)
-        if isinstance(node, DictConfig) and len(node) and not node._is_none():
-            keys += _keys(node, f"{path}.")
+        if override.is_sweep_override() and _is_hydras(key):
+            what = "is Hydra's own, which is the same for all jobs and cannot be swept"
+            self.checked.problems.append(Problem(override.input_line or key, what))
+        elif key.startswith("hydra."):
+            self._set_hydras(override)
+        elif not (choices := self._choices_of(key)):
+            groups = [f"hydra/{name}" for name in _options("hydra", ObjectType.GROUP, self._fixed)]
+            fix = f"there are: {', '.join(groups)}"
+            self.checked.problems.append(Problem(key, "no such group", fix))
         else:
-            keys.append(path)
-    return keys
+            self._choose_from(choices, override)
+
+    def _set_hydras(self, override: Override) -> None:
+        """Take over a key of Hydra's own, if Hydra takes it."""
+        text = in_hydras_grammar(override.input_line or "", sweep=False)
+        try:
+            compose("config", [*self._places, text], return_hydra_config=True)
+        except _COMPOSING as error:
+            self.checked.problems.append(Problem(override.input_line or "", one_line(error)))
+        else:
+            self.checked.hydras.append(text)
+
+    def _choose_from(self, choices: Sequence[str], override: Override) -> None:
+        key, value = override.key_or_group, override.value()
+        if isinstance(value, Glob):
+            names = _matching(value, choices)
+            if not names:
+                problem = Problem(
+                    override.input_line or key, "matches nothing", f"valid: {', '.join(choices)}"
+                )
+                self.checked.problems.append(problem)
+        elif wrong := list(_sweep_problems(override, grid=True)):
+            self.checked.problems += wrong
+            return
+        else:
+            names = [_name(value) for value in _values(override)]
+        known = [name for name in names if name in choices or (key, name) in _NULLS]
+        wrong = [_unknown_choice(key, name, choices) for name in names if name not in known]
+        self.checked.problems += wrong
+        texts = tuple(name if (key, name) in _NULLS else literal(name) for name in known)
+        if not texts:
+            return
+        if key.startswith("hydra/"):
+            self.checked.hydras.append(f"{key}={texts[0]}")
+        else:
+            self._axes[key] = Axis(key, tuple(dict.fromkeys(texts)))
+
+    def _choices_of(self, group: str) -> list[str]:
+        """Choices of ``group`` anywhere on Hydra's search path, sub-folders included."""
+        if group not in self._choices:
+            self._choices[group] = _names_in(group, self._places)
+        return self._choices[group]
+
+    def _main_config(self) -> DictConfig | None:
+        """Hydra's own part of it says how jobs are launched, and what is swept by itself."""
+        chosen = [f"{a.key}={a.values[0]}" for a in self._axes.values() if len(a.values) == 1]
+        try:
+            return compose("config", [*self._fixed, *chosen], return_hydra_config=True)
+        except _COMPOSING as error:
+            fix = INSTALL_LAUNCHERS if LAUNCHER in str(error) else ""
+            where = " ".join([*self.checked.hydras, *chosen]) or "config"
+            self.checked.problems.append(Problem(where, " ".join(str(error).split()), fix))
+            return None
+
+    # ---- how jobs are launched -----------------------------------------------------------------
+
+    def _launch_problems(self, config: DictConfig, sweeps: Sequence[Override]) -> None:
+        """A sweep without ``-m``, and a cluster that is not there."""
+        problems = self.checked.problems
+        if not self.checked.sweep:
+            for override in sweeps:
+                fix = "add -m to run every value"
+                problems.append(Problem(override.input_line or "", "is a sweep", fix))
+            launcher = config.hydra.runtime.choices.get(LAUNCHER)
+            if launcher not in (None, "basic"):
+                what = "launches the runs of a sweep, and this is a single run"
+                problems.append(Problem(f"{LAUNCHER}={launcher}", what, "add -m"))
+        target = str(config.hydra.launcher.get("_target_", ""))
+        self.checked.elsewhere = target.endswith(".SlurmLauncher")
+        if self.checked.elsewhere and shutil.which("sbatch") is None:
+            fix = "run it on a cluster's login node, or in parallel here: hydra/launcher=joblib"
+            problems.append(Problem("hardware=slurm", "this machine has no sbatch", fix))
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+_KEY = re.compile(r"[~+]{0,2}[\w$][\w.$@:/-]*", re.ASCII)
+_NULLS = (("experiment", "null"), ("head", "null"))
+"""Groups of which nothing need be chosen."""
+
+
+def _key_of(text: str) -> str:
+    return text.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
+def _chooses_files(key: str) -> bool:
+    """Whether a key is a group, or Hydra's own."""
+    return key in GROUPS or _is_hydras(key)
+
+
+def _is_hydras(key: str) -> bool:
+    return key.startswith(("hydra.", "hydra/"))
+
+
+def _unreadable(text: str, error: HydraException) -> Problem:
+    key, _, value = text.partition("=")
+    if not _KEY.fullmatch(key):
+        return unknown_key(key, ())
+    said = str(error).splitlines()[:2][-1]
+    typed = shlex.quote(f"{key}={quoted(value)}")
+    return Problem(text, f"cannot be read: {said}", f"to mean the text itself: {typed}")
+
+
+def _values(override: Override) -> list[object]:
+    """What a plain override or a sweep names; at most one more than a sweep may have."""
+    if not override.is_sweep_override():
+        return [override.value()]
+    return list(islice(override.sweep_iterator(), MOST_JOBS + 1))
+
+
+def _strings(override: Override) -> list[str]:
+    """The values in Hydra's grammar, each once."""
+    if override.is_delete():
+        return [""]
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    value = override.value()
+    if isinstance(value, IntervalSweep):  # of a sweeper that searches
+        return [str(value.start)]
+    return list(dict.fromkeys(islice(override.sweep_string_iterator(), MOST_JOBS + 1)))
+
+
+def _name(value: object) -> str:
+    text = value.text if isinstance(value, QuotedString) else value
+    return "null" if text is None else str(text)
+
+
+def _matching(glob: Glob, names: Sequence[str]) -> list[str]:
+    """The names that a glob selects; ``*`` stays within a folder, as in a shell."""
+
+    def fits(name: str, patterns: Sequence[str]) -> bool:
+        return any(
+            pattern.count("/") == name.count("/")
+            and all(map(fnmatchcase, name.split("/"), pattern.split("/")))
+            for pattern in patterns
+        )
+
+    return [n for n in names if fits(n, glob.include) and not fits(n, glob.exclude)]
+
+
+def _options(group: str, kind: ObjectType, overrides: list[str]) -> list[str]:
+    loader = GlobalHydra.instance().config_loader()
+    return list(loader.get_group_options(group, kind, config_name="config", overrides=overrides))
+
+
+def _names_in(group: str, overrides: list[str]) -> list[str]:
+    names = _options(group, ObjectType.CONFIG, overrides)
+    found = [name for name in names if not name.startswith("_")]
+    for folder in _options(group, ObjectType.GROUP, overrides):
+        found += [f"{folder}/{name}" for name in _names_in(f"{group}/{folder}", overrides)]
+    return found
+
+
+# ---- what is wrong -------------------------------------------------------------------------------
+
+
+def _unknown_choice(group: str, name: str, choices: Sequence[str]) -> Problem:
+    if group == "method" and (reason := why_not_offered(name)):
+        return Problem(f"method={name}", f"is not offered: {reason}")
+    problem = unknown_name(group, name, choices)
+    fix = f"{problem.fix}\n{INSTALL_LAUNCHERS}" if group == LAUNCHER else problem.fix
+    return Problem(problem.where, problem.what, fix)
+
+
+def _sweep_problems(override: Override, grid: bool) -> Iterator[Problem]:
+    """Sweeps whose values cannot be listed.
+
+    Args:
+        grid: whether every combination is run; other sweepers choose values themselves.
+    """
+    key, typed = override.key_or_group, override.input_line or ""
+    if isinstance(override.value(), Glob):
+        yield Problem(typed, "only the choices of a group can be matched", f"{key}=VALUE,VALUE")
+    elif override.is_interval_sweep():
+        if grid:
+            what = "interval(..) has no values to list: it is for sweepers that search"
+            yield Problem(typed, what, f"name the values: {key}=VALUE,VALUE or {key}=range(0,3)")
+    elif override.is_sweep_override() and not _values(override):
+        yield Problem(typed, "names no value", f"{key}=VALUE,VALUE")

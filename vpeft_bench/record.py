@@ -7,6 +7,7 @@ null, never 0.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -23,6 +24,8 @@ from vpeft_bench.strict_json import require_no_negative
 
 SCHEMA_VERSION = 5
 RECORD_NAME = "record.json"
+LOCK = "run.lock"
+"""Beside a record; the process that works on the run holds it."""
 
 
 class Status(StrEnum):
@@ -435,9 +438,9 @@ def run_directory(
 
 
 def leaderboard_command(results_dir: str) -> str:
-    """What to type for the leaderboard of the records below ``results_dir``."""
-    default = results_dir == "results/runs"
-    return "python -m vpeft_bench leaderboard" + ("" if default else f" --records {results_dir}")
+    """What to type, in a shell, for the leaderboard of the records below ``results_dir``."""
+    where = "" if results_dir == "results/runs" else f" --records {shlex.quote(results_dir)}"
+    return f"python -m vpeft_bench leaderboard{where}"
 
 
 def directory_name(name: str) -> str:

@@ -150,7 +150,7 @@ def _run(config: RunConfig, console: Console) -> Outcome:
         raise ConfigError([Problem(f"results_dir={config.results_dir}", what)]) from error
     files = RunFiles(directory, console)
     try:
-        with FileLock(directory / "run.lock", timeout=0):
+        with FileLock(directory / records.LOCK, timeout=0):
             files.sweep()
             if config.rerun:
                 files.forget_progress()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
@@ -16,11 +18,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from vpeft_bench.config import Protocol, typed
-from vpeft_bench.errors import ProblemsError
+from vpeft_bench.errors import ProblemsError, RecordError
 from vpeft_bench.files import write_atomically
 from vpeft_bench.interruption import Interrupted, received
 from vpeft_bench.metric_names import TITLES
-from vpeft_bench.record import Metrics, leaderboard_command
+from vpeft_bench.record import LOCK, Metrics, Status, leaderboard_command, read
 
 NOTE = "outcome.json"
 JOB = "job.json"
@@ -88,7 +90,7 @@ class NoteSweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the sweep's directory, which Hydra names."""
         NoteSweep.directory = Path(config.hydra.sweep.dir)
-        NoteSweep.results_dir = config.results_dir
+        NoteSweep.results_dir = os.path.expanduser(config.results_dir)
 
 
 def summarise() -> int:
@@ -99,8 +101,9 @@ def summarise() -> int:
     """
     if NoteSweep.directory is None:
         return 0
-    notes = read_notes(NoteSweep.directory)
-    print_summary(notes, NoteSweep.results_dir, Console(highlight=False))
+    notes = [_looked_at_again(note) for note in read_notes(NoteSweep.directory)]
+    if notes:
+        print_summary(notes, NoteSweep.results_dir, Console(highlight=False))
     return 0 if all(note["result"] in ("done", "skipped") for note in notes) else 1
 
 
@@ -116,14 +119,39 @@ def read_notes(directory: Path) -> list[dict[str, Any]]:
     return notes
 
 
+def _looked_at_again(note: dict[str, Any]) -> dict[str, Any]:
+    """A job that another process was busy with may be done by now: then nothing went wrong."""
+    if note["result"] != "busy" or not note.get("record"):
+        return note
+    path = Path(note["record"])
+    try:
+        with FileLock(path.with_name(LOCK), timeout=0):
+            record = read(path)
+    except (Timeout, OSError, RecordError):
+        return note
+    last = record.happened.last_epoch
+    if record.status is not Status.OK or last is None:
+        return note
+    return {
+        **note,
+        "result": "done",
+        "reason": "by another process",
+        "metric": last.headline,
+        "value": last.value,
+    }
+
+
 def _number(name: str) -> tuple[int, str]:
     """Job directories are numbered; others, if any, come last."""
     return (int(name), "") if name.isdigit() else (1 << 60, name)
 
 
 def print_summary(notes: list[dict[str, Any]], results_dir: str, console: Console) -> None:
-    """One row per job, then the counts."""
-    table = Table(title="sweep", title_justify="left")
+    """One row per job, of its overrides those that vary; then the counts."""
+    shared = set.intersection(*(set(note["overrides"]) for note in notes)) if notes[1:] else set()
+    same = [override for override in notes[0]["overrides"] if override in shared] if notes else []
+    table = Table(title=escape(" ".join(["sweep:", *same]) if same else "sweep"))
+    table.title_justify = "left"
     table.add_column("run", overflow="fold")
     table.add_column("result")
     table.add_column("metric")
@@ -134,7 +162,7 @@ def print_summary(notes: list[dict[str, Any]], results_dir: str, console: Consol
         colour = colours.get(note["result"], "red")
         metric, value = note.get("metric"), note.get("value")
         table.add_row(
-            escape(" ".join(note["overrides"])),
+            escape(" ".join(o for o in note["overrides"] if o not in shared)),
             f"[{colour}]{note['result']}[/{colour}]",
             "" if metric is None else TITLES[metric],
             "" if value is None else f"{value:.2f}",

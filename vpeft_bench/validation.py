@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
-from typing import Any
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from vpeft_bench.config import (
     BOX_HEADS,
@@ -24,6 +25,7 @@ from vpeft_bench.config import (
 from vpeft_bench.data.schema import ORIGINAL_FORMATS, RENDERED
 from vpeft_bench.errors import (
     ConfigError,
+    IncompatibleProblem,
     MethodOptionError,
     MissingDataError,
     Problem,
@@ -88,6 +90,32 @@ CHOICES = {
     "data.original_format": ("", *ORIGINAL_FORMATS),
     "head.box": BOX_HEADS,
 }
+NOT_EMPTY = ("data.name", "backbone.name", "backbone.model", "backbone.weights")
+FOLDERS = ("results_dir", "hardware.feature_cache_dir", "cost.results_dir")
+"""Folders that are written to, and made where they are not there."""
+
+T = TypeVar("T")
+
+
+class Seen:
+    """What was looked at already: the configs of a sweep ask for much of the same."""
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[str, ...], Any] = {}
+
+    def __call__(self, look: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+        """What ``look`` gives or raises; it is called once for equal arguments."""
+        key = (look.__qualname__, repr(arguments), repr(keywords))
+        if key not in self._answers:
+            try:
+                self._answers[key] = (look(*arguments, **keywords), None)
+            except Exception as error:
+                self._answers[key] = (None, error)
+        answer, raised = self._answers[key]
+        if raised is not None:
+            raise raised
+        result: T = answer
+        return result
 
 
 def check(config: RunConfig) -> None:
@@ -100,12 +128,31 @@ def check(config: RunConfig) -> None:
         raise ConfigError(found)
 
 
-def problems(config: RunConfig) -> Iterator[Problem]:
-    """Each problem of ``config``, cheap checks first; torch is imported only for the method's."""
+def problems(
+    config: RunConfig, seen: Seen | None = None, elsewhere: bool = False
+) -> Iterator[Problem]:
+    """Each problem of ``config``, cheap checks first.
+
+    Args:
+        config: what is asked for.
+        seen: what configs before it asked for.
+        elsewhere: it will run on another machine, so that GPU, data and weights of this one say
+            nothing.
+    """
+    seen = seen or Seen()
+    yield from quick_problems(config)
+    if not elsewhere:
+        yield from _device(config)
+        yield from _data(config, seen)
+    yield from _method_and_backbone(config, seen)
+    if not elsewhere:
+        yield from _weights(config, seen)
+
+
+def quick_problems(config: RunConfig) -> Iterator[Problem]:
+    """Those that are found without importing torch."""
     yield from _values(config)
     yield from _dense(config)
-    yield from _data(config)
-    yield from _method_and_backbone(config)
 
 
 def data_problems(config: RunConfig) -> Iterator[Problem]:
@@ -113,27 +160,37 @@ def data_problems(config: RunConfig) -> Iterator[Problem]:
     yield from _values(config)
 
 
-def measurement_problems(config: RunConfig) -> Iterator[Problem]:
+def quick_measurement_problems(config: RunConfig) -> Iterator[Problem]:
+    """As :func:`quick_problems`, where the cost of a method is measured."""
+    yield from _values(config)
+    yield from _cost(config)
+
+
+def measurement_problems(
+    config: RunConfig, seen: Seen | None = None, elsewhere: bool = False
+) -> Iterator[Problem]:
     """As :func:`problems`, of what is read where the cost of a method is measured.
 
     A method that is not defined on the backbone is no problem there, but the answer.
     """
+    seen = seen or Seen()
     from vpeft_bench.backbones.load import check_model, outline
     from vpeft_bench.methods.registry import build_method
 
-    yield from _values(config)
-    yield from _cost(config)
+    yield from quick_measurement_problems(config)
+    if not elsewhere:
+        yield from _device(config)
     options = dict(config.method)
     try:
         build_method(options.pop("name"), options)
     except MethodOptionError as error:
         yield from error.problems
     backbone = config.backbone
-    if unbuildable := check_model(backbone.model):
+    if unbuildable := seen(check_model, backbone.model):
         yield from unbuildable
         return
     try:
-        outline(backbone.model, backbone.image_size, **backbone.model_args)
+        seen(outline, backbone.model, backbone.image_size, **backbone.model_args)
     except UnsupportedBackboneError:
         return
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
@@ -182,6 +239,7 @@ def _values(config: RunConfig) -> Iterator[Problem]:
         value = _value(config, key)
         if value is not None and value not in valid:
             yield unknown_name(key, str(value), valid)
+    yield from _texts(config)
     milestones, epochs = config.train.milestones, config.train.epochs
     if config.train.schedule is Schedule.step and not (
         milestones and all(0 < milestone < epochs for milestone in milestones)
@@ -207,6 +265,24 @@ def _values(config: RunConfig) -> Iterator[Problem]:
             "the fused optimizer undoes the scaling of gradients after train.clip_norm is applied",
             "hardware.fused_optimizer=false",
         )
+
+
+def _texts(config: RunConfig) -> Iterator[Problem]:
+    """Names and places that are none."""
+    if not config.method.get("name"):
+        what = "has no value; the file that method= chooses must state it"
+        yield Problem("method.name", what, "name: NAME")
+    for key in (*NOT_EMPTY, *FOLDERS):
+        if _value(config, key) == "":
+            yield Problem(f"{key}=", "is empty", f"type {key}=...")
+    for key in FOLDERS:
+        path = str(_value(config, key))
+        if os.path.isfile(path):
+            yield Problem(f"{key}={path}", f"{os.path.abspath(path)} is a file, not a folder")
+
+
+def _device(config: RunConfig) -> Iterator[Problem]:
+    """A GPU that is not there."""
     if config.hardware.accelerator == "cuda":
         import torch
 
@@ -309,12 +385,12 @@ def _fixed_square(config: RunConfig, side: int) -> Iterator[Problem]:
         )
 
 
-def _data(config: RunConfig) -> Iterator[Problem]:
+def _data(config: RunConfig, seen: Seen) -> Iterator[Problem]:
     from vpeft_bench.data.dataset import open_dataset
 
     yield from _background(config)
     try:
-        dataset = open_dataset(config.data)
+        dataset = seen(open_dataset, config.data)
     except MissingDataError as error:
         yield from error.problems
         return
@@ -381,9 +457,8 @@ def _batch_norms(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield f"method={name}", "another method"
 
 
-def _method_and_backbone(config: RunConfig) -> Iterator[Problem]:
+def _method_and_backbone(config: RunConfig, seen: Seen) -> Iterator[Problem]:
     from vpeft_bench.backbones.load import check_model, outline
-    from vpeft_bench.backbones.weights import check_weights
     from vpeft_bench.methods.registry import build_method
 
     method = None
@@ -395,16 +470,15 @@ def _method_and_backbone(config: RunConfig) -> Iterator[Problem]:
         yield from error.problems
 
     backbone = config.backbone
-    unbuildable = check_model(backbone.model)
-    yield from unbuildable
-    if unbuildable:
+    if unbuildable := seen(check_model, backbone.model):
+        yield from unbuildable
         return
     try:
-        outlined = outline(backbone.model, backbone.image_size, **backbone.model_args)
+        outlined = seen(outline, backbone.model, backbone.image_size, **backbone.model_args)
         if method is not None:
             method.check(outlined)
             if config.input is not None and (reason := method.dense_refusal):
-                yield Problem(
+                yield IncompatibleProblem(
                     f"method={name} task={config.task.name}",
                     f"is not offered: {reason}",
                     "a method for dense prediction: python -m vpeft_bench methods",
@@ -413,7 +487,14 @@ def _method_and_backbone(config: RunConfig) -> Iterator[Problem]:
             model: Any = outlined.model
             yield from _fixed_square(config, model.patch_embed.img_size[0])
     except UnsupportedBackboneError as error:
-        yield Problem(f"method={name} backbone={backbone.name}", str(error))
+        yield IncompatibleProblem(f"method={name} backbone={backbone.name}", str(error))
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         yield Problem(f"backbone={backbone.name}", f"timm cannot build {backbone.model}: {error}")
-    yield from check_weights(backbone.weights, backbone.model)
+
+
+def _weights(config: RunConfig, seen: Seen) -> Iterator[Problem]:
+    from vpeft_bench.backbones.load import check_model
+    from vpeft_bench.backbones.weights import check_weights
+
+    if not seen(check_model, config.backbone.model):
+        yield from seen(check_weights, config.backbone.weights, config.backbone.model)

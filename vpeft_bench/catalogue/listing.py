@@ -6,6 +6,7 @@ import argparse
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +26,7 @@ from vpeft_bench.methods.parts import hf_types
 from vpeft_bench.methods.registry import list_methods, method_class
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], own: Path | None = None) -> int:
     """Print the table of all methods, or one method in full; the process's exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m vpeft_bench methods", description="List every method, or describe one."

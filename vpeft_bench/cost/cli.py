@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from vpeft_bench import sweep
+from vpeft_bench import sweep, validation
 from vpeft_bench.config import RunConfig, typed
 from vpeft_bench.cost import card as cards
 from vpeft_bench.cost.card import CardStatus, CostCard
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
     notes = "hydra.sweep.dir"
     if not any(argument.startswith(f"{notes}=") for argument in arguments):
         now = "${now:%Y-%m-%d_%H-%M-%S-%f}"
-        arguments = [*arguments, f"{notes}=${{cost.results_dir}}/sweeps/{now}"]
+        arguments = [*arguments, f"{notes}=${{expanded:${{cost.results_dir}}}}/sweeps/{now}"]
     return launch(arguments, COST)
 
 
@@ -104,7 +104,7 @@ def ask(config: RunConfig, console: Console) -> Outcome:
     Raises:
         ConfigError: with everything wrong with it.
     """
-    if found := list(_problems(config)):
+    if found := list(validation.measurement_problems(config)):
         raise ConfigError(found)
     request = request_of(config)
     path = request.card_path(_device_name(config.hardware.accelerator))
@@ -123,10 +123,10 @@ def ask(config: RunConfig, console: Console) -> Outcome:
     return Outcome(result, card, path, card.error or "")
 
 
-def _problems(config: RunConfig) -> Iterable[Problem]:
-    from vpeft_bench import validation
-
-    return validation.measurement_problems(config)
+def _identity(config: RunConfig) -> Hashable:
+    """A card that is measured anew is another one each time."""
+    request = request_of(config)
+    return repr(request) if config.rerun else (request.card_id(""), request.cost.results_dir)
 
 
 def _device_name(accelerator: str) -> str:
@@ -226,5 +226,11 @@ def _summarise() -> int:
 
 
 COST = Command(
-    Purpose.COST, _task, _problems, _summarise, "the measurement was dropped, cards are whole"
+    Purpose.COST,
+    _task,
+    validation.quick_measurement_problems,
+    validation.measurement_problems,
+    _identity,
+    _summarise,
+    "the measurement was dropped, cards are whole",
 )

@@ -21,6 +21,7 @@ from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.folders import candidate_folders
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.errors import MissingDataError, Problem
+from vpeft_bench.typed_text import quoted
 
 BENCHMARKS = ("demo", "demo_dense", "vtab1k", "fgvc", "dense", "custom")
 CLASSIFICATION = "classification"
@@ -56,16 +57,21 @@ class Listed:
         return f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Print the table of all data sets, or what a command of ``data`` does; the exit status."""
+def main(arguments: Sequence[str], own: Path | None = None) -> int:
+    """Print the table of all data sets, or do what a command of ``data`` does; the exit status.
+
+    Args:
+        arguments: what follows the command's name.
+        own: a further folder of configs (``--config-dir``).
+    """
     if arguments and arguments[0] == "check":
         from vpeft_bench.data.check import main as check
 
-        return check(arguments[1:])
+        return check(arguments[1:], own)
     if arguments and arguments[0] == "show":
         from vpeft_bench.data.show import main as show
 
-        return show(arguments[1:])
+        return show(arguments[1:], own)
     parser = argparse.ArgumentParser(
         prog="python -m vpeft_bench data",
         description="List every data set, and whether it is there.",
@@ -75,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
             f"--{benchmark}", metavar="DIR", help=f"look for {benchmark} here: data.root=DIR"
         )
     roots = {name: root for name, root in vars(parser.parse_args(arguments)).items() if root}
-    print_datasets(list_datasets(config_dir(), roots))
+    print_datasets(list_datasets(config_dir(), roots, own))
     return 0
 
 
@@ -87,7 +93,9 @@ def compose_data_configs(directory: Path, names: Sequence[str]) -> list[DataConf
     return [config for config, _ in _compose(directory, names)]
 
 
-def _compose(directory: Path, names: Sequence[str]) -> list[tuple[DataConfig, str]]:
+def _compose(
+    directory: Path, names: Sequence[str], own: Path | None = None
+) -> list[tuple[DataConfig, str]]:
     """For all ``names`` the configuration that ``data=NAME`` chooses, and the task with it.
 
     A data set may choose its task and head, which the primary config lets it. That one composes a
@@ -98,24 +106,31 @@ def _compose(directory: Path, names: Sequence[str]) -> list[tuple[DataConfig, st
     primary = "data_alone"
     schema = OmegaConf.structured(DataConfig)
     composed = []
+    places = [] if own is None else [f"hydra.searchpath=[{quoted(f'file://{own}')}]"]
     with initialize_config_dir(str(directory.absolute()), version_base="1.3"):
         for name in names:
             defaults = [*empty, {"data": name}, "_self_"]
             ConfigStore.instance().store(primary, {"defaults": defaults})
-            config = compose(primary)
+            config = compose(primary, places)
             data = cast(DataConfig, OmegaConf.to_object(OmegaConf.merge(schema, config.data)))
             composed.append((data, OmegaConf.select(config, "task.name", default=CLASSIFICATION)))
     return composed
 
 
-def list_datasets(directory: Path, roots: Mapping[str, str] | None = None) -> list[Listed]:
+def list_datasets(
+    directory: Path, roots: Mapping[str, str] | None = None, own: Path | None = None
+) -> list[Listed]:
     """All data sets by benchmark, group and name; the lists of those present are read and checked.
 
     Args:
         directory: the folder that holds ``data/``.
         roots: folders to look in instead of the configured ones, by benchmark.
+        own: a further folder that holds ``data/``.
     """
-    composed = _compose(directory, choices_on_disk(directory)["data"])
+    names = choices_on_disk(directory)["data"]
+    if own is not None:
+        names = sorted({*names, *choices_on_disk(own).get("data", ())})
+    composed = _compose(directory, names, own)
     composed.sort(key=lambda pair: _place(pair[0]))
     listed = []
     for config, task in composed:

@@ -37,7 +37,7 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: Iterable[str] = (),
-    repeats: bool = False,
+    distinct: bool = False,
 ) -> Any:
     """A hyper-parameter of a method: a dataclass field that knows its range and meaning.
 
@@ -46,14 +46,15 @@ def option(
         help: what it is and where the default comes from; shown by the ``methods`` command.
         minimum, maximum: inclusive range of a number, or of each item of a list.
         choices: valid values of a string, or of each item of a list.
-        repeats: an item may stand in a list more than once.
+        distinct: the numbers of a list name things, such as blocks, and none may be there twice;
+            strings always do, while other numbers are quantities and may be equal.
     """
     metadata = {
         "help": help,
         "minimum": minimum,
         "maximum": maximum,
         "choices": tuple(choices),
-        "repeats": repeats,
+        "distinct": distinct,
     }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)

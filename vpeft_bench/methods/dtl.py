@@ -49,10 +49,14 @@ class DTL(Method):
         0, "k of DTL+'s depthwise convolution; 0: DTL without (authors: 3 to 5)", minimum=0
     )
     tapped_blocks: list[int] | None = option(
-        None, "blocks whose input is tapped, from 0; null: all that can have an effect (authors)"
+        None,
+        "blocks whose input is tapped, from 0; null: all that can have an effect (authors)",
+        distinct=True,
     )
     injecting_blocks: list[int] | None = option(
-        None, "blocks behind which the state is added; null: the second half (authors, ViT)"
+        None,
+        "blocks behind which the state is added; null: the second half (authors, ViT)",
+        distinct=True,
     )
 
     def check(self, backbone: Backbone) -> None:

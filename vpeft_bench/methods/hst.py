@@ -52,12 +52,8 @@ class HST(Method):
     not_mergeable = "the side network replaces what the head reads"
 
     prompt_length: int = option(1, "n, meta tokens per block (authors: 1)", minimum=1)
-    channels: list[int] = option(
-        [32, 48, 64, 72], "width of every side stage (authors)", minimum=1, repeats=True
-    )
-    heads: list[int] = option(
-        [2, 4, 8, 12], "heads of every side stage (authors)", minimum=1, repeats=True
-    )
+    channels: list[int] = option([32, 48, 64, 72], "width of every side stage (authors)", minimum=1)
+    heads: list[int] = option([2, 4, 8, 12], "heads of every side stage (authors)", minimum=1)
 
     def check(self, backbone: Backbone) -> None:
         """As every method; stages must have heads that fit, and blocks to read."""

@@ -63,11 +63,9 @@ class NOAH(SearchOptions, Method):
     stale_prompts: str = option(
         "replace", "replace or keep (authors): see deviations", choices=("replace", "keep")
     )
-    prompt_length: list[int] | None = option(None, f"prompts: {PER_BLOCK}", minimum=0, repeats=True)
-    rank: list[int] | None = option(None, f"of LoRA: {PER_BLOCK}", minimum=0, repeats=True)
-    bottleneck: list[int] | None = option(
-        None, f"of the adapters: {PER_BLOCK}", minimum=0, repeats=True
-    )
+    prompt_length: list[int] | None = option(None, f"prompts: {PER_BLOCK}", minimum=0)
+    rank: list[int] | None = option(None, f"of LoRA: {PER_BLOCK}", minimum=0)
+    bottleneck: list[int] | None = option(None, f"of the adapters: {PER_BLOCK}", minimum=0)
 
     @property
     def _given(self) -> list[list[int] | None]:

@@ -154,7 +154,7 @@ def _wrong(value: Any, hint: Any, metadata: Mapping[str, Any]) -> str | None:
         wrong = [item for item in value if item not in choices] if choices else []
         if wrong:
             return f"{wrong} not in {list(choices)}"
-        if len(set(value)) < len(value) and not metadata["repeats"]:
+        if len(set(value)) < len(value) and (metadata["distinct"] or item_kind is str):
             return "names something twice"
         return next((p for item in value if (p := _out_of_range(item, metadata))), None)
     value = _plain(value, kind)
