@@ -1,4 +1,5 @@
-"""Write docs/methods/ and the README's table of methods from the methods themselves.
+"""Write docs/methods/, the README's table of methods and the facts behind
+``python -m vpeft_bench methods`` from the methods themselves.
 
 python scripts/generate_docs.py
 """
@@ -7,12 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vpeft_bench.catalogue import facts
 from vpeft_bench.catalogue.pages import FOLDER, all_pages
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
+    facts.write()
     pages = all_pages(REPOSITORY)
     (REPOSITORY / FOLDER).mkdir(parents=True, exist_ok=True)
     for path, text in pages.items():

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vpeft_bench.catalogue.wording import (
-    CAPABILITIES,
-    NUMBERS,
-    VECTORS,
-    capabilities,
-    option_value,
-)
+from vpeft_bench.catalogue.facts import MethodFacts, facts_of, native_methods
 from vpeft_bench.errors import MethodOptionError
-from vpeft_bench.methods.base import Category, Method, default_options
-from vpeft_bench.methods.hf import installed
 from vpeft_bench.methods.parts import hf_types
-from vpeft_bench.methods.registry import list_methods, method_class
 
 
 def main(arguments: Sequence[str], own: Path | None = None) -> int:
@@ -39,52 +29,57 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
     )
     parsed = parser.parse_args(arguments)
     console = Console(highlight=False)
+    known = {facts.name: facts for facts in native_methods()}
     try:
-        chosen = None if parsed.name is None else method_class(parsed.name)
+        chosen = None if parsed.name is None else known.get(parsed.name) or _other(parsed.name)
     except MethodOptionError as error:
         parser.exit(2, f"error: {error}\n")
     if parsed.capabilities:
-        return print_capabilities([parsed.name] if chosen else list_methods(), console)
+        return print_capabilities([chosen.name] if chosen else sorted(known), console)
     if chosen:
         describe(chosen, console)
     else:
-        print_methods(console)
+        print_methods(known.values(), console)
     return 0
 
 
-def print_methods(console: Console) -> None:
+def _other(name: str) -> MethodFacts:
+    """Of a method that is not this package's own; raises MethodOptionError if there is none."""
+    from vpeft_bench.methods.registry import method_class
+
+    return facts_of(method_class(name))
+
+
+def print_methods(methods: Iterable[MethodFacts], console: Console) -> None:
     """A table per category: paper, backbones, merging, and the options with their defaults."""
     console.print(
         "methods (method=NAME; python -m vpeft_bench methods NAME explains the options)",
         soft_wrap=True,
     )
-    names = list_methods()
-    width = max(map(len, names))
-    for category in Category:
+    methods = list(methods)
+    width = max(len(facts.name) for facts in methods)
+    for category, group in groupby(methods, key=lambda facts: facts.category):
         table = Table(box=None, pad_edge=False, show_header=False)
         for least in (width, 10, 9, 8):
             table.add_column(min_width=least, no_wrap=True)
         table.add_column(overflow="fold")
-        for found in map(method_class, names):
-            if found.category is category:
-                options = default_options(found)
-                table.add_row(
-                    f"[bold]{found.name}[/bold]",
-                    found.arxiv or "-",
-                    ", ".join(found.families),
-                    "" if found.not_mergeable else "merges",
-                    Text(" ".join(f"{k}={option_value(v)}" for k, v in options.items())),
-                )
-        if table.row_count:
-            console.print(f"\n[bold underline]{category.value}[/]")
-            console.print(table)
+        for facts in group:
+            table.add_row(
+                f"[bold]{facts.name}[/bold]",
+                facts.arxiv or "-",
+                ", ".join(facts.families),
+                "" if facts.not_mergeable else "merges",
+                Text(" ".join(f"{option.name}={option.default}" for option in facts.options)),
+            )
+        console.print(f"\n[bold underline]{category}[/]")
+        console.print(table)
     print_hf_types(console)
 
 
 def print_hf_types(console: Console) -> None:
     """The types of the peft library, from what is known of them here; peft is not imported."""
     console.print("\n[bold underline]of the peft library[/] (options: methods hf/NAME)")
-    if not installed():
+    if not hf_types.installed():
         console.print(f"not installed: {hf_types.INSTALL}", markup=False)
     table = Table(box=None, pad_edge=False, show_header=False)
     for _ in range(4):
@@ -103,6 +98,7 @@ def print_hf_types(console: Console) -> None:
 def print_capabilities(names: Iterable[str], console: Console) -> int:
     """Attach methods and tell what they can do; status 1 where that contradicts what they say."""
     from vpeft_bench.catalogue.probe import probe, reference_vectors
+    from vpeft_bench.catalogue.wording import CAPABILITIES, NUMBERS, VECTORS, capabilities
 
     vectors = reference_vectors()
     table = Table(box=None, pad_edge=False)
@@ -122,27 +118,22 @@ def print_capabilities(names: Iterable[str], console: Console) -> int:
     return 1 if contradictions else 0
 
 
-def describe(found: type[Method], console: Console) -> None:
+def describe(found: MethodFacts, console: Console) -> None:
     """Everything a method says of itself."""
     console.print(f"[bold]{found.name}[/bold]: {found.title}", soft_wrap=True)
     paper = f"arXiv {found.arxiv}; {found.source}" if found.arxiv else found.source
     console.print(paper, markup=False, soft_wrap=True)
-    console.print(f"category {found.category.value}; backbones: {', '.join(found.families)}")
+    console.print(f"category {found.category}; backbones: {', '.join(found.families)}")
     for family, reason in found.unsupported.items():
         console.print(f"not on {family}: {reason}", markup=False, soft_wrap=True)
     merge = f"no: {found.not_mergeable}" if found.not_mergeable else "yes"
     console.print(f"mergeable: {merge}", markup=False, soft_wrap=True)
     console.print(f"\n{found.idea}", markup=False)
-    console.print(f"\n{inspect.cleandoc(found.__doc__ or '')}\n", markup=False, soft_wrap=True)
-    defaults = default_options(found)
-    for option in fields(found):
-        choices = option.metadata["choices"]
-        valid = f" [{' | '.join(choices)}]" if choices else ""
-        default = option_value(defaults[option.name])
-        help_text = option.metadata["help"]
-        console.print(
-            f"  method.{option.name}={default}{valid}  {help_text}", markup=False, soft_wrap=True
-        )
+    console.print(f"\n{found.doc}\n", markup=False, soft_wrap=True)
+    for option in found.options:
+        valid = f" [{' | '.join(option.choices)}]" if option.choices else ""
+        text = f"  method.{option.name}={option.default}{valid}  {option.help}"
+        console.print(text, markup=False, soft_wrap=True)
     if found.deviations:
         console.print("\ncode, papers and published tables disagree:")
         for deviation in found.deviations:

@@ -39,6 +39,9 @@ def find_folder(config: DataConfig) -> Path:
             return folder
     looked_at = ", ".join(str(folder.absolute()) for folder in candidates)
     what = f"no such folder: {looked_at}" if candidates else "its folder was not given"
+    root = Path(config.root).expanduser()
+    if config.root and root.exists() and not root.is_dir():
+        what = f"data.root={config.root} is a file, not a folder"
     raise missing_data(config, [Problem(f"data={config.name}", what)])
 
 

@@ -37,6 +37,7 @@ from vpeft_bench.methods.parts.hf_types import (
     PREFIX,
     HfType,
     Start,
+    installed,
     names,
     why_not_offered,
 )
@@ -223,11 +224,6 @@ class _quiet(warnings.catch_warnings):
 
 
 # ---- names ---------------------------------------------------------------------------------------
-
-
-def installed() -> bool:
-    """Whether the peft library is there; it is not imported to find out."""
-    return importlib.util.find_spec("peft") is not None
 
 
 @functools.cache

@@ -6,6 +6,7 @@ options of a type are read from the installed library (:mod:`vpeft_bench.methods
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -432,3 +433,8 @@ def names() -> list[str]:
 def why_not_offered(method: str) -> str | None:
     """For the name of a type that the library has and that is not offered here: the reason."""
     return NOT_OFFERED.get(method.removeprefix(PREFIX)) if method.startswith(PREFIX) else None
+
+
+def installed() -> bool:
+    """Whether the peft library is there; it is not imported to find out."""
+    return importlib.util.find_spec("peft") is not None

@@ -1,0 +1,119 @@
+"""What methods say of themselves, kept in a file so that listing them does not import torch.
+
+``methods.json`` is written by ``scripts/generate_docs.py``. It names the state of the methods' code
+that it was made from: where that has changed, the classes are asked instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpeft_bench.files import sha256, write_atomically
+
+if TYPE_CHECKING:
+    from vpeft_bench.methods.base import Method
+
+FILE = Path(__file__).with_name("methods.json")
+METHODS = Path(__file__).resolve().parents[1] / "methods"
+
+
+@dataclass(frozen=True)
+class OptionFacts:
+    """One option, its default as it is typed on the command line."""
+
+    name: str
+    default: str
+    choices: list[str]
+    help: str
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """The class attributes of a method, see :class:`~vpeft_bench.methods.base.Method`."""
+
+    name: str
+    title: str
+    idea: str
+    category: str
+    arxiv: str
+    source: str
+    families: list[str]
+    unsupported: dict[str, str]
+    not_mergeable: str
+    doc: str
+    options: list[OptionFacts]
+    deviations: list[str]
+
+
+def facts_of(method: type[Method]) -> MethodFacts:
+    """What a method says of itself."""
+    from vpeft_bench.catalogue.wording import option_value
+    from vpeft_bench.methods.base import default_options
+
+    defaults = default_options(method)
+    return MethodFacts(
+        name=method.name,
+        title=method.title,
+        idea=method.idea,
+        category=method.category.value,
+        arxiv=method.arxiv or "",
+        source=method.source,
+        families=list(method.families),
+        unsupported=dict(method.unsupported),
+        not_mergeable=method.not_mergeable or "",
+        doc=inspect.cleandoc(method.__doc__ or ""),
+        options=[
+            OptionFacts(
+                option.name,
+                option_value(defaults[option.name]),
+                [str(choice) for choice in option.metadata["choices"] or ()],
+                option.metadata["help"],
+            )
+            for option in fields(method)
+        ],
+        deviations=list(method.deviations),
+    )
+
+
+def native_methods() -> list[MethodFacts]:
+    """Every method of this package, by category, then by name."""
+    try:
+        stored = json.loads(FILE.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        stored = {}
+    if stored.get("code") == code_fingerprint():
+        return [_facts(raw) for raw in stored["methods"]]
+    return collected()
+
+
+def collected() -> list[MethodFacts]:
+    """The same, from the classes."""
+    from vpeft_bench.methods.base import Category
+    from vpeft_bench.methods.registry import list_methods, method_class
+
+    order = [category.value for category in Category]
+    found = [facts_of(method_class(name)) for name in list_methods()]
+    return sorted(found, key=lambda facts: (order.index(facts.category), facts.name))
+
+
+def code_fingerprint(folder: Path = METHODS) -> str:
+    """What tells one state of the methods' code from another."""
+    paths = sorted(folder.rglob("*.py"))
+    lines = [f"{path.relative_to(folder).as_posix()} {sha256(path)}\n" for path in paths]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def write() -> None:
+    """Write ``methods.json`` from the classes."""
+    content = {"code": code_fingerprint(), "methods": [asdict(facts) for facts in collected()]}
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    write_atomically(FILE, f"{text}\n".encode())
+
+
+def _facts(raw: dict[str, Any]) -> MethodFacts:
+    return MethodFacts(**{**raw, "options": [OptionFacts(**option) for option in raw["options"]]})
