@@ -9,8 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
-from hydra._internal.utils import get_args_parser
-
 from vpeft_bench.errors import ConfigError, Problem, nearest
 
 NOT_HERE = {
@@ -55,6 +53,8 @@ def read_line(arguments: Sequence[str]) -> Line:
     Raises:
         ConfigError: a flag that does not exist, lacks its value, or does not go with another.
     """
+    from hydra._internal.utils import get_args_parser  # --help and sub-commands do without Hydra
+
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
     known, unknown = parser.parse_known_intermixed_args(list(arguments))

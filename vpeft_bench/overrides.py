@@ -109,6 +109,7 @@ class _Check:
 
     def _read(self, overrides: Sequence[str]) -> None:
         choosing = [text for text in overrides if _chooses_files(_key_of(text))]
+        choosing.sort(key=lambda text: _key_of(text).startswith("hydra."))  # of what was chosen
         sweeps = []
         for override in self._parsed(choosing):
             sweeps += [override] * override.is_sweep_override()
@@ -192,7 +193,8 @@ class _Check:
         """Take over a key of Hydra's own, if Hydra takes it."""
         text = in_hydras_grammar(override.input_line or "", sweep=False)
         try:
-            compose("config", [*self._places, text], return_hydra_config=True)
+            chosen = [f"{a.key}={a.values[0]}" for a in self._axes.values() if a.is_group]
+            compose("config", [*self._fixed, *chosen, text], return_hydra_config=True)
         except _COMPOSING as error:
             self.checked.problems.append(Problem(override.input_line or "", one_line(error)))
         else:

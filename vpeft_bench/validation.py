@@ -90,7 +90,7 @@ CHOICES = {
     "data.original_format": ("", *ORIGINAL_FORMATS),
     "head.box": BOX_HEADS,
 }
-NOT_EMPTY = ("data.name", "backbone.name", "backbone.model", "backbone.weights")
+NOT_EMPTY = ("backbone.name", "backbone.model", "backbone.weights")
 FOLDERS = ("results_dir", "hardware.feature_cache_dir", "cost.results_dir")
 """Folders that are written to, and made where they are not there."""
 
@@ -151,6 +151,8 @@ def problems(
 
 def quick_problems(config: RunConfig) -> Iterator[Problem]:
     """Those that are found without importing torch."""
+    if not config.data.name:  # a cost card knows no data
+        yield Problem("data.name=", "is empty", "type data.name=...")
     yield from _values(config)
     yield from _dense(config)
 
