@@ -191,7 +191,7 @@ def test_a_directory_that_cannot_be_written_to(tmp_path: Path) -> None:
     from rich.console import Console
 
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"cost\.results_dir=.*cannot be written to"):
+    with pytest.raises(ConfigError, match=r"cost\.results_dir=.*is a file, not a folder"):
         ask(config_of(results_dir=str(tmp_path / "file")), Console(quiet=True))
 
 
