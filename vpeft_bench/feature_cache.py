@@ -15,8 +15,8 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,7 +44,9 @@ from vpeft_bench.feature_store import (
     size_of,
 )
 
-_FORMAT = 2  # changes when pictures are read otherwise
+_FORMAT = 3  # changes when pictures are read otherwise
+_PIXELS, _HASH_BYTES = "pixels", 16
+"""Stored beside the features: the first bytes of each picture's hash, as numbers of their type."""
 _TYPES = {FeatureType.fp32: torch.float32, FeatureType.bf16: torch.bfloat16}
 _AHEAD_OF_BLOCKS = ("images", "tokens.0")
 """Not worth keeping: larger than the picture, and what precedes them is under 1 % of the work."""
@@ -94,10 +96,13 @@ class Kept:
     Attributes:
         features: ``(N, ...)`` for each name, in the order of the split.
         found: whether an earlier run had computed them.
+        pixels: by index, the hash of each picture's pixels, where it was a file decoded into
+            memory.
     """
 
     features: Features
     found: bool
+    pixels: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -163,7 +168,7 @@ class FeatureReader:
                 config, self.dataset, self.model.preprocessing, split, train=train
             ).dataset
         labels = cast(LabelledSplit, self.dataset.split(split)).labels
-        batches = _FeatureBatches(kept.features, torch.from_numpy(labels), pictures)
+        batches = _FeatureBatches(kept, torch.from_numpy(labels), pictures)
         size = config.train.batch_size if train else config.hardware.eval_batch_size
         sampler = EpochSampler(len(labels), size, config.seed, shuffle=train)
         return DataLoader(batches, sampler=sampler, batch_size=None), kept
@@ -172,9 +177,10 @@ class FeatureReader:
         key = self._key(split)
         with self.store.locked(key):
             if (found := self.store.find(key)) is not None:
-                return Kept(found, True)
+                return _taken_apart(found, True)
             count = len(self.dataset.split(split))
             shapes = {name: (count, *shape) for name, shape in self._shapes.items()}
+            shapes[_PIXELS] = (count, _HASH_BYTES // self.dtype.itemsize)
             features = self.store.empty(key, shapes, self.dtype)
             loader = build_batches(
                 self.config, self.dataset, self.model.preprocessing, split, train=False
@@ -187,7 +193,11 @@ class FeatureReader:
                 start += len(images)
             if not torch.stack(finite).all():
                 raise DivergedError(f"frozen backbone's output on the {split} split", 0, 0)
-            return Kept(self.store.keep(key, features), False)
+            hashes = features[_PIXELS].view(torch.uint8).zero_()
+            for index, text in cast(Any, loader.dataset).pixels.items():
+                digest = bytearray.fromhex(text)[:_HASH_BYTES]
+                hashes[index] = torch.frombuffer(digest, dtype=torch.uint8)
+            return _taken_apart(self.store.keep(key, features), False)
 
     @functools.cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -233,13 +243,19 @@ class FeatureReader:
         return self.model.attached.base_fingerprint()
 
 
+def _taken_apart(stored: Features, found: bool) -> Kept:
+    """What was stored, the hashes of the pictures apart from their features."""
+    hashes = stored[_PIXELS].view(torch.uint8).numpy()
+    pixels = {index: row.tobytes().hex() for index, row in enumerate(hashes) if row.any()}
+    return Kept({n: t for n, t in stored.items() if n != _PIXELS}, found, pixels)
+
+
 class _FeatureBatches(TorchDataset[FeatureBatch]):
     """Whole batches of kept features by (epoch, indices), with the pictures where they are read."""
 
-    def __init__(
-        self, features: Features, labels: Tensor, pictures: TorchDataset[Any] | None
-    ) -> None:
-        self.features = features
+    def __init__(self, kept: Kept, labels: Tensor, pictures: TorchDataset[Any] | None) -> None:
+        self.features = kept.features
+        self.pixels = kept.pixels
         self.labels = labels
         self.pictures = pictures
 

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -38,6 +38,7 @@ from vpeft_bench.callbacks import Curves, MethodSteps, ProgressBar, StepSeed
 from vpeft_bench.checkpoint import EpochCheckpoint, WholeFiles, whole_epochs
 from vpeft_bench.config import FeatureCache, Precision, Protocol, RunConfig, config_hash, plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
+from vpeft_bench.data.inspect_content import compare_content
 from vpeft_bench.data.inspect_pictures import data_identity
 from vpeft_bench.data.inspection import Inspection, inspect
 from vpeft_bench.divergence import Divergence
@@ -293,7 +294,20 @@ class _Run:
             evaluation = build_batches(config, dataset, preprocessing, eval_split, train=False)
             self.happened["data"] = time.perf_counter() - start
             loaders = train, evaluation
+        self._compare_content(train_split, eval_split, loaders)
         return loaders
+
+    def _compare_content(
+        self, train_split: str, eval_split: str, loaders: tuple[DataLoader, DataLoader]
+    ) -> None:
+        """Refuse evaluated pictures that are trained on under other names, or tell if allowed."""
+        trained, evaluated = (cast(Any, loader.dataset).pixels for loader in loaders)
+        splits = (train_split, trained), (eval_split, evaluated)
+        found = compare_content(self.dataset, self.config.data, *splits)
+        found.require_sound()
+        for notice in found.notices:
+            self._tell(f"note: {notice}")
+            self.labels.append(notice)
 
     def _features(
         self, model: Model, train_split: str, eval_split: str

@@ -25,6 +25,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from vpeft_bench.config import IGNORED_LABEL, InputConfig
 from vpeft_bench.data.loading import IMAGENET_MEAN, BatchKey, EpochSampler, Pixels
+from vpeft_bench.data.pictures import pixel_hash
 from vpeft_bench.data.splits import LabelMapSplit, ObjectSplit
 from vpeft_bench.data.workers import Loader, hands_over_errors
 from vpeft_bench.errors import VpeftBenchError
@@ -107,7 +108,11 @@ def build_dense_loader(
 
 
 class _Batches(TorchDataset[DenseBatch]):
-    """Whole batches of a split by (epoch, indices), from memory where the split fits into it."""
+    """Whole batches of a split by (epoch, indices), from memory where the split fits into it.
+
+    Attributes:
+        pixels: of the files that were decoded into memory, by index, the hash of their pixels.
+    """
 
     def __init__(
         self,
@@ -127,6 +132,7 @@ class _Batches(TorchDataset[DenseBatch]):
         self.filter = Image.Resampling[interpolation.upper()]
         self.crops = train and isinstance(split, LabelMapSplit)
         self.in_memory = self._estimated_bytes() <= cache_gib * 2**30
+        self.pixels: dict[int, str] = {}
         self._memory: list[Decoded] | None = None
         self._ranks = [] if train else _ranks(split)
 
@@ -147,7 +153,7 @@ class _Batches(TorchDataset[DenseBatch]):
     def fill_memory(self) -> None:
         """Decode every picture; Pillow does so outside the interpreter's lock."""
         with ThreadPoolExecutor() as threads:
-            self._memory = list(threads.map(self._decode, range(len(self))))
+            self._memory = list(threads.map(self._remembered, range(len(self))))
 
     def _estimated_bytes(self) -> float:
         """What the decoded pictures take, if those looked at are like the others."""
@@ -157,9 +163,18 @@ class _Batches(TorchDataset[DenseBatch]):
         samples = [part for index in places for part in self._decode(index) if part is not None]
         return sum(part.nbytes for part in samples) * len(self) / len(places)
 
+    def _remembered(self, index: int) -> Decoded:
+        """Picture ``index`` for the memory; its hash is noted if it is a file."""
+        image = self.split.image(index)
+        if self.split.file(index) is not None:
+            self.pixels[index] = pixel_hash(image)
+        return self._prepared(index, image)
+
     def _decode(self, index: int) -> Decoded:
         """Picture ``index`` and its label map, with all done that no draw decides."""
-        image = self.split.image(index)
+        return self._prepared(index, self.split.image(index))
+
+    def _prepared(self, index: int, image: Image.Image) -> Decoded:
         if isinstance(self.split, ObjectSplit):
             return np.array(image), None
         label_map = self.split.label_map(index)

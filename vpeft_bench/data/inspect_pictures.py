@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
 
 from vpeft_bench.data.findings import Inspection
 from vpeft_bench.data.folders import fingerprint
-from vpeft_bench.data.pictures import PictureFacts, Size, decode
-from vpeft_bench.data.schema import LOSSLESS, DataConfig
+from vpeft_bench.data.pictures import DataConfig, LOSSLESS, PictureFacts, Size, data, decode, from, import, pixel_hash, schema, vpeft_bench
 from vpeft_bench.data.splits import Dataset, PictureFiles
 from vpeft_bench.errors import VpeftBenchError
 
@@ -99,13 +96,6 @@ def sample(size: int) -> list[int]:
         return list(range(size))
     drawn = np.random.default_rng(size).choice(size, SAMPLE, replace=False)
     return sorted(drawn.tolist())
-
-
-def pixel_hash(image: Image.Image) -> str:
-    """The sha256 of a picture's size and pixels."""
-    digest = hashlib.sha256("{}x{}:".format(*image.size).encode())
-    digest.update(image.tobytes())
-    return digest.hexdigest()
 
 
 def data_identity(dataset: Dataset, inspection: Inspection) -> str:

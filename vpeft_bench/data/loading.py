@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
+from vpeft_bench.data.pictures import pixel_hash
 from vpeft_bench.data.schema import Augmentation, DataConfig, Normalization, Resize
 from vpeft_bench.data.splits import LabelledSplit
 from vpeft_bench.data.workers import Loader, hands_over_errors
@@ -166,7 +167,11 @@ class EpochSampler(Sampler[BatchKey]):
 
 
 class _Batches(TorchDataset[Batch]):
-    """Whole batches of a split by (epoch, indices), from memory where the split fits into it."""
+    """Whole batches of a split by (epoch, indices), from memory where the split fits into it.
+
+    Attributes:
+        pixels: of the files that were decoded into memory, by index, the hash of their pixels.
+    """
 
     def __init__(
         self,
@@ -182,6 +187,7 @@ class _Batches(TorchDataset[Batch]):
         self.seed = seed
         self.labels = torch.from_numpy(split.labels)
         self.in_memory = self._estimated_bytes() <= cache_gib * 2**30
+        self.pixels: dict[int, str] = {}
         self._memory: Tensor | list[Tensor] | None = None
         if self.augmentation is Augmentation.randaugment:
             self._randaugment = _randaugment(preprocessing)
@@ -203,7 +209,7 @@ class _Batches(TorchDataset[Batch]):
     def fill_memory(self) -> None:
         """Decode and resize every picture; Pillow does both outside the interpreter's lock."""
         with ThreadPoolExecutor() as threads:
-            images = threads.map(self._resized, range(len(self)))
+            images = threads.map(self._remembered, range(len(self)))
             if self._crops_at_random:  # pictures of different sizes
                 self._memory = list(images)
                 return
@@ -225,10 +231,17 @@ class _Batches(TorchDataset[Batch]):
         crop_flip = self.augmentation is Augmentation.crop_flip
         return crop_flip and self.preprocessing.resize is Resize.shorter_side
 
-    def _resized(self, index: int) -> Tensor:
-        """Picture ``index`` as (3, H, W), cropped as well unless augmentation is to do that."""
-        image = _resize(self.split.image(index), self.preprocessing)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    def _remembered(self, index: int) -> Tensor:
+        """Picture ``index`` for the memory, and its hash if it is a file."""
+        image = self.split.image(index)
+        if self.split.file(index) is not None:
+            self.pixels[index] = pixel_hash(image)
+        return self._resized(image)
+
+    def _resized(self, image: Image.Image) -> Tensor:
+        """A picture as (3, H, W), cropped as well unless augmentation is to do that."""
+        resized = _resize(image, self.preprocessing)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
         if self._crops_at_random:
             return pixels.contiguous()
         height, width = self.preprocessing.image_size
@@ -239,7 +252,10 @@ class _Batches(TorchDataset[Batch]):
 
     def _augmented(self, epoch: int, index: int) -> Tensor:
         """Picture ``index`` as (3, image height, image width), as epoch ``epoch`` sees it."""
-        pixels = self._resized(index) if self._memory is None else self._memory[index]
+        if self._memory is None:
+            pixels = self._resized(self.split.image(index))
+        else:
+            pixels = self._memory[index]
         if self.augmentation is Augmentation.none:
             return pixels
         rng = np.random.default_rng([self.seed, epoch, index])

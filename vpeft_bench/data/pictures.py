@@ -14,6 +14,7 @@ Whatever a decoder raises becomes one line that names the file.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,6 +116,13 @@ def decode(path: str, background: str | None = None) -> Decoded:
         grey_16, highest = _reduced(image)
         rgb, transparent = _rgb(grey_16 or image, background)
         return Decoded(_upright(rgb, image), facts, transparent, _goes_on(image), highest)
+
+
+def pixel_hash(image: Image.Image) -> str:
+    """The sha256 of a picture's size and pixels."""
+    digest = hashlib.sha256("{}x{}:".format(*image.size).encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
 
 
 def look(path: str) -> PictureFacts:
