@@ -14,6 +14,8 @@ usage: python -m vpeft_bench [GROUP=CHOICE ...] [KEY=VALUE ...]     one run
        python -m vpeft_bench leaderboard [--records DIR] [--out DIR]
        python -m vpeft_bench methods [NAME] [--capabilities]        every method and its options
        python -m vpeft_bench data                                   every data set; is it there?
+       python -m vpeft_bench data check data=NAME [data.root=DIR]   is all of it sound?
+       python -m vpeft_bench data show data=NAME [--split train]    pictures and their truth, drawn
        python -m vpeft_bench show RUN                               what a run predicts, drawn
        python -m vpeft_bench cost [-m] [KEY=VALUE ...]              time, memory, operations, energy
        python -m vpeft_bench --version

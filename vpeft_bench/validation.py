@@ -160,6 +160,7 @@ def quick_problems(config: RunConfig) -> Iterator[Problem]:
 def data_problems(config: RunConfig) -> Iterator[Problem]:
     """As :func:`problems`, of what is read where data are only looked at; nothing is opened."""
     yield from _values(config)
+    yield from _background(config)
 
 
 def quick_measurement_problems(config: RunConfig) -> Iterator[Problem]:

@@ -152,16 +152,20 @@ def _sub_command_problems(arguments: list[str]) -> list[str]:
     from vpeft_bench.show import main as show
 
     name, *rest = arguments
+    part = rest[:1] if name == "data" and rest[:1] in (["check"], ["show"]) else []
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         commands = {"leaderboard": leaderboard, "methods": methods, "data": data, "show": show}
-        commands[name](["--help"])
+        commands[name]([*part, "--help"])
     flags = set(re.findall(r"--[a-z][\w-]*", shown.getvalue()))
     problems = [
         f"{name} has no {argument}"
         for argument in rest
         if argument.startswith("-") and argument.split("=")[0] not in flags
     ]
+    if part:
+        typed = [argument for argument in rest[1:] if "=" in argument]
+        problems += map(str, check_overrides(typed, purpose=Purpose.DATA).problems)
     if name == "methods":
         named = [argument for argument in rest if not argument.startswith("-")]
         known = {*list_methods(), *list_methods("hf/")}

@@ -25,6 +25,9 @@ from vpeft_bench.data.splits import Dataset
 from vpeft_bench.errors import MissingDataError
 from vpeft_bench.files import write_atomically
 
+SHOWN = 20
+"""Problems that are printed; the JSON file has all of them."""
+
 
 def main(arguments: Sequence[str], own: Path | None = None) -> int:
     """Look at a data set in full; 0 if it is sound, 1 if not, 2 for a wrong command line.
@@ -48,7 +51,8 @@ def check(config: RunConfig, out: Path | None, console: Console) -> int:
     dataset = None
     try:
         dataset = open_dataset(config.data)
-        found = inspect(dataset, config.data, full=True, track=_tracked)
+        most = config.head.max_detections if config.head else None
+        found = inspect(dataset, config.data, full=True, max_detections=most, track=_tracked)
     except MissingDataError as error:
         found = Inspection(full=True, problems=list(error.problems))
     path = out or Path(f"data-check-{config.data.name.replace('/', '-')}.json")
@@ -59,8 +63,10 @@ def check(config: RunConfig, out: Path | None, console: Console) -> int:
         console.print(_table(dataset, found))
     for notice in found.notices:
         console.print(f"note: {notice}", markup=False, soft_wrap=True)
-    for problem in found.problems:
+    for problem in found.problems[:SHOWN]:
         console.print(f"problem: {problem}", markup=False, soft_wrap=True)
+    if (more := len(found.problems) - SHOWN) > 0:
+        console.print(f"... and {more:,} more in {path}", markup=False, soft_wrap=True)
     verdict = _counted(len(found.problems), "problem") if found.problems else "sound"
     told = f", {_counted(len(found.notices), 'note')}" if found.notices else ""
     console.print(f"{config.data.name}: {verdict}{told}; {path}", markup=False, soft_wrap=True)

@@ -11,7 +11,8 @@ import numpy as np
 
 from vpeft_bench.data.findings import Inspection
 from vpeft_bench.data.folders import fingerprint
-from vpeft_bench.data.pictures import DataConfig, LOSSLESS, PictureFacts, Size, data, decode, from, import, pixel_hash, schema, vpeft_bench
+from vpeft_bench.data.pictures import PictureFacts, Size, decode, pixel_hash
+from vpeft_bench.data.schema import LOSSLESS, DataConfig
 from vpeft_bench.data.splits import Dataset, PictureFiles
 from vpeft_bench.errors import VpeftBenchError
 

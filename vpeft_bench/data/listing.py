@@ -74,7 +74,8 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
         return show(arguments[1:], own)
     parser = argparse.ArgumentParser(
         prog="python -m vpeft_bench data",
-        description="List every data set, and whether it is there.",
+        description="List every data set, and whether it is there. "
+        "check data=NAME looks at all of one, show data=NAME draws some of it.",
     )
     for benchmark in ("vtab1k", "fgvc", "dense"):
         parser.add_argument(
