@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,9 +71,20 @@ def assert_resumed_like_unbroken(
         assert (directory / name).read_bytes() == (whole.directory / name).read_bytes()
 
 
-@pytest.mark.parametrize("augmentation", ["none", "crop_flip", "randaugment"])
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kept", [True, False])
+def cases_of_classification() -> list[Any]:
+    """Every augmentation, with and without loader processes, kept in memory or decoded anew.
+
+    No process is started where there is nothing to do for it.
+    """
+    quick = (("randaugment", 2, False), ("crop_flip", 0, True))
+    return [
+        pytest.param(*case, marks=() if case in quick else pytest.mark.slow)
+        for case in itertools.product(("none", "crop_flip", "randaugment"), (0, 2), (True, False))
+        if case[0] == "randaugment" or not (case[1] and case[2])
+    ]
+
+
+@pytest.mark.parametrize(("augmentation", "workers", "kept"), cases_of_classification())
 def test_classification(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -80,9 +93,6 @@ def test_classification(
     workers: int,
     kept: bool,
 ) -> None:
-    """With and without loader processes, pictures in memory or decoded in each epoch."""
-    if kept and (workers and augmentation != "randaugment"):
-        pytest.skip("no process is started where there is nothing to do for it")
     options = (
         "data=imagelist",
         f"data.root={tiny_data}",
@@ -96,7 +106,7 @@ def test_classification(
     assert_resumed_like_unbroken(tmp_path, monkeypatch, options)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_detection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boxes_on_grey: Path, workers: int
 ) -> None:
@@ -113,7 +123,7 @@ def test_detection(
     assert_resumed_like_unbroken(tmp_path, monkeypatch, options)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_segmentation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maps_of_halves: Path, workers: int
 ) -> None:

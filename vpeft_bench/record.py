@@ -375,6 +375,11 @@ class RunRecord:
         losses = self.happened.curves.get("train_loss", [])
         return self.happened.diverged is not None or (bool(losses) and losses[-1] is None)
 
+    @property
+    def outcome(self) -> str:
+        """How the run ended, in one word: its status, or ``diverged``."""
+        return "diverged" if self.diverged else str(self.status)
+
 
 class Found(NamedTuple):
     """What lay below some directories.

@@ -70,7 +70,7 @@ class RunFiles:
     def finished(self) -> RunRecord | None:
         """The record, where it says that the run ended well; a damaged one is set aside.
 
-        A run whose loss was not finite counts as finished in records of earlier versions only.
+        Earlier versions recorded runs that diverged as ok: such a record does not count.
         """
         if not self.record.exists():
             return None
@@ -79,7 +79,7 @@ class RunFiles:
         except RecordError as error:
             self.set_aside(self.record, error.what)
             return None
-        return record if record.status is Status.OK and not record.diverged else None
+        return record if record.outcome == Status.OK else None
 
     def altered(self, record: RunRecord) -> list[str]:
         """The files that ``record`` vouches for and that are gone or of another size."""

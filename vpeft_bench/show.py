@@ -97,8 +97,8 @@ def _finished(directory: Path) -> RunRecord:
             f"{directory} holds no {RECORD_NAME}: RUN is the directory that a run names at its end"
         )
     record = read(path)
-    if record.status is not Status.OK:
-        raise VpeftBenchError(f"{directory}: the run is {record.status}: {record.error}")
+    if record.outcome != Status.OK:
+        raise VpeftBenchError(f"{directory}: the run is {record.outcome}: {record.error}")
     return record
 
 

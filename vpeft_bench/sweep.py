@@ -130,7 +130,7 @@ def _looked_at_again(note: dict[str, Any]) -> dict[str, Any]:
     except (Timeout, OSError, RecordError):
         return note
     last = record.happened.last_epoch
-    if record.status is not Status.OK or last is None:
+    if record.outcome != Status.OK or last is None:
         return note
     return {
         **note,

@@ -28,7 +28,7 @@ from vpeft_bench.leaderboard.tables import (
     summary_csv_rows,
     summary_rows,
 )
-from vpeft_bench.record import DataFacts, Parameters, RunRecord, Status
+from vpeft_bench.record import DataFacts, Diverged, Parameters, RunRecord, Status
 
 Run = Callable[..., RunRecord]
 Card = Callable[..., CostCard]
@@ -167,6 +167,34 @@ def test_failed_cells(run: Run) -> None:
         "60.00 (1)",
     ]
     assert (line["mean over 4 datasets"], line["complete"]) == ("", "2/4")
+
+
+def test_a_cell_of_which_a_seed_diverged_has_no_mean(run: Run) -> None:
+    """The mean of the seeds that held would be a choice among them."""
+    runs = [run(60, data=f"demo/{name}") for name in DEMO.datasets if name != "digits"]
+    runs += [run(60, data="demo/digits", seed=seed) for seed in (0, 1)]
+    diverged = run(data="demo/digits", seed=2, status=Status.FAILED, error="diverged: the loss")
+    happened = dataclasses.replace(diverged.happened, diverged=Diverged("loss", 1, 2))
+    runs.append(dataclasses.replace(diverged, happened=happened))
+    (line,) = summary_csv_rows(summary(*runs), SCORES)
+    assert line["digits"] == "diverged (1 of 3)"
+    assert (line["mean over 4 datasets"], line["complete"]) == ("", "3/4")
+    of_digits = [cell for cell in cells(*runs) if cell.data == "demo/digits"]
+    (line,) = dataset_csv_rows(of_digits, SCORES)
+    assert (line["metric_mean"], line["top1_mean"], line["failed"]) == ("", "", "1")
+    (shown,) = dataset_rows(of_digits, SCORES)
+    assert shown["top-1 %"] == "diverged"
+    assert shown["not finished"] == "1 diverged"
+
+
+def test_a_loss_that_was_nan_when_nobody_looked_counts_as_diverged(run: Run) -> None:
+    """Earlier versions recorded such a run as ok; its last loss is null."""
+    sound = run(60)
+    curves: dict[str, list[float | None]] = {"train_loss": [2.0, None]}
+    (cell,) = cells(
+        dataclasses.replace(sound, happened=dataclasses.replace(sound.happened, curves=curves))
+    )
+    assert (cell.finished, cell.score.mean, len(cell.diverged)) == ([], None, 1)
 
 
 def test_reasons_of_failures_are_counted(run: Run) -> None:

@@ -104,12 +104,20 @@ class Cell:
     @property
     def finished(self) -> list[RunRecord]:
         """The runs that ended well, by seed."""
-        return [record for record in self.records if record.status is Status.OK]
+        return [record for record in self.records if record.outcome == Status.OK]
 
     @property
     def unfinished(self) -> list[RunRecord]:
         """The other runs, by seed."""
-        return [record for record in self.records if record.status is not Status.OK]
+        return [record for record in self.records if record.outcome != Status.OK]
+
+    @property
+    def diverged(self) -> list[RunRecord]:
+        """The runs whose numbers were not finite, by seed.
+
+        Where there is any, the cell has no score: the other seeds alone would be a choice.
+        """
+        return [record for record in self.records if record.diverged]
 
     @property
     def seeds(self) -> list[int]:
@@ -137,13 +145,18 @@ class Cell:
         """The headline metric at the last epoch over the runs that ended well, percent."""
         values = [metrics.value for metrics in self.metrics]
         known = [value for value in values if value is not None]
-        return Spread.of(known if len(known) == len(values) else [])
+        return Spread.of(known if len(known) == len(values) and not self.diverged else [])
 
     def value(self, metric: str) -> float | None:
-        """Mean of a metric at the last epoch, percent; None unless every finished run has it."""
+        """Mean of a metric at the last epoch, percent.
+
+        None unless every finished run has it, and where a run diverged.
+        """
         values = [metrics.values.get(metric) for metrics in self.metrics]
         known = [value for value in values if value is not None]
-        return fmean(known) if known and len(known) == len(values) else None
+        if not known or len(known) < len(values) or self.diverged:
+            return None
+        return fmean(known)
 
     @property
     def data_versions(self) -> list[str]:

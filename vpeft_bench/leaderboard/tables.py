@@ -86,6 +86,8 @@ class SummaryRow:
         if len(cells) > 1:
             return ("ambiguous", f"({len(cells)} configurations)")
         (cell,) = cells
+        if cell.diverged:
+            return ("diverged", f"({len(cell.diverged)} of {len(cell.records)})")
         interrupted = all(run.status is Status.INTERRUPTED for run in cell.unfinished)
         word = str(Status.INTERRUPTED if interrupted else Status.FAILED)
         if not cell.finished:
@@ -314,7 +316,7 @@ def dataset_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
             if configurations[cell.benchmark, cell.data, cell.entry] > 1
             else "",
             "metric": TITLES[cell.headline] if cell.headline and len(headlines) > 1 else "",
-            score: percent(cell.score.mean),
+            score: "diverged" if cell.diverged else percent(cell.score.mean),
             "± std": percent(cell.score.std),
             "n": str(len(cell.finished)),
             **{f"{TITLES[name]} %": percent(cell.value(name)) for name in shown_beside},
@@ -392,13 +394,13 @@ def _short(fingerprint: str) -> str:
 
 
 def _statuses(cell: Cell) -> list[str]:
-    counts = Counter(str(run.status) for run in cell.unfinished)
+    counts = Counter(run.outcome for run in cell.unfinished)
     return [f"{counts[status]} {status}" for status in sorted(counts)]
 
 
 def _reasons(cell: Cell) -> list[str]:
     counts = Counter(
-        f"{run.status}: {' '.join((run.error or '').split())}" for run in cell.unfinished
+        f"{run.outcome}: {' '.join((run.error or '').split())}" for run in cell.unfinished
     )
     return [f"{counts[reason]} x {reason}" for reason in sorted(counts)]
 

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from vpeft_bench.errors import DivergedError
+
 Selection = dict[str, Tensor]
 """What a data pass decided, by name; it is stored in the delta checkpoint."""
 
@@ -102,6 +104,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def require_finite(tensors: Iterable[Tensor], what: str) -> None:
+    """Refuse to rank by numbers that are none: the order of NaN is whatever a sort makes of it.
+
+    Raises:
+        DivergedError: some number is not finite.
+    """
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise DivergedError(what, 0, 0)
 
 
 def same_selection(left: Selection, right: Selection) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.methods.base import Category, Method, option
-from vpeft_bench.methods.data_pass import Selection, SelectionData, evaluating
+from vpeft_bench.methods.data_pass import Selection, SelectionData, evaluating, require_finite
 from vpeft_bench.methods.parts.sparse import SparseUpdate, differentiable
 from vpeft_bench.methods.registry import register
 
@@ -106,6 +106,7 @@ class GPS(Method):
                 gradients = torch.autograd.grad(self.loss_of(backbone, images, labels), weights)
                 for total, gradient in zip(totals, gradients, strict=True):
                     total += gradient
+        require_finite(totals, "gradient of the data pass")
         return {n: self._largest(g.abs()) for n, g in zip(matrices, totals, strict=True)}
 
     def loss_of(self, backbone: Backbone, images: list[Tensor], labels: Tensor) -> Tensor:

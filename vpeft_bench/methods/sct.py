@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.methods.base import Category, MergeableModule, Method, option
-from vpeft_bench.methods.data_pass import Selection, SelectionData, evaluating
+from vpeft_bench.methods.data_pass import Selection, SelectionData, evaluating, require_finite
 from vpeft_bench.methods.registry import register
 
 
@@ -151,6 +151,7 @@ class SCT(Method):
         finally:
             for hook in hooks:
                 hook.remove()
+        require_finite(energies.values(), "energy of the data pass")
         selection: Selection = {}
         for block in backbone.blocks:
             of_block = [total for (path, _), total in energies.items() if path == block.path]

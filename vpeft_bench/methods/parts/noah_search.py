@@ -24,7 +24,7 @@ from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.errors import NotSelectedError
 from vpeft_bench.files import set_aside
 from vpeft_bench.methods.base import option
-from vpeft_bench.methods.data_pass import SelectionData, evaluating
+from vpeft_bench.methods.data_pass import SelectionData, evaluating, require_finite
 from vpeft_bench.methods.parts.subnetwork import PARTS, Subnetwork, Widths, live_parameters
 from vpeft_bench.tensor_files import save_tensors
 
@@ -240,6 +240,7 @@ def _train(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        require_finite(trained.values(), "supernet")
         progress.epochs = epoch + 1
         progress.tensors = _state(trained, optimizer)
         progress.save()

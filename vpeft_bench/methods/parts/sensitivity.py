@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone
-from vpeft_bench.methods.data_pass import Selection, evaluating
+from vpeft_bench.methods.data_pass import Selection, evaluating, require_finite
 from vpeft_bench.methods.parts.sparse import differentiable
 
 PARAMETERS = ("weight", "bias")
@@ -53,6 +53,7 @@ def sensitivities(
             gradients = torch.autograd.grad(loss, parameters)
             for total, gradient in zip(totals, gradients, strict=True):
                 total += gradient.square()
+    require_finite(totals, "sensitivity of the data pass")
     return totals
 
 
