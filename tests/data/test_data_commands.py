@@ -14,6 +14,7 @@ from tests.conftest import shared_path
 from vpeft_bench.data.listing import main
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.drawing import colour
+from vpeft_bench.errors import ConfigError
 
 Make = Callable[..., DataConfig]
 
@@ -67,6 +68,18 @@ def test_check_of_what_cannot_be_read(
     assert main(["check", *asked(image_list({"val200.txt": None}))]) == 1
     assert "no val200.txt in it" in capsys.readouterr().out
     assert json.loads((here / "data-check-my-toy.json").read_text())["facts"]["pictures"] == {}
+
+
+@pytest.mark.parametrize(
+    ("typed", "fix"),
+    [
+        ("chek", "did you mean python -m vpeft_bench data check data=NAME"),
+        ("data=demo/digits", "did you mean python -m vpeft_bench data check data=demo/digits"),
+    ],
+)
+def test_no_such_command(typed: str, fix: str) -> None:
+    with pytest.raises(ConfigError, match=f"no such command(.|\n)*{fix}"):
+        main([typed])
 
 
 @pytest.mark.parametrize("command", ["check", "show"])

@@ -282,5 +282,5 @@ def test_repeated_training_pictures_are_told(image_list: MakeImageList) -> None:
     config = image_list({"train800.txt": train, "train800val200.txt": train + VAL})
     folder = Path(config.root) / "toy"
     shutil.copy(folder / "images" / "0.png", folder / "copy.png")
-    told = "1 of 10 training pictures repeat another one by content, 1 of them with another label"
+    told = "1 of 10 training pictures repeats another one by content, 1 of them with another label"
     assert looked_at(config, full=True).notices == [told]

@@ -13,7 +13,7 @@ from vpeft_bench.errors import ConfigError, Problem, ProblemsError, VpeftBenchEr
 from vpeft_bench.overrides import check_overrides
 from vpeft_bench.purpose import Purpose
 
-EXIT_FAILED, EXIT_WRONG_INPUT = 1, 2
+EXIT_FAILED, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -65,3 +65,6 @@ def answered(command: Callable[[], int]) -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED

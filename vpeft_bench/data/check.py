@@ -21,10 +21,11 @@ from vpeft_bench.config import RunConfig
 from vpeft_bench.data.asked import EXIT_FAILED, answered, asked, parser
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.inspection import Inspection, inspect
-from vpeft_bench.data.splits import Dataset
+from vpeft_bench.data.splits import SPLITS, Dataset
 from vpeft_bench.errors import MissingDataError
 from vpeft_bench.files import write_atomically
 
+MINIMUM_COLUMNS = 100  # narrower tables would cut numbers short
 SHOWN = 20
 """Problems that are printed; the JSON file has all of them."""
 
@@ -60,6 +61,8 @@ def check(config: RunConfig, out: Path | None, console: Console) -> int:
     write_atomically(path, f"{content}\n".encode())
 
     if dataset is not None:
+        console.width = max(console.width, MINIMUM_COLUMNS)
+        console.print(_heading(dataset, found), markup=False, soft_wrap=True)
         console.print(_table(dataset, found))
     for notice in found.notices:
         console.print(f"note: {notice}", markup=False, soft_wrap=True)
@@ -88,21 +91,24 @@ def report(config: RunConfig, dataset: Dataset | None, found: Inspection) -> dic
     }
 
 
+def _heading(dataset: Dataset, found: Inspection) -> str:
+    classes = _counted(dataset.num_classes, "class", "classes")
+    of_pictures = f", {found.facts.image_format}" if found.facts.image_format else ""
+    return f"{dataset.name}: {dataset.task}, {classes}{of_pictures}"
+
+
 def _table(dataset: Dataset, found: Inspection) -> Table:
     """Splits and what was counted in them."""
     facts = found.facts
     counted = dict.fromkeys(what for counts in facts.counts.values() for what in counts)
-    title = f"{dataset.name}: {dataset.task}, {_counted(dataset.num_classes, 'class', 'classes')}"
-    if facts.image_format:
-        title += f", {facts.image_format}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("split", no_wrap=True)
     for what in ("pictures", *counted):
-        table.add_column(what.replace("_", " "), justify="right")
+        table.add_column(what.replace("_", " "), justify="right", no_wrap=True)
     table.add_column("listed in", overflow="fold")
-    for split, pictures in facts.pictures.items():
+    for split in SPLITS:
         counts = facts.counts.get(split, {})
-        numbers = (pictures, *(counts.get(what) for what in counted))
+        numbers = (facts.pictures[split], *(counts.get(what) for what in counted))
         cells = ("" if number is None else f"{number:,}" for number in numbers)
         table.add_row(split, *cells, dataset.lists.get(split, ""))
     return table

@@ -96,7 +96,8 @@ def _tell_of_repeated(dataset: Dataset, name: str, pixels: Hashes, inspection: I
     if not repeats:
         return
     part = "test" if name == "test" else "training"
-    notice = f"{repeats} of {len(pixels)} {part} pictures repeat another one by content"
+    repeat = "repeats" if repeats == 1 else "repeat"
+    notice = f"{repeats} of {len(pixels)} {part} pictures {repeat} another one by content"
     split = dataset.split(name)
     if isinstance(split, LabelledSplit):
         labels: dict[str, set[int]] = {}

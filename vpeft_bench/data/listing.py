@@ -20,11 +20,12 @@ from vpeft_bench.choices import choices_on_disk, config_dir
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.folders import candidate_folders
 from vpeft_bench.data.schema import DataConfig
-from vpeft_bench.errors import MissingDataError, Problem
+from vpeft_bench.errors import ConfigError, MissingDataError, Problem, nearest
 from vpeft_bench.typed_text import quoted
 
 BENCHMARKS = ("demo", "demo_dense", "vtab1k", "fgvc", "dense", "custom")
 CLASSIFICATION = "classification"
+COMMANDS = ("check", "show")
 MINIMUM_COLUMNS = 112  # the widest table: narrower ones would cut names short
 GROUPS = ("natural", "specialized", "structured", "")
 
@@ -72,6 +73,8 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
         from vpeft_bench.data.show import main as show
 
         return show(arguments[1:], own)
+    if arguments and not arguments[0].startswith("-"):
+        raise ConfigError([_no_such_command(arguments[0])])
     parser = argparse.ArgumentParser(
         prog="python -m vpeft_bench data",
         description="List every data set, and whether it is there. "
@@ -84,6 +87,16 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
     roots = {name: root for name, root in vars(parser.parse_args(arguments)).items() if root}
     print_datasets(list_datasets(config_dir(), roots, own))
     return 0
+
+
+def _no_such_command(typed: str) -> Problem:
+    """For what follows ``data`` and is no command; an override may only lack its command."""
+    command = "check" if "=" in typed else nearest(typed, COMMANDS)
+    fix = [f"python -m vpeft_bench data {name} data=NAME" for name in COMMANDS]
+    if command is not None:
+        overridden = f" {typed}" if "=" in typed else " data=NAME"
+        fix.insert(0, f"did you mean python -m vpeft_bench data {command}{overridden}")
+    return Problem(f"data {typed}", "no such command", "\n".join(dict.fromkeys(fix)))
 
 
 def compose_data_configs(directory: Path, names: Sequence[str]) -> list[DataConfig]:
