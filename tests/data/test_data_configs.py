@@ -131,7 +131,7 @@ def test_command_line(
 ) -> None:
     asked = []
 
-    def list_two(directory: Path, roots: dict[str, str]) -> list[Listed]:
+    def list_two(directory: Path, roots: dict[str, str], own: Path | None) -> list[Listed]:
         asked.append(roots)
         return [Listed(configs["demo/digits"], None), Listed(configs["fgvc/cub"], None)]
 
