@@ -968,3 +968,16 @@ def test_no_picture_is_trained_and_tested_on(devkit: DataConfig, masks: DataConf
     with pytest.raises(UnsoundDataError, match=r"3 of the 3 (.|\n)*data\.lists\.test=") as caught:
         inspect(read_voc_masks(masks), masks).require_sound()
     assert "v0" in str(caught.value)
+
+
+def test_links_that_lead_nowhere_and_lists_that_are_no_text(masks: DataConfig) -> None:
+    folder = Path(masks.root)
+    picture = next((folder / "JPEGImages").iterdir())
+    picture.unlink()
+    picture.symlink_to("gone")
+    assert f"{picture.stem}.jpg" in problems_of(read_voc_masks, masks)
+    (folder / "ImageSets" / "Segmentation" / "train.txt").write_bytes("v0\n".encode("utf-16"))
+    (folder / "classes.txt").write_bytes("m\xfcll\n".encode("latin-1"))
+    text = problems_of(read_voc_masks, masks)
+    assert "train.txt: is UTF-16" in text
+    assert "classes.txt: is not UTF-8 (line 1)" in text

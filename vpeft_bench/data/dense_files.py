@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpeft_bench.config import IGNORED_LABEL
-from vpeft_bench.data.folders import shortened
+from vpeft_bench.data.folders import filled_lines, read_text, shortened
 from vpeft_bench.data.pictures import Size, look, read_label_map, require_size
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import (
@@ -323,7 +323,7 @@ def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, os.DirEntr
     ranks: dict[str, int] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         stem, suffix = os.path.splitext(entry.name)
-        if suffix.lower() not in suffixes:
+        if suffix.lower() not in suffixes or not entry.is_file():  # a link may lead nowhere
             continue
         rank = suffixes.index(suffix.lower())
         if rank < ranks.get(stem, len(suffixes)):
@@ -340,7 +340,7 @@ def class_names(config: DataConfig, folder: Path, problems: list[Problem]) -> tu
     Args:
         config: of the data set.
         folder: where it lies.
-        problems: gets names that occur twice, and numbers that leave a gap.
+        problems: gets names that occur twice, numbers that leave a gap, and a file that is no text.
     """
     file = folder / "classes.txt"
     if given := config.lists.get("classes"):
@@ -349,8 +349,11 @@ def class_names(config: DataConfig, folder: Path, problems: list[Problem]) -> tu
         return names
     if not file.is_file():
         return ()
-    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    stripped = [line.strip() for line in lines if line.strip()]
+    try:
+        stripped = [line for _, line in filled_lines(read_text(file))]
+    except ValueError as error:
+        problems.append(Problem(str(file), str(error)))
+        return ()
     numbered = [_NUMBERED_LINE.fullmatch(line) for line in stripped]
     pairs = sorted((int(match[1]), match[2]) for match in numbered if match)
     if not pairs or len(pairs) < len(stripped):

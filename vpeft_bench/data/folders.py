@@ -72,9 +72,13 @@ def read_text(file: Path) -> str:
     Raises ValueError, with what is wrong, where it cannot be read or is not UTF-8.
     """
     try:
-        content = file.read_bytes()
+        return decoded(file.read_bytes())
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from error
+
+
+def decoded(content: bytes) -> str:
+    """The text of a file's content; raises ValueError, as :func:`read_text` does."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

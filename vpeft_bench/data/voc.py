@@ -33,6 +33,8 @@ from vpeft_bench.data.dense_files import (
     number_of_classes,
 )
 from vpeft_bench.data.folders import (
+    decoded,
+    filled_lines,
     find_folder,
     fingerprint,
     missing_data,
@@ -239,8 +241,11 @@ def _read_lists(
                 continue
             content = file.read_bytes()
             lists.contents.append(content)
-            lines = content.decode("utf-8-sig", errors="replace").splitlines()
-            names = [line.strip() for line in lines if line.strip()]
+            try:
+                names = [name for _, name in filled_lines(decoded(content))]
+            except ValueError as error:
+                problems.append(Problem(str(file), str(error)))
+                continue
             if not names:
                 problems.append(Problem(str(file), "lists no pictures"))
             lists.entries[name] += listings.entries(file, folder / part.place, names, problems)
