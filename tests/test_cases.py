@@ -57,6 +57,18 @@ def runner() -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    # Of a twin the shared runner compares the seconds of its epochs as well, which never agree.
+    module.outcome = lambda record: json.dumps(
+        [
+            record.get("happened", {}).get("last_epoch"),
+            {
+                name: values
+                for name, values in record.get("happened", {}).get("curves", {}).items()
+                if name != "train_seconds"
+            },
+        ],
+        sort_keys=True,
+    )
     return module
 
 
