@@ -1,7 +1,8 @@
 """What methods say of themselves, kept in a file so that listing them does not import torch.
 
 ``methods.json`` is written by ``scripts/generate_docs.py``. It names the state of the methods' code
-that it was made from: where that has changed, the classes are asked instead.
+and the version of the peft library that it was made from: where one has changed, the classes are
+asked instead.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpeft_bench.errors import MethodOptionError, Problem, unknown_name
 from vpeft_bench.files import sha256, write_atomically
+from vpeft_bench.methods.parts import hf_types
 
 if TYPE_CHECKING:
     from vpeft_bench.methods.base import Method
@@ -82,17 +85,52 @@ def facts_of(method: type[Method]) -> MethodFacts:
 
 def native_methods() -> list[MethodFacts]:
     """Every method of this package, by category, then by name."""
+    stored = _stored()
+    return collected() if stored is None else [_facts(raw) for raw in stored["methods"]]
+
+
+def method(name: str) -> MethodFacts:
+    """One method, of this package or of the peft library.
+
+    Raises:
+        MethodOptionError: there is no such method, or it is not offered, with the reason.
+        MissingExtraError: it is one of the peft library, which is not installed.
+    """
+    native = {facts.name: facts for facts in native_methods()}
+    if name in native:
+        return native[name]
+    stored = _stored()
+    if stored is not None and stored["peft"] == hf_types.version():
+        for raw in stored["of_peft"]:
+            if raw["name"] == name:
+                return _facts(raw)
+    if reason := hf_types.why_not_offered(name):
+        raise MethodOptionError([Problem(f"method={name}", f"is not offered: {reason}")])
+    if name not in hf_types.names():
+        raise MethodOptionError([unknown_name("method", name, [*native, *hf_types.names()])])
+    from vpeft_bench.methods.registry import method_class
+
+    return facts_of(method_class(name))
+
+
+def _stored() -> dict[str, Any] | None:
+    """What the file holds, if it is of this code."""
     try:
         stored = json.loads(FILE.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        stored = {}
-    if stored.get("code") == code_fingerprint():
-        return [_facts(raw) for raw in stored["methods"]]
-    return collected()
+        return None
+    return dict(stored) if stored.get("code") == code_fingerprint() else None
+
+
+def collected_of_peft() -> list[MethodFacts]:
+    """The methods that the installed peft library gives, from their classes."""
+    from vpeft_bench.methods.registry import method_class
+
+    return [facts_of(method_class(name)) for name in hf_types.names()]
 
 
 def collected() -> list[MethodFacts]:
-    """The same, from the classes."""
+    """Every method of this package, from the classes."""
     from vpeft_bench.methods.base import Category
     from vpeft_bench.methods.registry import list_methods, method_class
 
@@ -110,7 +148,12 @@ def code_fingerprint(folder: Path = METHODS) -> str:
 
 def write() -> None:
     """Write ``methods.json`` from the classes."""
-    content = {"code": code_fingerprint(), "methods": [asdict(facts) for facts in collected()]}
+    content = {
+        "code": code_fingerprint(),
+        "methods": [asdict(facts) for facts in collected()],
+        "peft": hf_types.version(),
+        "of_peft": [asdict(facts) for facts in collected_of_peft()],
+    }
     text = json.dumps(content, indent=1, ensure_ascii=False)
     write_atomically(FILE, f"{text}\n".encode())
 

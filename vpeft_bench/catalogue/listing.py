@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from omegaconf import OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from vpeft_bench.catalogue.facts import MethodFacts, facts_of, native_methods
+from vpeft_bench.catalogue.facts import MethodFacts, method, native_methods
+from vpeft_bench.choices import choices_on_disk
 from vpeft_bench.errors import MethodOptionError
 from vpeft_bench.methods.parts import hf_types
 
 
 def main(arguments: Sequence[str], own: Path | None = None) -> int:
-    """Print the table of all methods, or one method in full; the process's exit status."""
+    """Print the table of all methods, or one method in full; the process's exit status.
+
+    Args:
+        arguments: what follows the command's name.
+        own: a further folder of configs (``--config-dir``); its methods are options of others.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m vpeft_bench methods", description="List every method, or describe one."
     )
@@ -29,25 +37,36 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
     )
     parsed = parser.parse_args(arguments)
     console = Console(highlight=False)
-    known = {facts.name: facts for facts in native_methods()}
+    presets = {} if own is None else _presets(own)
     try:
-        chosen = None if parsed.name is None else known.get(parsed.name) or _other(parsed.name)
+        chosen = None if parsed.name is None else method(presets.get(parsed.name, parsed.name))
     except MethodOptionError as error:
         parser.exit(2, f"error: {error}\n")
     if parsed.capabilities:
-        return print_capabilities([chosen.name] if chosen else sorted(known), console)
+        names = [facts.name for facts in native_methods()]
+        return print_capabilities([chosen.name] if chosen else sorted(names), console)
     if chosen:
         describe(chosen, console)
     else:
-        print_methods(known.values(), console)
+        print_methods(native_methods(), console)
+    if own is not None:
+        _print_presets(own, presets, console)
     return 0
 
 
-def _other(name: str) -> MethodFacts:
-    """Of a method that is not this package's own; raises MethodOptionError if there is none."""
-    from vpeft_bench.methods.registry import method_class
+def _presets(own: Path) -> dict[str, str]:
+    """The method of each file below ``own/method``, by the name that chooses the file."""
+    files = choices_on_disk(own).get("method", ())
+    named = {name: OmegaConf.load(own / "method" / f"{name}.yaml") for name in files}
+    return {name: str(OmegaConf.select(config, "name")) for name, config in named.items()}
 
-    return facts_of(method_class(name))
+
+def _print_presets(own: Path, presets: Mapping[str, str], console: Console) -> None:
+    console.print(f"\n[bold underline]of[/] {escape(str(own / 'method'))}", soft_wrap=True)
+    for name, of in presets.items():
+        console.print(f"method={name}: options of {of}", markup=False, soft_wrap=True)
+    if not presets:
+        console.print("no methods")
 
 
 def print_methods(methods: Iterable[MethodFacts], console: Console) -> None:

@@ -9,8 +9,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import cast
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
@@ -113,7 +116,8 @@ def _compose(
     """For all ``names`` the configuration that ``data=NAME`` chooses, and the task with it.
 
     A data set may choose its task and head, which the primary config lets it. That one composes a
-    dozen files besides; here every group but ``data`` is left empty, unless the data set fills it.
+    dozen files besides; here every group but ``data`` is left empty, unless the data set fills it,
+    and Hydra's own config, which is most of the work, is left out.
     """
     groups = sorted(path.name for path in directory.iterdir() if path.is_dir())
     empty = [{group: None} for group in groups if group != "data"]
@@ -125,7 +129,11 @@ def _compose(
         for name in names:
             defaults = [*empty, {"data": name}, "_self_"]
             ConfigStore.instance().store(primary, {"defaults": defaults})
-            config = compose(primary, places)
+            loader = GlobalHydra.instance().config_loader()
+            assert isinstance(loader, ConfigLoaderImpl)
+            overrides, files = loader._parse_overrides_and_create_caching_repo(primary, places)
+            chosen = create_defaults_list(files, primary, overrides, False, skip_missing=False)
+            config = loader._compose_config_from_defaults_list(chosen.defaults, files)
             data = cast(DataConfig, OmegaConf.to_object(OmegaConf.merge(schema, config.data)))
             composed.append((data, OmegaConf.select(config, "task.name", default=CLASSIFICATION)))
     return composed

@@ -6,7 +6,7 @@ options of a type are read from the installed library (:mod:`vpeft_bench.methods
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -437,4 +437,12 @@ def why_not_offered(method: str) -> str | None:
 
 def installed() -> bool:
     """Whether the peft library is there; it is not imported to find out."""
-    return importlib.util.find_spec("peft") is not None
+    return version() is not None
+
+
+def version() -> str | None:
+    """Of the installed peft library; None where there is none."""
+    try:
+        return importlib.metadata.version("peft")
+    except importlib.metadata.PackageNotFoundError:
+        return None
