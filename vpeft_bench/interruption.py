@@ -79,6 +79,12 @@ def interruptible() -> Iterator[None]:
         _State.received, _State.closing = None, False
 
 
+def ignore() -> None:
+    """Ignore these signals for good: the process is about to end, with what they ask for done."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def received() -> signal.Signals | None:
     """The signal that came last, if one did."""
     return _State.received

@@ -28,7 +28,7 @@ from vpeft_bench.errors import (
     VpeftBenchError,
 )
 from vpeft_bench.flags import Line, read_line
-from vpeft_bench.interruption import Interrupted, interruptible
+from vpeft_bench.interruption import Interrupted, ignore, interruptible
 from vpeft_bench.jobs import gathered, once_each, one_line
 from vpeft_bench.overrides import Checked, check_overrides
 from vpeft_bench.purpose import Purpose
@@ -85,6 +85,7 @@ def main(arguments: Sequence[str], command: Command | None = None) -> int:
         console.print(f"error: {one_line(error)}", markup=False, soft_wrap=True)
         return EXIT_WRONG_INPUT
     except Interrupted as error:
+        ignore()
         with contextlib.suppress(OSError):  # after SIGHUP there may be no terminal left
             console.print(f"{error}; {command.interrupted}")
         return error.exit_status
