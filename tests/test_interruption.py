@@ -93,6 +93,18 @@ def test_a_second_signal_does_not_cut_the_record_off(
     assert record.error == "interrupted by SIGTERM"
 
 
+def test_a_signal_while_a_failure_is_recorded_comes_afterwards(
+    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is lost: the record says that the run failed, and the sweep around it stops."""
+    options = ("data=imagelist", f"data.root={tiny_data}", "method=linear", "train.lr=1e30")
+    monkeypatch.setattr(run._Run, "_record", signalling(run._Run._record))
+    with interruptible(), pytest.raises(Interrupted, match="SIGTERM"):
+        run_here(tmp_path, *options, "train.warmup_epochs=0")
+    ((_, record),) = find([tmp_path]).records
+    assert record.outcome == "diverged"
+
+
 def test_what_somebody_else_handles_or_ignores_is_left_alone() -> None:
     """A launcher of SLURM jobs handles SIGTERM; ``nohup`` ignores SIGHUP."""
     seen: list[int] = []

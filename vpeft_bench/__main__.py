@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 
 from vpeft_bench.errors import ProblemsError
+from vpeft_bench.interruption import Interrupted, ignore, interruptible
 
 HELP = """\
 usage: python -m vpeft_bench [GROUP=CHOICE ...] [KEY=VALUE ...]     one run
@@ -116,8 +118,14 @@ def print_help() -> None:
 def main() -> int:
     """The process's exit status; no traceback where the output's reader leaves (``| head``)."""
     try:
-        status = _dispatch(sys.argv[1:])
-        sys.stdout.flush()
+        with interruptible():
+            status = _dispatch(sys.argv[1:])
+            sys.stdout.flush()
+    except Interrupted as error:
+        ignore()
+        with contextlib.suppress(OSError):  # after SIGHUP there may be no terminal left
+            print("; ".join([str(error), *getattr(error, "__notes__", ())]), file=sys.stderr)
+        return error.exit_status
     except ProblemsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -178,6 +178,12 @@ class DeviceBusyError(VpeftBenchError):
         return type(self), (self.use,)
 
 
+def told(error: OSError) -> str:
+    """What the system refused, and of which file, in one line."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{' '.join((error.strerror or str(error)).split())}"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name most like ``name``, or None where nothing comes close."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)

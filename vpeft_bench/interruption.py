@@ -52,9 +52,10 @@ class _State:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    # Worker processes that were forked inherit this handler; their parent ends them.
-    if os.getpid() == _State.owner and not _State.closing:
-        _State.received = signal.Signals(number)
+    if os.getpid() != _State.owner:
+        return  # worker processes that were forked inherit this handler; their parent ends them
+    _State.received = _State.received or signal.Signals(number)
+    if not _State.closing:
         raise Interrupted(number)
 
 
@@ -86,13 +87,22 @@ def ignore() -> None:
 
 
 def received() -> signal.Signals | None:
-    """The signal that came last, if one did."""
+    """The signal that came first, if one did."""
     return _State.received
 
 
-def close() -> None:
-    """Ignore all further signals until the outermost :func:`interruptible` is left.
+@contextmanager
+def closing() -> Iterator[None]:
+    """Let no signal cut off what is done inside, which is short: writing how a run ended.
 
-    What has to be written at the end is short; a second signal must not cut it off.
+    Raises:
+        Interrupted: at the end, where the first signal came meanwhile. After one that came before,
+            all further ones are ignored until the outermost :func:`interruptible` is left.
     """
-    _State.closing = True
+    before, _State.closing = _State.received, True
+    try:
+        yield
+    finally:
+        _State.closing = before is not None
+    if before is None and _State.received is not None:
+        raise Interrupted(_State.received)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -26,9 +25,10 @@ from vpeft_bench.errors import (
     Problem,
     ProblemsError,
     VpeftBenchError,
+    told,
 )
 from vpeft_bench.flags import Line, read_line
-from vpeft_bench.interruption import Interrupted, ignore, interruptible
+from vpeft_bench.interruption import Interrupted
 from vpeft_bench.jobs import gathered, once_each, one_line
 from vpeft_bench.overrides import Checked, check_overrides
 from vpeft_bench.purpose import Purpose
@@ -73,22 +73,24 @@ def main(arguments: Sequence[str], command: Command | None = None) -> int:
     command = command or RUN
     console = Console(stderr=True, highlight=False)
     try:
-        with interruptible():
-            line = read_line(arguments)
-            swept = _hydra(_checked(line, command, console), command)
-            if SingleJob.error is not None:
-                raise SingleJob.error
+        line = read_line(arguments)
+        swept = _hydra(_checked(line, command, console), command)
+        if SingleJob.error is not None:
+            raise SingleJob.error
     except VpeftBenchError as error:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         return EXIT_WRONG_INPUT if isinstance(error, ProblemsError) else EXIT_FAILED
     except HydraException as error:  # of its own config, such as a launcher's arguments
         console.print(f"error: {one_line(error)}", markup=False, soft_wrap=True)
         return EXIT_WRONG_INPUT
+    except BrokenPipeError:
+        raise  # no failure of the disk: the reader of the output has left
+    except OSError as error:
+        console.print(f"error: {told(error)}", markup=False, soft_wrap=True)
+        return EXIT_FAILED
     except Interrupted as error:
-        ignore()
-        with contextlib.suppress(OSError):  # after SIGHUP there may be no terminal left
-            console.print(f"{error}; {command.interrupted}")
-        return error.exit_status
+        error.add_note(command.interrupted)
+        raise
     return max(SingleJob.exit_status, swept)
 
 

@@ -49,6 +49,7 @@ from vpeft_bench.errors import (
     DivergedError,
     Problem,
     VpeftBenchError,
+    told,
 )
 from vpeft_bench.evaluation import write_evaluation
 from vpeft_bench.feature_cache import (
@@ -119,7 +120,7 @@ def run(config: RunConfig, console: Console) -> Outcome:
         try:
             return _run(config, console)
         except OSError as error:  # the disk is full, a folder read-only, a limit reached
-            raise VpeftBenchError(_told(error)) from error
+            raise VpeftBenchError(told(error)) from error
 
 
 def _run(config: RunConfig, console: Console) -> Outcome:
@@ -214,27 +215,21 @@ class _Run:
 
     def _failed(self, caught: BaseException) -> Outcome:
         """Record what ended the run, and raise it again; out of memory is an answer."""
-        interruption.close()
-        status, error = Status.FAILED, _one_line(caught)
-        if (signal := interruption.received()) is not None:
-            # Whatever else was raised since, in tidying up, has this for its cause.
-            status, error = Status.INTERRUPTED, f"interrupted by {signal.name}"
-            if not isinstance(caught, interruption.Interrupted):
+        with interruption.closing():
+            if (signal := interruption.received()) is not None:
+                # Whatever else was raised since, in tidying up, has this for its cause.
                 caught = interruption.Interrupted(signal)
-        elif isinstance(caught, KeyboardInterrupt | SystemExit):  # of a handler that is not ours
-            status, error = Status.INTERRUPTED, f"interrupted: {_one_line(caught)}"
-        elif isinstance(caught, torch.cuda.OutOfMemoryError):
-            status = Status.OOM
-        elif isinstance(caught, DivergedError):
-            error = str(caught)
-            self.happened["diverged"] = records.Diverged(caught.quantity, caught.epoch, caught.step)
-            self.files.forget_progress()  # what led there is nothing to go on from
-        record = None
-        try:
-            self.files.forget_results()
-            record = self._record(status, error)
-        except OSError as failure:
-            self._tell(f"no record of it could be written: {_told(failure)}")
+            status, error = _ending(caught)
+            if isinstance(caught, DivergedError):
+                what = records.Diverged(caught.quantity, caught.epoch, caught.step)
+                self.happened["diverged"] = what
+                self.files.forget_progress()  # what led there is nothing to go on from
+            record = None
+            try:
+                self.files.forget_results()
+                record = self._record(status, error)
+            except OSError as failure:
+                self._tell(f"no record of it could be written: {told(failure)}")
         if status is Status.OOM:
             return Outcome(Result.FAILED, self.directory, record, error)
         raise caught
@@ -601,10 +596,17 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*|lightning_fabric\..*")
 
 
-def _told(error: OSError) -> str:
-    """What the system refused, and of which file."""
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{' '.join((error.strerror or str(error)).split())}"
+def _ending(caught: BaseException) -> tuple[Status, str]:
+    """How a run ended that raised ``caught``, and why."""
+    if isinstance(caught, interruption.Interrupted):
+        return Status.INTERRUPTED, str(caught)
+    if isinstance(caught, KeyboardInterrupt | SystemExit):  # of a handler that is not ours
+        return Status.INTERRUPTED, f"interrupted: {_one_line(caught)}"
+    if isinstance(caught, torch.cuda.OutOfMemoryError):
+        return Status.OOM, _one_line(caught)
+    if isinstance(caught, DivergedError):
+        return Status.FAILED, str(caught)
+    return Status.FAILED, _one_line(caught)
 
 
 def _one_line(error: BaseException) -> str:
