@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -40,7 +41,7 @@ class Divergence(pl.Callback):
     def __init__(self, every: int | None = None) -> None:
         self.every = every
         self._numbers: list[_Number] = []
-        self._sent: tuple[list[_Number], Tensor, torch.cuda.Event | None] | None = None
+        self._sent: tuple[list[_Number], list[Tensor], torch.cuda.Event | None] | None = None
         self._weights: list[str] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -108,12 +109,10 @@ class Divergence(pl.Callback):
 
     def _send(self) -> None:
         """Start copying the numbers kept so far to the CPU."""
-        if not self._numbers:
-            return
-        values = torch.stack([number.value.float() for number in self._numbers])
-        event = None
-        if values.is_cuda:
-            values = values.to("cpu", non_blocking=True)
+        values, event = [number.value for number in self._numbers], None
+        if values and values[0].is_cuda:
+            together = torch.stack([value.float() for value in values])
+            values = list(together.to("cpu", non_blocking=True))
             event = torch.cuda.Event()
             event.record()
         self._sent = (self._numbers, values, event)
@@ -127,10 +126,9 @@ class Divergence(pl.Callback):
         self._sent = None
         if event is not None:
             event.synchronize()
-        finite = values.isfinite()
-        if not finite.all():
-            first = numbers[int((~finite).int().argmax())]
-            raise DivergedError(first.quantity, epoch, first.step)
+        for number, value in zip(numbers, values, strict=True):
+            if not math.isfinite(value):
+                raise DivergedError(number.quantity, epoch, number.step)
 
 
 def _numbers(task: Task) -> dict[str, Tensor]:
