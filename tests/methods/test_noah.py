@@ -443,6 +443,7 @@ def test_widths_may_repeat_and_depths_may_not() -> None:
     build_method("noah", {"rank": [3, 3, 3]})
     for options, says in (
         ({"depths": [3, 3]}, "names something twice"),
+        ({"widths": [5, 5]}, "names something twice"),
         ({"rank": [1, -1, 0]}, "must be at least 0"),
         ({"widths": [0, 5]}, "must be at least 1"),
     ):

@@ -41,9 +41,14 @@ _log = logging.getLogger(__name__)
 class SearchOptions:
     """The hyper-parameters of the search; those of :class:`~vpeft_bench.methods.noah.NOAH`."""
 
-    widths: list[int] = option([1, 5, 10], "searched (VTAB; authors' other: 5 to 100)", minimum=1)
+    widths: list[int] = option(
+        [1, 5, 10], "searched (VTAB; authors' other: 5 to 100)", minimum=1, distinct=True
+    )
     depths: list[int] | None = option(
-        None, "searched; null: quarters of the depth (authors: 3, 6, 9, 12)", minimum=1
+        None,
+        "searched; null: quarters of the depth (authors: 3, 6, 9, 12)",
+        minimum=1,
+        distinct=True,
     )
     budget: int = option(640_000, "parameters of a sub-network (authors)", minimum=1)
     supernet_epochs: int = option(500, "of the supernet (authors)", minimum=1)
