@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.conftest import Cli, shared_path
 from tests.test_run import wait_for_epochs
+from vpeft_bench import sweep
+from vpeft_bench.record import LOCK
 
 TINY = ("train.epochs=1", "train.batch_size=50", "hardware.threads=1")
 
@@ -68,6 +71,38 @@ def test_sweep_in_parallel(cli: Cli, tmp_path: Path, tiny_data: Path) -> None:
     assert results_of(done.stdout) == ["done", "done"], done.stdout + done.stderr
     assert done.returncode == 0
     assert len(list(tmp_path.rglob("record.json"))) == 2
+
+
+def test_busy_is_looked_at_again_at_the_end(
+    cli: Cli,
+    tmp_path: Path,
+    tiny_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What another process has finished by then is done; what it still works on is busy."""
+    done = cli("method=linear", "data=imagelist", f"data.root={tiny_data}", *TINY)
+    assert done.returncode == 0, done.stderr
+    (record,) = tmp_path.rglob("record.json")
+    note = {"overrides": ["seed=0"], "result": "busy", "reason": "another process", "record": ""}
+    job = tmp_path / "sweep" / "0"
+    job.mkdir(parents=True)
+    (job / sweep.JOB).write_text(json.dumps(note))
+    (job / sweep.NOTE).write_text(json.dumps({**note, "record": str(record)}))
+    monkeypatch.setattr(sweep.NoteSweep, "directory", job.parent)
+
+    assert sweep.summarise() == 0
+    said = capsys.readouterr().out
+    assert "by another process" in said
+    assert "1 done" in said
+
+    with FileLock(record.with_name(LOCK)):
+        assert sweep.summarise() == 1
+    assert "1 busy" in capsys.readouterr().out
+
+    record.unlink()
+    assert sweep.summarise() == 1
+    assert "1 busy" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -16,6 +16,11 @@ DAMAGED = "damaged"
 """What is added to the name of a file that could not be read."""
 
 
+def typed_path(text: str) -> Path:
+    """A path as typed; shells leave the ``~`` of ``--out=~/x`` to the program."""
+    return Path(text).expanduser()
+
+
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A file beside ``path`` to be written; at the end it gets that name.

@@ -103,6 +103,12 @@ def _hydra(arguments: Sequence[str], command: Command) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         job(command.task)()
+    except OSError as error:
+        place = sweep.NoteSweep.directory
+        if place is None or place.is_dir():
+            raise
+        what = f"cannot be written to: {error.strerror or error}"
+        raise VpeftBenchError(f"the sweep's folder {place} {what}") from error
     finally:  # also where a launcher gave up because one of its jobs was killed
         swept = command.summarise()
     return swept
@@ -120,7 +126,8 @@ def _checked(line: Line, command: Command, console: Console) -> list[str]:
     """
     if not line.checked:
         return [*line.flags, *line.overrides]
-    checked = check_overrides(line.overrides, line.search_path, line.multirun, command.purpose)
+    with console.status("reading the command line"):  # a second for ten combinations
+        checked = check_overrides(line.overrides, line.search_path, line.multirun, command.purpose)
     jobs, axes = checked.jobs.valid, checked.jobs.axes
     if checked.problems:
         quick = [(job.combination, list(command.quick_problems(job.config))) for job in jobs]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vpeft_bench.choices import GROUPS, config_dir
-from vpeft_bench.config import register_schema
+from vpeft_bench.config import PATHS, register_schema
 from vpeft_bench.errors import Problem, unknown_name
 from vpeft_bench.jobs import MOST_JOBS, Axis, Jobs, compose_jobs, one_line, unknown_key
 from vpeft_bench.methods.parts.hf_types import why_not_offered
 from vpeft_bench.purpose import Purpose, has_no_effect, idle_problems
-from vpeft_bench.typed_text import in_hydras_grammar, literal, quoted
+from vpeft_bench.typed_text import SHARED_PLACES, in_a_shell, in_hydras_grammar, literal, quoted
 
 LAUNCHER, SWEEPER = "hydra/launcher", "hydra/sweeper"
 INSTALL_LAUNCHERS = "install the launchers: pip install 'vpeft-bench[joblib,slurm]'"
@@ -287,7 +287,7 @@ def _unreadable(text: str, error: HydraException) -> Problem:
     if not _KEY.fullmatch(key):
         return unknown_key(key, ())
     said = str(error).splitlines()[:2][-1]
-    typed = shlex.quote(f"{key}={quoted(value)}")
+    typed = in_a_shell(f"{key}={quoted(value)}")
     return Problem(text, f"cannot be read: {said}", f"to mean the text itself: {typed}")
 
 
@@ -352,6 +352,12 @@ def _unknown_choice(group: str, name: str, choices: Sequence[str]) -> Problem:
     return Problem(problem.where, problem.what, fix)
 
 
+def _existing(typed: str) -> str:
+    """The path that the value of an override is as it stands, if there is one."""
+    path = typed.partition("=")[2]
+    return path if os.path.exists(os.path.expanduser(path)) else ""
+
+
 def _sweep_problems(override: Override, grid: bool) -> Iterator[Problem]:
     """Sweeps whose values cannot be listed.
 
@@ -359,7 +365,13 @@ def _sweep_problems(override: Override, grid: bool) -> Iterator[Problem]:
         grid: whether every combination is run; other sweepers choose values themselves.
     """
     key, typed = override.key_or_group, override.input_line or ""
-    if isinstance(override.value(), Glob):
+    if key in SHARED_PLACES and override.is_sweep_override():
+        yield Problem(typed, "is the place of the whole sweep", f"{key}=DIR")
+    elif key in PATHS and override.is_sweep_override() and (whole := _existing(typed)):
+        one = in_a_shell(f"{key}={quoted(whole)}")
+        what = f"a comma separates values in a sweep, and {whole} is there"
+        yield Problem(typed, what, f"to mean that one: {one}")
+    elif isinstance(override.value(), Glob):
         yield Problem(typed, "only the choices of a group can be matched", f"{key}=VALUE,VALUE")
     elif override.is_interval_sweep():
         if grid:

@@ -444,7 +444,8 @@ def run_directory(
 
 def leaderboard_command(results_dir: str) -> str:
     """What to type, in a shell, for the leaderboard of the records below ``results_dir``."""
-    where = "" if results_dir == "results/runs" else f" --records {shlex.quote(results_dir)}"
+    place = f"./{results_dir}" if results_dir.startswith("-") else results_dir
+    where = "" if results_dir == "results/runs" else f" --records {shlex.quote(place)}"
     return f"python -m vpeft_bench leaderboard{where}"
 
 

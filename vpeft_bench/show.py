@@ -7,6 +7,7 @@ its most confident mistakes.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from vpeft_bench.data.findings import Inspection
 from vpeft_bench.data.inspect_pictures import data_identity, inspect_pictures
 from vpeft_bench.drawing import Panel, class_name, coloured, enlarged, sheet, with_objects
 from vpeft_bench.errors import VpeftBenchError
+from vpeft_bench.files import typed_path
 from vpeft_bench.finished import finished_model
 from vpeft_bench.record import RECORD_NAME, RunRecord, Status, read
 from vpeft_bench.tasks.base import Task
@@ -45,9 +47,11 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m vpeft_bench show",
         description="Draw what a finished run predicts, beside the truth.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory, or its record.json")
+    parser.add_argument(
+        "run", type=typed_path, metavar="RUN", help="run directory, or its record.json"
+    )
     parser.add_argument("--pictures", type=int, default=PICTURES, help=f"default: {PICTURES}")
-    parser.add_argument("--out", type=Path, help=f"default: {FILE} in the run directory")
+    parser.add_argument("--out", type=typed_path, help=f"default: {FILE} in the run directory")
     parser.add_argument("--root", help="where the data set lies now: data.root of the run")
     options = parser.parse_args(arguments)
     try:
@@ -75,7 +79,7 @@ def show(
         what = " ".join(str(error).split())
         raise VpeftBenchError(f"{directory} is of another version: {what}") from error
     if root is not None:
-        config.data.root = root
+        config.data.root = os.path.expanduser(root)
     dataset = open_dataset(config.data)
     looked = Inspection()
     if record.where.data is not None and record.where.data.pixels:

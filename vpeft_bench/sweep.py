@@ -150,8 +150,8 @@ def print_summary(notes: list[dict[str, Any]], results_dir: str, console: Consol
     """One row per job, of its overrides those that vary; then the counts."""
     shared = set.intersection(*(set(note["overrides"]) for note in notes)) if notes[1:] else set()
     same = [override for override in notes[0]["overrides"] if override in shared] if notes else []
-    table = Table(title=escape(" ".join(["sweep:", *same]) if same else "sweep"))
-    table.title_justify = "left"
+    console.print(f"\nsweep: {' '.join(same)}".rstrip(": "), markup=False, soft_wrap=True)
+    table = Table()
     table.add_column("run", overflow="fold")
     table.add_column("result")
     table.add_column("metric")

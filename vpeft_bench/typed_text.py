@@ -7,6 +7,7 @@ that a key holds text, a value that Hydra would not read as that very text is qu
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import cache
@@ -22,6 +23,8 @@ from vpeft_bench.config import RunConfig
 
 _OVERRIDE = re.compile(r"(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
 _HYDRAS_OWN = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
+SHARED_PLACES = ("results_dir", "cost.results_dir")
+"""All jobs of a sweep share them: a comma is a part of the text even there."""
 # One value of a sweep: quoted as a whole, or all up to the next comma that has no backslash.
 _VALUE = re.compile(
     r"""\s*(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")\s*(?=,|$)|(?:\\.|[^,\\]|\\$)*""", re.DOTALL
@@ -43,7 +46,8 @@ def in_hydras_grammar(typed: str, sweep: bool) -> str:
         return typed if _read(value) else f"{found['key']}={_as_text(value, sweep)}"
     if not holds_text(name) or (value.lower() == "null" and may_be_null(name)):
         return typed
-    return f"{found['key']}={_as_text(value, sweep and name not in _HYDRAS_OWN)}"
+    several = sweep and name not in (*_HYDRAS_OWN, *SHARED_PLACES)
+    return f"{found['key']}={_as_text(value, several)}"
 
 
 def holds_text(key: str) -> bool:
@@ -59,6 +63,12 @@ def may_be_null(key: str) -> bool:
 def quoted(text: str) -> str:
     """``text`` as Hydra reads it, whatever its characters."""
     return str(QuotedString(text, Quote.single).with_quotes())
+
+
+def in_a_shell(text: str) -> str:
+    """``text`` as one word of a shell, as readable as it can be."""
+    plain = not any(character in text for character in '"$`\\!')
+    return f'"{text}"' if "'" in text and plain else shlex.quote(text)
 
 
 def _as_text(value: str, sweep: bool) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from vpeft_bench.config import (
@@ -279,9 +279,10 @@ def _texts(config: RunConfig) -> Iterator[Problem]:
         if _value(config, key) == "":
             yield Problem(f"{key}=", "is empty", f"type {key}=...")
     for key in FOLDERS:
-        path = str(_value(config, key))
-        if os.path.isfile(path):
-            yield Problem(f"{key}={path}", f"{os.path.abspath(path)} is a file, not a folder")
+        path = Path(str(_value(config, key))).absolute()
+        there = next(place for place in (path, *path.parents) if place.exists())
+        if not there.is_dir():
+            yield Problem(f"{key}={_value(config, key)}", f"{there} is a file, not a folder")
 
 
 def _device(config: RunConfig) -> Iterator[Problem]:

@@ -23,7 +23,7 @@ from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.inspection import Inspection, inspect
 from vpeft_bench.data.splits import SPLITS, Dataset
 from vpeft_bench.errors import MissingDataError
-from vpeft_bench.files import write_atomically
+from vpeft_bench.files import typed_path, write_atomically
 
 MINIMUM_COLUMNS = 100  # narrower tables would cut numbers short
 SHOWN = 20
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
         own: a further folder of configs (``--config-dir``).
     """
     made = parser("check", "Decode every picture, read every annotation, tell what is wrong.")
-    made.add_argument("--out", type=Path, help="default: data-check-NAME.json, here")
+    made.add_argument("--out", type=typed_path, help="default: data-check-NAME.json, here")
     options = made.parse_intermixed_args(arguments)
     return answered(lambda: check(asked(options.overrides, own), options.out, Console()))
 

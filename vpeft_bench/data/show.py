@@ -14,7 +14,7 @@ from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.splits import Dataset, LabelledSplit, LabelMapSplit, ObjectSplit, Split
 from vpeft_bench.drawing import Panel, class_name, coloured, enlarged, sheet, with_objects
 from vpeft_bench.errors import ConfigError, Problem
-from vpeft_bench.files import write_atomically
+from vpeft_bench.files import typed_path, write_atomically
 
 PICTURES = 16
 COLUMNS = 4
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
     made = parser("show", "Draw pictures and their truth: classes, boxes, masks, label maps.")
     made.add_argument("--split", default="train", help="default: train")
     made.add_argument("--count", type=int, default=PICTURES, help=f"default: {PICTURES}")
-    made.add_argument("--out", type=Path, help="default: data-NAME-SPLIT.png, here")
+    made.add_argument("--out", type=typed_path, help="default: data-NAME-SPLIT.png, here")
     options = made.parse_intermixed_args(arguments)
 
     def command() -> int:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from vpeft_bench.cost.card import find as find_cards
 from vpeft_bench.errors import Problem
-from vpeft_bench.files import write_atomically
+from vpeft_bench.files import typed_path, write_atomically
 from vpeft_bench.formats import (
     Row,
     markdown,
@@ -182,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--records",
         nargs="+",
-        type=Path,
+        type=typed_path,
         default=[DEFAULT_RECORDS],
         metavar="DIR",
         help=f"directories to search for run records (default: {DEFAULT_RECORDS})",
@@ -190,13 +190,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cards",
         nargs="+",
-        type=Path,
+        type=typed_path,
         metavar="DIR",
         help=f"directories to search for cost cards (default: {DEFAULT_CARDS}, if it is there)",
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=typed_path,
         default=DEFAULT_OUT,
         metavar="DIR",
         help=f"where the tables are written (default: {DEFAULT_OUT})",
