@@ -44,7 +44,7 @@ from vpeft_bench.feature_store import (
     size_of,
 )
 
-_FORMAT = 3  # changes when pictures are read otherwise
+_FORMAT = 4  # changes when pictures are read otherwise
 _PIXELS, _HASH_BYTES = "pixels", 16
 """Stored beside the features: the first bytes of each picture's hash, as numbers of their type."""
 _TYPES = {FeatureType.fp32: torch.float32, FeatureType.bf16: torch.bfloat16}

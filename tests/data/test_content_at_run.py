@@ -65,3 +65,17 @@ def test_what_is_not_decoded_into_memory_is_not_compared(
     outcome = run(config_of("hardware.feature_cache=off", "data.cache_gib=0"), Console(quiet=True))
     assert outcome.record is not None
     assert not any("by content" in label for label in outcome.record.labels)
+
+
+@pytest.mark.parametrize("cache", ["off", "memory"])
+def test_pictures_of_one_colour_are_not_compared(
+    config_of: Callable[..., RunConfig], cache: str
+) -> None:
+    forget()
+    config = config_of(f"hardware.feature_cache={cache}")
+    for name in ("copy.bmp", "images/0.png"):
+        path = Path(config.data.root) / name
+        Image.new("RGB", Image.open(path).size).save(path)
+    outcome = run(config, Console(quiet=True))
+    assert outcome.record is not None
+    assert not any("by content" in label for label in outcome.record.labels)

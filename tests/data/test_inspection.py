@@ -284,3 +284,14 @@ def test_repeated_training_pictures_are_told(image_list: MakeImageList) -> None:
     shutil.copy(folder / "images" / "0.png", folder / "copy.png")
     told = "1 of 10 training pictures repeats another one by content, 1 of them with another label"
     assert looked_at(config, full=True).notices == [told]
+
+
+def test_pictures_of_one_colour_are_no_copies_of_each_other(image_list: MakeImageList) -> None:
+    """Empty tiles of a map are all alike, and nothing can be learnt by heart from them."""
+    config = image_list()
+    folder = Path(config.root) / "toy" / "images"
+    for name in ("0.png", "1.png", "9.png", "10.png"):
+        Image.new("RGB", Image.open(folder / name).size, "black").save(folder / name)
+    found = looked_at(config, full=True)
+    assert found.problems == []
+    assert found.notices == ["one colour each: 4 of 12 pictures looked at"]

@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from vpeft_bench.config import IGNORED_LABEL, InputConfig
 from vpeft_bench.data.loading import IMAGENET_MEAN, BatchKey, EpochSampler, Pixels
-from vpeft_bench.data.pictures import pixel_hash
+from vpeft_bench.data.pictures import content_hash
 from vpeft_bench.data.splits import LabelMapSplit, ObjectSplit
 from vpeft_bench.data.workers import Loader, hands_over_errors
 from vpeft_bench.errors import VpeftBenchError
@@ -166,8 +166,8 @@ class _Batches(TorchDataset[DenseBatch]):
     def _remembered(self, index: int) -> Decoded:
         """Picture ``index`` for the memory; its hash is noted if it is a file."""
         image = self.split.image(index)
-        if self.split.file(index) is not None:
-            self.pixels[index] = pixel_hash(image)
+        if self.split.file(index) is not None and (content := content_hash(image)):
+            self.pixels[index] = content
         return self._prepared(index, image)
 
     def _decode(self, index: int) -> Decoded:

@@ -12,7 +12,8 @@ from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import Dataset, LabelledSplit
 
 Hashes = Mapping[int, str]
-"""Of the decoded pixels, by index; not all pictures of a split need be in it."""
+"""Of the decoded pixels, by index. Pictures that were not decoded, or have one colour alone and so
+nothing to be known by, are not in it."""
 
 
 def inspect_content(dataset: Dataset, config: DataConfig, inspection: Inspection) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vpeft_bench.data.findings import Inspection
 from vpeft_bench.data.folders import fingerprint
-from vpeft_bench.data.pictures import PictureFacts, Size, decode, pixel_hash
+from vpeft_bench.data.pictures import PictureFacts, Size, content_hash, decode, is_flat, pixel_hash
 from vpeft_bench.data.schema import LOSSLESS, DataConfig
 from vpeft_bench.data.splits import Dataset, PictureFiles
 from vpeft_bench.errors import VpeftBenchError
@@ -77,9 +77,14 @@ def inspect_pictures(dataset: Dataset, config: DataConfig, inspection: Inspectio
             pixels = {index: picture.pixels for index, picture in found.items() if picture}
             of_sample = (pixels.get(index, "") for index in sample(len(split)))
             inspection.facts.pixels[name] = fingerprint(text.encode() for text in of_sample)
-            inspection.pixels[name] = pixels
+            inspection.pixels[name] = {
+                index: picture.pixels
+                for index, picture in found.items()
+                if picture and not picture.flat
+            }
         elif inspection.full:
-            inspection.pixels[name] = {i: pixel_hash(split.image(i)) for i in chosen[name]}
+            hashes = {index: content_hash(split.image(index)) for index in chosen[name]}
+            inspection.pixels[name] = {i: content for i, content in hashes.items() if content}
     formats = {picture.facts.format for picture in looked.values()}
     if len(files) < len(dataset.splits):
         formats.add(RENDERED)
@@ -123,7 +128,7 @@ def _look(path: str, background: str | None) -> _Looked | VpeftBenchError:
         decoded.transparent,
         decoded.further_frames,
         decoded.highest,
-        image.getcolors(maxcolors=1) is not None,
+        is_flat(image),
         image.size,
         pixel_hash(image),
     )
@@ -176,8 +181,8 @@ def _notices(
         yield f"transparent pixels: {_share(transparent, looked)}, {how}"
     if several := [picture for picture in looked if picture.further_frames]:
         yield f"several frames: {_share(several, looked)}, the first one is read"
-    if len(looked) > 1 and all(picture.flat for picture in looked):
-        yield f"one colour each: {_share(looked, looked)}"
+    if flat := [picture for picture in looked if picture.flat]:
+        yield f"one colour each: {_share(flat, looked)}"
     highest = [picture.highest for picture in looked if picture.highest is not None]
     if highest and max(highest) < _DARK:
         yield f"16-bit pictures use {max(highest):.1%} of their range: dark in 8 bits"

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from vpeft_bench.data.pictures import pixel_hash
+from vpeft_bench.data.pictures import content_hash
 from vpeft_bench.data.schema import Augmentation, DataConfig, Normalization, Resize
 from vpeft_bench.data.splits import LabelledSplit
 from vpeft_bench.data.workers import Loader, hands_over_errors
@@ -234,8 +234,8 @@ class _Batches(TorchDataset[Batch]):
     def _remembered(self, index: int) -> Tensor:
         """Picture ``index`` for the memory, and its hash if it is a file."""
         image = self.split.image(index)
-        if self.split.file(index) is not None:
-            self.pixels[index] = pixel_hash(image)
+        if self.split.file(index) is not None and (content := content_hash(image)):
+            self.pixels[index] = content
         return self._resized(image)
 
     def _resized(self, image: Image.Image) -> Tensor:

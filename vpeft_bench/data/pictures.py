@@ -125,6 +125,16 @@ def pixel_hash(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
+def is_flat(image: Image.Image) -> bool:
+    """Whether all pixels have one colour: such a picture shows nothing it could be known by."""
+    return image.getcolors(maxcolors=1) is not None
+
+
+def content_hash(image: Image.Image) -> str | None:
+    """What tells whether two pictures are the same; None for one of a single colour."""
+    return None if is_flat(image) else pixel_hash(image)
+
+
 def look(path: str) -> PictureFacts:
     """What a file says about its picture, which is not decoded.
 
