@@ -20,7 +20,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vpeft_bench.added_options import deciding
 from vpeft_bench.backbones import Backbone, block_map
 from vpeft_bench.backbones.block_map import fingerprint
 from vpeft_bench.backbones.checkpoint_files import not_finite
@@ -363,9 +362,16 @@ class Attached:
             stored = json.loads(header[key])
         except (KeyError, TypeError, ValueError):
             return False
-        name, family = self.method.name, self.backbone.family
-        own = deciding({"name": name, **self.method.options()}, family)
-        return isinstance(stored, dict) and deciding({"name": name, **stored}, family) == own
+        try:
+            then = type(self.method)(**self.method.completed(stored))
+        except TypeError:  # options of another version, or none at all
+            return False
+        return self._counted(then) == self._counted(self.method)
+
+    def _counted(self, method: Method) -> dict[str, Any]:
+        """The options that make the method what it is on this backbone."""
+        uncounted = method.uncounted(self.backbone.family)
+        return {k: v for k, v in method.options().items() if k not in uncounted}
 
     # ---- leaving -------------------------------------------------------------------------------
 

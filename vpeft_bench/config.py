@@ -1,22 +1,23 @@
-"""The typed configuration of a run, its place on disk, and the identity derived from it.
+"""The typed configuration of a run.
 
-Importing this module does not import torch: the command line starts without it.
+Importing this module imports neither torch nor Hydra: command line and leaderboards start without.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
-
-from vpeft_bench.added_options import completed
 from vpeft_bench.data.schema import DataConfig
-from vpeft_bench.identity import NOT_SCIENTIFIC, asked_hash
+from vpeft_bench.fields import Measured, setting
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+MISSING: Any = "???"
+"""OmegaConf's word for a value that must be given."""
 
 
 @dataclass
@@ -34,9 +35,9 @@ class BackboneConfig:
 
     name: str = MISSING
     model: str = MISSING
-    weights: str = "hub"
-    image_size: int | None = None
-    drop_path: float = 0.0
+    weights: str = setting("hub", identity=False, measured=Measured.NO)
+    image_size: int | None = setting(None, minimum=1)
+    drop_path: float = setting(0.0, minimum=0, maximum=0.99)
     model_args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -49,7 +50,7 @@ class TaskConfig:
             ``segmentation``.
     """
 
-    name: str = "classification"
+    name: str = setting("classification", choices=("classification", "detection", "segmentation"))
 
 
 IGNORED_LABEL = 255
@@ -113,18 +114,18 @@ class HeadConfig:
     """
 
     name: str = MISSING
-    norm_eps: float = 1e-6
-    channels: int = 256
-    hidden: int = 1024
-    anchor_scale: float = 8.0
-    regions: int = 512
+    norm_eps: float = setting(1e-6, minimum=1e-12, maximum=1)
+    channels: int = setting(256, minimum=8)
+    hidden: int = setting(1024, minimum=8)
+    anchor_scale: float = setting(8.0, minimum=0.5)
+    regions: int = setting(512, minimum=1)
     norm: HeadNorm = HeadNorm.group
-    auxiliary_weight: float = 0.4
-    dropout: float = 0.1
-    score_threshold: float = 0.05
-    nms_iou: float = 0.5
-    max_detections: int = 100
-    box: str = "2fc"
+    auxiliary_weight: float = setting(0.4, minimum=0)
+    dropout: float = setting(0.1, minimum=0, maximum=0.99)
+    score_threshold: float = setting(0.05, minimum=0, maximum=1)
+    nms_iou: float = setting(0.5, minimum=0, maximum=1)
+    max_detections: int = setting(100, minimum=1)
+    box: str = setting("2fc", choices=BOX_HEADS)
     box_loss: BoxLoss = BoxLoss.smooth_l1
     class_boxes: bool = False
 
@@ -167,19 +168,19 @@ class InputConfig:
     """
 
     shorter_sides: list[int] = field(default_factory=lambda: [800])
-    test_shorter_side: int = 800
-    longer_side: int = 1333
-    size_divisor: int = 32
-    flip: float = 0.5
+    test_shorter_side: int = setting(800, minimum=1)
+    longer_side: int = setting(1333, minimum=1)
+    size_divisor: int = setting(32, minimum=1)
+    flip: float = setting(0.5, minimum=0, maximum=1)
     crop_shorter_sides: list[int] = field(default_factory=list)
     crop_sides: list[int] = field(default_factory=lambda: [384, 600])
-    crop: int = 512
+    crop: int = setting(512, minimum=1)
     scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0])
-    max_class_share: float = 0.75
+    max_class_share: float = setting(0.75, minimum=0.001, maximum=1)
     photometric: bool = True
     inference: Inference = Inference.whole
-    window_stride: int | None = None
-    eval_batch_size: int = 1
+    window_stride: int | None = setting(None, minimum=1)
+    eval_batch_size: int = setting(1, minimum=1)
 
 
 class Protocol(Enum):
@@ -233,21 +234,21 @@ class TrainConfig:
         head_lr_factor: the rate of the head over that of the backbone.
     """
 
-    epochs: int = 100
-    batch_size: int = 64
-    lr: float = 1e-3
-    learning_rates: dict[str, float] = field(default_factory=dict)
-    weight_decay: float = 1e-4
+    epochs: int = setting(100, minimum=1)
+    batch_size: int = setting(64, minimum=1)
+    lr: float = setting(1e-3, minimum=1e-12)
+    learning_rates: dict[str, float] = setting(dict, identity=False)
+    weight_decay: float = setting(1e-4, minimum=0)
     decay_all: bool = False
-    warmup_epochs: float = 10.0
-    warmup_lr: float = 1e-6
-    min_lr: float = 1e-5
-    label_smoothing: float = 0.0
-    clip_norm: float | None = None
+    warmup_epochs: float = setting(10.0, minimum=0)
+    warmup_lr: float = setting(1e-6, minimum=0)
+    min_lr: float = setting(1e-5, minimum=0)
+    label_smoothing: float = setting(0.0, minimum=0, maximum=0.99)
+    clip_norm: float | None = setting(None, minimum=1e-12)
     schedule: Schedule = Schedule.cosine
     milestones: list[int] = field(default_factory=list)
-    layer_decay: float = 1.0
-    head_lr_factor: float = 1.0
+    layer_decay: float = setting(1.0, minimum=0.001, maximum=1)
+    head_lr_factor: float = setting(1.0, minimum=1e-12)
 
 
 class Precision(Enum):
@@ -301,21 +302,23 @@ class HardwareConfig:
             instead of keeping them.
     """
 
-    name: str = "auto"
-    accelerator: str = "auto"
+    name: str = setting("auto", identity=False, measured=Measured.BY_DEVICE)
+    accelerator: str = setting(
+        "auto", identity=False, measured=Measured.BY_DEVICE, choices=("auto", "cpu", "cuda")
+    )
     precision: Precision = Precision.fp32
-    threads: int | None = None
-    workers: int = 2
-    eval_batch_size: int = 64
-    feature_cache: FeatureCache = FeatureCache.memory
-    feature_cache_dtype: FeatureType = FeatureType.fp32
-    feature_cache_gib: float = 4.0
-    feature_cache_dir: str = "results/features"
-    fused_attention: bool = True
-    fused_optimizer: bool = True
-    channels_last: bool = False
-    compile: bool = False
-    gradient_checkpointing: bool = False
+    threads: int | None = setting(None, identity=False, minimum=1)
+    workers: int = setting(2, identity=False, measured=Measured.NO, minimum=0)
+    eval_batch_size: int = setting(64, identity=False, measured=Measured.NO, minimum=1)
+    feature_cache: FeatureCache = setting(FeatureCache.memory, identity=False, measured=Measured.NO)
+    feature_cache_dtype: FeatureType = setting(FeatureType.fp32, measured=Measured.NO)
+    feature_cache_gib: float = setting(4.0, identity=False, measured=Measured.NO, minimum=0)
+    feature_cache_dir: str = setting("results/features", identity=False, measured=Measured.NO)
+    fused_attention: bool = setting(True, identity=False)
+    fused_optimizer: bool = setting(True, identity=False)
+    channels_last: bool = setting(False, identity=False)
+    compile: bool = setting(False, identity=False)
+    gradient_checkpointing: bool = setting(False, identity=False)
 
 
 class WandbMode(Enum):
@@ -360,15 +363,15 @@ class CostConfig:
         results_dir: cards lie below it.
     """
 
-    batch_size: int = 64
-    inference_batch_size: int = 128
-    warmup_steps: int = 10
-    steps: int = 50
-    blocks: int = 5
-    num_classes: int = 100
+    batch_size: int = setting(64, minimum=1)
+    inference_batch_size: int = setting(128, minimum=1)
+    warmup_steps: int = setting(10, minimum=1)
+    steps: int = setting(50, minimum=1)
+    blocks: int = setting(5, minimum=1)
+    num_classes: int = setting(100, minimum=1)
     image_size: list[int] | None = None
-    allow_busy: bool = False
-    results_dir: str = "results/cost"
+    allow_busy: bool = setting(False, measured=Measured.NO)
+    results_dir: str = setting("results/cost", measured=Measured.NO)
 
 
 @dataclass
@@ -394,13 +397,13 @@ class RunConfig:
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
-    cost: CostConfig = field(default_factory=CostConfig)
-    seed: int = 0
-    results_dir: str = "results/runs"
-    rerun: bool = False
-    render: bool = False
-    predictions: bool = False
+    logger: LoggerConfig = setting(LoggerConfig, identity=False)
+    cost: CostConfig = setting(CostConfig, identity=False)
+    seed: int = setting(0, identity=False, minimum=0, maximum=2**31 - 1)
+    results_dir: str = setting("results/runs", identity=False)
+    rerun: bool = setting(False, identity=False)
+    render: bool = setting(False, identity=False)
+    predictions: bool = setting(False, identity=False)
 
 
 # Keys that hold a path: a leading ``~`` is the home folder, wherever the value comes from.
@@ -418,6 +421,9 @@ def register_schema() -> None:
 
     In config files ``${expanded:PATH}`` is the path with its ``~`` replaced.
     """
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
     OmegaConf.register_new_resolver("expanded", os.path.expanduser, replace=True)
 
@@ -428,6 +434,8 @@ def typed(config: DictConfig) -> RunConfig:
     Raises:
         omegaconf.errors.OmegaConfBaseException: a value does not fit its type.
     """
+    from omegaconf import OmegaConf
+
     fits = OmegaConf.get_type(config) is RunConfig
     structured = config if fits else OmegaConf.merge(OmegaConf.structured(RunConfig), config)
     run_config = OmegaConf.to_object(structured)
@@ -441,6 +449,8 @@ def typed(config: DictConfig) -> RunConfig:
 
 def plain(config: RunConfig) -> dict[str, Any]:
     """The config as JSON-ready values, as recorded."""
+    from omegaconf import OmegaConf
+
     container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
@@ -454,33 +464,14 @@ def from_plain(asked: dict[str, Any]) -> RunConfig:
 
     Raises:
         omegaconf.errors.OmegaConfBaseException: a key or a value is not of this version.
+        MethodOptionError: there is no such method.
     """
+    from omegaconf import OmegaConf
+
+    from vpeft_bench.methods.registry import method_class
+
     config = typed(OmegaConf.create(asked))
-    config.method = completed(config.method)
+    options = dict(config.method)
+    name = options.pop("name")
+    config.method = {"name": name, **method_class(name).completed(options)}
     return config
-
-
-# What config_hash knows by content, and where and how often a run is done.
-_WHICH_RUN = ("seed", "results_dir", "data.root", "data.folders", "backbone.weights")
-
-
-def same_run(config: RunConfig) -> str:
-    """Equal for two configs of one command line that are the same run, whatever lies on disk.
-
-    With ``rerun=true`` every config is another run.
-    """
-    content = asdict(config)
-    for key in NOT_SCIENTIFIC:
-        if config.rerun or key in _WHICH_RUN:
-            continue
-        *parents, last = key.split(".")
-        node = content
-        for parent in parents:
-            node = node[parent]
-        del node[last]
-    return json.dumps(content, sort_keys=True, default=str)
-
-
-def config_hash(config: RunConfig, data_fingerprint: str, weights_identity: str) -> str:
-    """Ten hex digits naming the experiment: all that is scientific, data and weights by content."""
-    return asked_hash(plain(config), data_fingerprint, weights_identity)

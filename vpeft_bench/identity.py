@@ -1,114 +1,121 @@
-"""Which keys of a configuration make a run what it is, and the hash that follows from them.
+"""What makes a run, or a measurement, what it is, and the hash that follows from it.
 
-Importing this module imports no config schema: leaderboards check hashes without it.
+The fields of the configuration say it themselves (:mod:`vpeft_bench.fields`); options of methods do
+so as well. Nothing is enumerated here.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict
 from typing import Any
 
-from vpeft_bench.added_options import deciding, effective, family_of
+from vpeft_bench import always_counted
+from vpeft_bench.config import RunConfig, plain
+from vpeft_bench.fields import Measured, Setting, settings
 
-# Keys that say where and how conveniently, not what: the same experiment on another machine keeps
-# its identity. The seed has a directory of its own; data and weights enter by content, not by path.
-NOT_SCIENTIFIC = (
-    "seed",
-    "results_dir",
-    "rerun",
-    "render",
-    "predictions",
-    "logger",
-    "cost",
-    "train.learning_rates",
-    "hardware.name",
-    "hardware.accelerator",
-    "hardware.threads",
-    "hardware.workers",
-    "hardware.eval_batch_size",
-    "hardware.feature_cache",
-    "hardware.feature_cache_gib",
-    "hardware.feature_cache_dir",
-    "hardware.fused_attention",
-    "hardware.fused_optimizer",
-    "hardware.channels_last",
-    "hardware.compile",
-    "hardware.gradient_checkpointing",
-    "backbone.weights",
-    "data.root",
-    "data.allow_duplicates",
-    "data.allow_unseen_classes",
-    "data.title",
-    "data.folders",
-    "data.train_size",
-    "data.val_size",
-    "data.test_size",
-    "data.cache_gib",
-    "data.licence",
-    "data.source",
-    "data.original_format",
-)
-
-# Keys that came later, and the values at which a run is what it was before: with these they are no
-# part of its identity, so that earlier runs keep theirs. Options of methods: ``added_options``.
-ADDED: dict[str, Any] = {
-    "head": None,
-    "head.norm_eps": 1e-6,
-    "head.box": "2fc",
-    "head.box_loss": "smooth_l1",
-    "head.class_boxes": False,
-    "input": None,
-    "input.crop_shorter_sides": [],
-    "input.crop_sides": [384, 600],
-    "train.schedule": "cosine",
-    "train.milestones": [],
-    "train.layer_decay": 1.0,
-    "train.head_lr_factor": 1.0,
-    "data.lists": {},
-    "data.hold_out": 0.0,
-    "data.box_metric": "coco",
-    "data.zero_is_ignored": False,
-    "data.background": None,
-    "data.skip_malformed": False,
-    "hardware.feature_cache_dtype": "fp32",
-}
+# What a run's identity knows by content, and where and how often a run is done.
+_WHICH_RUN = ("seed", "results_dir", "data.root", "data.folders", "backbone.weights")
 
 
-def asked_hash(asked: dict[str, Any], data_fingerprint: str, weights_identity: str) -> str:
+def config_hash(
+    config: RunConfig,
+    data_fingerprint: str,
+    weights_identity: str,
+    uncounted: Collection[str] = (),
+    method_version: int = 1,
+) -> str:
+    """Ten hex digits naming the experiment: all that is scientific, data and weights by content.
+
+    Args:
+        config: its method has all of its options.
+        data_fingerprint: of the data set as it is read.
+        weights_identity: what of the weights counts.
+        uncounted: options of the method that do not count, see
+            :meth:`vpeft_bench.methods.base.Method.uncounted`.
+        method_version: of the method.
+    """
+    asked = plain(config)
+    return asked_hash(asked, data_fingerprint, weights_identity, uncounted, method_version)
+
+
+def asked_hash(
+    asked: dict[str, Any],
+    data_fingerprint: str,
+    weights_identity: str,
+    uncounted: Collection[str] = (),
+    method_version: int = 1,
+) -> str:
     """:func:`config_hash` of a config as a record keeps it, whichever version wrote it."""
-    identity = {
-        "config": scientific(asked),
+    identity: dict[str, Any] = {
+        "config": scientific(asked, uncounted),
         "data": data_fingerprint,
         "weights": weights_identity,
     }
+    if method_version != 1:
+        identity["method_version"] = method_version
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def scientific(asked: dict[str, Any]) -> dict[str, Any]:
-    """What of a plain config belongs to a run's identity; a key that came later may be absent."""
-    kept = copy.deepcopy(asked)
-    for key in (*NOT_SCIENTIFIC, *ADDED):
-        *parents, last = key.split(".")
-        node: Any = kept
-        for parent in parents:
-            node = node.get(parent) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or last not in node:
-            continue
-        if key in NOT_SCIENTIFIC or node[last] == ADDED[key]:
-            del node[last]
-    if isinstance(method := kept.get("method"), dict):
-        kept["method"] = deciding(method, _family(asked))
+def scientific(asked: dict[str, Any], uncounted: Collection[str] = ()) -> dict[str, Any]:
+    """What of a plain config belongs to a run's identity."""
+    kept = _kept(asked, "", lambda setting: setting.identity)
+    if isinstance(method := asked.get("method"), dict):
+        kept["method"] = counted(method, uncounted)
     return kept
 
 
-def method_of(asked: dict[str, Any]) -> dict[str, Any]:
-    """Name and options of the method that have an effect, whichever version wrote them."""
-    return effective(asked["method"], _family(asked))
+def measured(asked: dict[str, Any], uncounted: Collection[str] = ()) -> dict[str, Any]:
+    """What of a plain config, or of the part a card keeps, changes what is measured."""
+    kept = _kept(asked, "", lambda setting: setting.measured is Measured.YES)
+    kept["method"] = counted(asked["method"], uncounted)
+    return kept
 
 
-def _family(asked: dict[str, Any]) -> str:
-    backbone = asked.get("backbone")
-    return family_of(str(backbone.get("model")) if isinstance(backbone, dict) else "")
+def counted(method: dict[str, Any], uncounted: Collection[str]) -> dict[str, Any]:
+    """Name and options of a method without those that do not count."""
+    return {name: value for name, value in method.items() if name not in uncounted}
+
+
+def _kept(part: dict[str, Any], prefix: str, counts: Callable[[Setting], bool]) -> dict[str, Any]:
+    known, kept = settings(RunConfig), {}
+    for name, value in part.items():
+        setting = known.get(f"{prefix}{name}")
+        if setting is not None:  # a key of another version counts
+            if not counts(setting):
+                continue
+            if setting.section and isinstance(value, dict):
+                value = _kept(value, f"{prefix}{name}.", counts)
+            elif f"{prefix}{name}" not in always_counted.config_keys() and value == setting.neutral:
+                continue
+        kept[name] = value
+    return kept
+
+
+def same_run(config: RunConfig) -> str:
+    """Equal for two configs of one command line that are the same run, whatever lies on disk.
+
+    With ``rerun=true`` every config is another run.
+    """
+    content = asdict(config)
+    for key in not_scientific():
+        if config.rerun or key in _WHICH_RUN:
+            continue
+        *parents, last = key.split(".")
+        node = content
+        for parent in parents:
+            node = node[parent]
+        del node[last]
+    return json.dumps(content, sort_keys=True, default=str)
+
+
+def not_scientific() -> Iterator[str]:
+    """Dotted keys of the configuration that are no part of a run's identity, outermost ones."""
+    left_out: tuple[str, ...] = ()
+    for key, setting in settings(RunConfig).items():
+        if not setting.identity and not key.startswith(left_out or ("\0",)):
+            left_out += (f"{key}.",)
+            yield key

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from vpeft_bench import sweep, validation
 from vpeft_bench.choices import config_dir
-from vpeft_bench.config import RunConfig, register_schema, same_run, typed
+from vpeft_bench.config import RunConfig, register_schema, typed
 from vpeft_bench.errors import (
     ConfigError,
     IncompatibleProblem,
@@ -28,6 +28,7 @@ from vpeft_bench.errors import (
     told,
 )
 from vpeft_bench.flags import Line, read_line
+from vpeft_bench.identity import same_run
 from vpeft_bench.interruption import Interrupted
 from vpeft_bench.jobs import gathered, once_each, one_line
 from vpeft_bench.overrides import Checked, check_overrides

@@ -10,7 +10,9 @@ from hydra.core.override_parser.types import Override
 
 from vpeft_bench.choices import GROUPS
 from vpeft_bench.config import RunConfig
+from vpeft_bench.cost.request import MEASURED_GROUPS
 from vpeft_bench.errors import Problem
+from vpeft_bench.fields import Measured, settings
 
 
 class Purpose(Enum):
@@ -21,9 +23,7 @@ class Purpose(Enum):
     DATA = "a look at data"
 
 
-_MEASURED = {"method", "backbone", "hardware", "cost", "rerun", "hydra"}
-_NOT_MEASURED = ("hardware.workers", "hardware.eval_batch_size", "hardware.feature_cache")
-"""Keys of hardware that a card does not depend on, or how they begin."""
+_MEASURED = {*MEASURED_GROUPS, "rerun", "hydra"}
 _LOOKED_AT = {"data", "experiment", "head", "task", "hydra"}
 _RANDOM_WEIGHTS = "backbone.weights=none"
 
@@ -46,7 +46,9 @@ def has_no_effect(override: Override, purpose: Purpose) -> bool:
         return first in known - _LOOKED_AT
     if key == "backbone.weights":  # they are random in any case
         return override.input_line != _RANDOM_WEIGHTS
-    return first in known - _MEASURED or key.startswith(_NOT_MEASURED)
+    hardware = settings(RunConfig).get(key) if first == "hardware" else None
+    unread = hardware is not None and hardware.measured is Measured.NO
+    return first in known - _MEASURED or unread
 
 
 def idle_problems(idle: Sequence[Override], purpose: Purpose) -> Iterator[Problem]:

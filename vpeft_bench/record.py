@@ -21,8 +21,9 @@ from vpeft_bench.environment import Git, require_utc
 from vpeft_bench.errors import Problem
 from vpeft_bench.metric_names import TITLES
 from vpeft_bench.strict_json import require_no_negative
+from vpeft_bench.upgrades import with_method_facts
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 RECORD_NAME = "record.json"
 LOCK = "run.lock"
 """Beside a record; the process that works on the run holds it."""
@@ -343,6 +344,8 @@ class RunRecord:
         happened: what the run did.
         where: its circumstances.
         labels: notices shown wherever the record is shown, such as "demo backbone".
+        uncounted: options of the method that are no part of ``config_hash``: they changed nothing.
+        method_version: of the method, see :class:`~vpeft_bench.methods.base.Method`.
         schema_version: version of this structure.
 
     Raises:
@@ -357,6 +360,8 @@ class RunRecord:
     happened: Happened
     where: Where
     labels: list[str] = field(default_factory=list)
+    uncounted: list[str] = field(default_factory=list)
+    method_version: int = 1
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -502,8 +507,13 @@ def _from_version_4(raw: dict[str, Any]) -> dict[str, Any]:
     return raw | {"schema_version": 5}
 
 
+def _from_version_5(raw: dict[str, Any]) -> dict[str, Any]:
+    """Version 5 did not say which options of the method counted."""
+    return with_method_facts(raw) | {"schema_version": 6}
+
+
 _ACCURACIES = ("top1", "mean_per_class_accuracy")
-_UPGRADES = (_from_version_1, _from_version_2, _from_version_3, _from_version_4)
+_UPGRADES = (_from_version_1, _from_version_2, _from_version_3, _from_version_4, _from_version_5)
 
 
 def _parse(text: str, path: Path) -> RunRecord:

@@ -23,7 +23,7 @@ from vpeft_bench import interruption
 from vpeft_bench import record as records
 from vpeft_bench.attachment import Attached
 from vpeft_bench.backbones.load import LoadedBackbone
-from vpeft_bench.backbones.weights import weights_source
+from vpeft_bench.backbones.weights import family_of, weights_source
 from vpeft_bench.build import (
     Model,
     build_batches,
@@ -36,7 +36,7 @@ from vpeft_bench.build import (
 )
 from vpeft_bench.callbacks import Curves, MethodSteps, ProgressBar, StepSeed
 from vpeft_bench.checkpoint import EpochCheckpoint, WholeFiles, whole_epochs
-from vpeft_bench.config import FeatureCache, Precision, Protocol, RunConfig, config_hash, plain
+from vpeft_bench.config import FeatureCache, Precision, Protocol, RunConfig, plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.data.inspect_content import compare_content
 from vpeft_bench.data.inspect_pictures import data_identity
@@ -61,7 +61,9 @@ from vpeft_bench.feature_cache import (
 )
 from vpeft_bench.files import sha256
 from vpeft_bench.host import flush_denormals, keep_freed_memory
+from vpeft_bench.identity import config_hash
 from vpeft_bench.loggers import open_sinks
+from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.registry import build_method
 from vpeft_bench.predictions import store_again, storing
 from vpeft_bench.record import Metrics, RunRecord, Status
@@ -135,7 +137,8 @@ def _run(config: RunConfig, console: Console) -> Outcome:
     inspection.require_sound()
     dataset = replace(dataset, fingerprint=data_identity(dataset, inspection))
     weights = weights_source(config.backbone.weights, config.backbone.model).identity()
-    hash_ = config_hash(config, dataset.fingerprint, weights)
+    uncounted = method.uncounted(family_of(config.backbone.model))
+    hash_ = config_hash(config, dataset.fingerprint, weights, uncounted, method.version)
     directory = records.run_directory(
         Path(config.results_dir),
         config.protocol.name.value,
@@ -165,7 +168,8 @@ def _run(config: RunConfig, console: Console) -> Outcome:
                 if altered := files.altered(done):
                     reason += f" ({', '.join(altered)} beside it: gone or changed since)"
                 return Outcome(Result.SKIPPED, directory, done, reason)
-            return _Run(config, dataset, inspection, weights, hash_, files, console).execute()
+            story = _Run(config, method, dataset, inspection, weights, hash_, files, console)
+            return story.execute()
     except Timeout:
         return Outcome(Result.BUSY, directory, None, "another process is working on this run")
 
@@ -176,6 +180,7 @@ class _Run:
     def __init__(
         self,
         config: RunConfig,
+        method: Method,
         dataset: Dataset,
         inspection: Inspection,
         weights_identity: str,
@@ -184,6 +189,7 @@ class _Run:
         console: Console,
     ) -> None:
         self.config = config
+        self.method = method
         self.dataset = dataset
         self.weights_identity = weights_identity
         self.hash = hash_
@@ -551,7 +557,16 @@ class _Run:
             **self.environment, started=self.started, finished=utc_now(), **self.where
         )
         record = RunRecord(
-            self._run_id(), self.hash, status, error, self.asked, happened, where, self.labels
+            run_id=self._run_id(),
+            config_hash=self.hash,
+            status=status,
+            error=error,
+            asked=self.asked,
+            happened=happened,
+            where=where,
+            labels=self.labels,
+            uncounted=self.method.uncounted(family_of(self.config.backbone.model)),
+            method_version=self.method.version,
         )
         records.write(record, self.files.record)
         return record

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vpeft_bench.config import (
-    BOX_HEADS,
     HEADS,
     MASK_HEADS,
     TWO_STAGE_HEADS,
@@ -22,7 +21,7 @@ from vpeft_bench.config import (
     RunConfig,
     Schedule,
 )
-from vpeft_bench.data.schema import ORIGINAL_FORMATS, RENDERED
+from vpeft_bench.data.schema import RENDERED
 from vpeft_bench.errors import (
     ConfigError,
     IncompatibleProblem,
@@ -33,63 +32,9 @@ from vpeft_bench.errors import (
     nearest,
     unknown_name,
 )
+from vpeft_bench.fields import settings
 from vpeft_bench.metric_names import BoxMetric
 
-# Inclusive bounds; None is open.
-RANGES: dict[str, tuple[float | None, float | None]] = {
-    "backbone.image_size": (1, None),
-    "backbone.drop_path": (0, 0.99),
-    "train.epochs": (1, None),
-    "train.batch_size": (1, None),
-    "train.lr": (1e-12, None),
-    "train.weight_decay": (0, None),
-    "train.warmup_epochs": (0, None),
-    "train.warmup_lr": (0, None),
-    "train.min_lr": (0, None),
-    "train.label_smoothing": (0, 0.99),
-    "train.clip_norm": (1e-12, None),
-    "hardware.threads": (1, None),
-    "hardware.feature_cache_gib": (0, None),
-    "hardware.workers": (0, None),
-    "hardware.eval_batch_size": (1, None),
-    "data.num_classes": (1, 1_000_000),
-    "data.cache_gib": (0, None),
-    "data.hold_out": (0, 0.9),
-    "train.layer_decay": (1e-3, 1),
-    "train.head_lr_factor": (1e-12, None),
-    "head.norm_eps": (1e-12, 1),
-    "head.channels": (8, None),
-    "head.hidden": (8, None),
-    "head.anchor_scale": (0.5, None),
-    "head.regions": (1, None),
-    "head.auxiliary_weight": (0, None),
-    "head.dropout": (0, 0.99),
-    "head.score_threshold": (0, 1),
-    "head.nms_iou": (0, 1),
-    "head.max_detections": (1, None),
-    "input.test_shorter_side": (1, None),
-    "input.longer_side": (1, None),
-    "input.size_divisor": (1, None),
-    "input.flip": (0, 1),
-    "input.crop": (1, None),
-    "input.max_class_share": (1e-3, 1),
-    "input.window_stride": (1, None),
-    "input.eval_batch_size": (1, None),
-    "cost.batch_size": (1, None),
-    "cost.inference_batch_size": (1, None),
-    "cost.warmup_steps": (1, None),
-    "cost.steps": (1, None),
-    "cost.blocks": (1, None),
-    "cost.num_classes": (1, None),
-    "seed": (0, 2**31 - 1),
-}
-CHOICES = {
-    "hardware.accelerator": ("auto", "cpu", "cuda"),
-    "task.name": ("classification", "detection", "segmentation"),
-    "data.final_train": ("trainval", "train"),
-    "data.original_format": ("", *ORIGINAL_FORMATS),
-    "head.box": BOX_HEADS,
-}
 NOT_EMPTY = ("backbone.name", "backbone.model", "backbone.weights")
 FOLDERS = ("results_dir", "hardware.feature_cache_dir", "cost.results_dir")
 """Folders that are written to, and made where they are not there."""
@@ -229,19 +174,17 @@ def _value(config: RunConfig, key: str) -> object:
 
 
 def _values(config: RunConfig) -> Iterator[Problem]:
-    for key, (low, high) in RANGES.items():
-        value = _value(config, key)
-        if not isinstance(value, int | float):
+    for key, setting in settings(RunConfig).items():
+        value, low, high = _value(config, key), setting.minimum, setting.maximum
+        if setting.choices and value is not None and value not in setting.choices:
+            yield unknown_name(key, str(value), setting.choices)
+        if not isinstance(value, int | float) or (low is None and high is None):
             continue
         if not math.isfinite(value):
             yield Problem(f"{key}={value}", "is not a finite number", f"type a number for {key}")
         elif (low is not None and value < low) or (high is not None and value > high):
             bounds = f"at least {low:g}" if high is None else f"between {low} and {high}"
             yield Problem(f"{key}={value}", "out of range", f"{key} must be {bounds}")
-    for key, valid in CHOICES.items():
-        value = _value(config, key)
-        if value is not None and value not in valid:
-            yield unknown_name(key, str(value), valid)
     yield from _texts(config)
     milestones, epochs = config.train.milestones, config.train.epochs
     if config.train.schedule is Schedule.step and not (
@@ -398,7 +341,10 @@ def _data(config: RunConfig, seen: Seen) -> Iterator[Problem]:
     except MissingDataError as error:
         yield from error.problems
         return
-    if config.task.name in CHOICES["task.name"] and config.task.name != dataset.task:
+    if (
+        config.task.name in settings(RunConfig)["task.name"].choices
+        and config.task.name != dataset.task
+    ):
         yield Problem(
             f"task={config.task.name}",
             f"{config.data.name} is a data set for {dataset.task}",

@@ -16,7 +16,7 @@ from vpeft_bench.config import CostConfig, RunConfig
 from vpeft_bench.cost import card as cards
 from vpeft_bench.cost.card import Memory
 from vpeft_bench.cost.cli import _kept, ask
-from vpeft_bench.cost.request import from_asked, request_of
+from vpeft_bench.cost.request import from_plain, request_of
 from vpeft_bench.errors import ConfigError
 from vpeft_bench.overrides import check_overrides
 from vpeft_bench.purpose import Purpose
@@ -214,7 +214,7 @@ def test_identity() -> None:
         replace(base, backbone=replace(base.backbone, image_size=64)).card_id("a CPU"),
     ]
     assert len({card_id, *others}) == len(others) + 1
-    assert from_asked(json.loads(json.dumps(base.asked()))) == base
+    assert from_plain(json.loads(json.dumps(base.asked()))) == base
 
 
 def test_a_request_states_every_option_and_random_weights() -> None:

@@ -18,9 +18,10 @@ import vpeft_bench
 from vpeft_bench import feature_store, validation
 from vpeft_bench.build import build_model, build_task, load_head
 from vpeft_bench.choices import config_dir
-from vpeft_bench.config import RunConfig, config_hash, register_schema, typed
+from vpeft_bench.config import RunConfig, register_schema, typed
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.heads.classifiers import BatchNormLinear, norm_before_classifier
+from vpeft_bench.identity import config_hash
 from vpeft_bench.record import RunRecord
 from vpeft_bench.run import run
 from vpeft_bench.show import show

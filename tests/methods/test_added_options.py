@@ -1,52 +1,92 @@
-"""Runs and deltas from before an option existed stay what they were."""
+"""Runs, deltas and cost cards from before an option existed stay what they were."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_models import build
 
 import vpeft_bench
-from vpeft_bench.added_options import ADDED, completed, family_of
+from vpeft_bench import always_counted
 from vpeft_bench.attachment import HEADER_KEY
-from vpeft_bench.config import BackboneConfig, RunConfig, config_hash, from_plain, plain
+from vpeft_bench.config import (
+    BackboneConfig,
+    HeadConfig,
+    InputConfig,
+    RunConfig,
+    from_plain,
+    plain,
+    typed,
+)
+from vpeft_bench.cost.request import request_of
 from vpeft_bench.errors import DeltaMismatchError
-from vpeft_bench.leaderboard.cells import method_in
-from vpeft_bench.methods.base import default_options
-from vpeft_bench.methods.registry import method_class, option_problems
+from vpeft_bench.fields import neutral
+from vpeft_bench.identity import config_hash
+from vpeft_bench.leaderboard.cells import collect
+from vpeft_bench.methods import registry
+from vpeft_bench.methods.base import Method, option
+from vpeft_bench.methods.registry import build_method, list_methods, method_class, option_problems
+from vpeft_bench.overrides import check_overrides
+from vpeft_bench.record import find
+from vpeft_bench.run import Result, run
+from vpeft_bench.show import show
+from vpeft_bench.upgrades import _ADDED_BY_THEN, uncounted
 
 MODELS = {"vit": "vit_base_patch16_224", "swin": "swin_base_patch4_window7_224"}
+OF_VERSION_5 = json.loads(
+    Path(__file__).with_name("identities_of_version_5.json").read_text(encoding="utf-8")
+)
 
 
-@pytest.mark.parametrize("name", ADDED)
-def test_what_was_added_is_an_option_with_a_valid_value(name: str) -> None:
-    assert set(ADDED[name]) <= set(default_options(method_class(name)))
-    assert option_problems(name, {o: added.before for o, added in ADDED[name].items()}) == []
-    others = {o for added in ADDED[name].values() for o in added.where}
-    assert others <= set(default_options(method_class(name)))
+def config_of(name: str, family: str, **changes: Any) -> RunConfig:
+    method = {"name": name, **build_method(name, changes).options()}
+    return RunConfig(backbone=BackboneConfig("b", MODELS[family]), method=method)
 
 
-def test_families_are_known_by_name() -> None:
-    assert all(family_of(name) == "swin" for name in timm.list_models(module="swin_transformer"))
-    assert all(family_of(name) == "vit" for name in timm.list_models(module="vision_transformer"))
+def identity(config: RunConfig, family: str) -> str:
+    options = dict(config.method)
+    method = build_method(options.pop("name"), options)
+    return config_hash(config, "d", "w", method.uncounted(family), method.version)
 
 
-def identity(method: dict[str, Any], family: str) -> str:
-    backbone = BackboneConfig(name=family, model=MODELS[family])
-    return config_hash(RunConfig(backbone=backbone, method=method), "data", "weights")
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("name", sorted({key.split()[0] for key in OF_VERSION_5}))
+def test_what_was_named_once_keeps_its_name(name: str, family: str) -> None:
+    """Hashes as version 5 of the record had them; whatever changes one orphans what was made."""
+    config = config_of(name, family)
+    dense = replace(config, head=HeadConfig("x"), input=InputConfig(), seed=3)
+    assert identity(config, family) == OF_VERSION_5[f"{name} {family}"]
+    assert identity(dense, family) == OF_VERSION_5[f"{name} {family} dense"]
+    card = request_of(config).card_id("dev")
+    assert card.split("/")[-1] == OF_VERSION_5[f"{name} {family} card"]
 
 
-def recorded(name: str, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A method as recorded before the options came, and the same request today."""
-    today = {"name": name, **default_options(method_class(name)), **changes}
-    return {key: value for key, value in today.items() if key not in ADDED[name]}, today
+def test_all_options_are_counted_or_have_a_valid_neutral_value() -> None:
+    for name in list_methods():
+        always = always_counted.options(name)
+        assert always <= {one.name for one in fields(method_class(name))}, name
+        later = {f.name: neutral(f) for f in fields(method_class(name)) if f.name not in always}
+        assert option_problems(name, later) == []
+
+
+@pytest.mark.parametrize("name", _ADDED_BY_THEN)
+@pytest.mark.parametrize("family", MODELS)
+def test_records_of_that_time_leave_out_what_methods_say(name: str, family: str) -> None:
+    options: list[dict[str, Any]] = [{}]
+    options += [{o: added["neutral"]} for o, added in _ADDED_BY_THEN[name].items()]
+    options += [added["where"] for added in _ADDED_BY_THEN[name].values() if "where" in added]
+    for changes in options:
+        config = config_of(name, family, **changes)
+        assert uncounted(plain(config)) == build_method(name, changes).uncounted(family)
 
 
 @pytest.mark.parametrize(
@@ -68,36 +108,34 @@ def recorded(name: str, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]
 )
 def test_identity(name: str, changes: dict[str, Any], family: str, same: bool) -> None:
     """Kept where the function is what it was, and changed where the default is another one."""
-    then, today = recorded(name, **changes)
-    assert (identity(then, family) == identity(today, family)) is same
-    shown = [
-        method_in({"method": method, "backbone": {"model": MODELS[family]}})
-        for method in (then, today)
-    ]
-    assert (shown[0] == shown[1]) is same
+    today = config_of(name, family, **changes)
+    always = {"name", *always_counted.options(name)}
+    then = replace(today, method={k: v for k, v in today.method.items() if k in always})
+    assert (config_hash(then, "d", "w") == identity(today, family)) is same
 
 
 def test_a_record_asks_for_what_was_done_then() -> None:
-    then, _ = recorded("ssf")
-    asked = plain(RunConfig(backbone=BackboneConfig("b", MODELS["swin"]), method=then))
-    assert from_plain(asked).method == {**then, "merge_norms": True}
-    assert completed({"name": "lora", "rank": 8}) == {"name": "lora", "rank": 8}
+    today = config_of("ssf", "swin")
+    then = {key: value for key, value in today.method.items() if key != "merge_norms"}
+    assert from_plain(plain(replace(today, method=then))).method == {**then, "merge_norms": True}
 
 
-def test_a_table_says_what_was_done_then() -> None:
-    then, _ = recorded("ssf")
-    for family, options in (("swin", "init_std=0.02 merge_norms=true"), ("vit", "init_std=0.02")):
-        asked = {"method": then, "backbone": {"model": MODELS[family]}}
-        assert method_in(asked) == ("ssf", options)
+def test_another_version_of_a_method_is_another_experiment() -> None:
+    config = config_of("lora", "vit")
+    assert config_hash(config, "d", "w", (), 2) != config_hash(config, "d", "w", (), 1)
+    request = request_of(config)
+    assert replace(request, method_version=2).card_id("dev") != request.card_id("dev")
 
 
-def as_then(path: Path, name: str) -> None:
+# ---- deltas -------------------------------------------------------------------------------------
+
+
+def without(path: Path, options: set[str]) -> None:
     """Take what came later out of a delta's header."""
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()[HEADER_KEY])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    options = json.loads(header["options"])
-    kept = {key: value for key, value in options.items() if key not in ADDED[name]}
+    kept = {k: v for k, v in json.loads(header["options"]).items() if k not in options}
     header["options"] = json.dumps(kept, sort_keys=True)
     save_file(tensors, path, metadata={HEADER_KEY: json.dumps(header)})
 
@@ -117,7 +155,7 @@ def test_a_delta_of_that_time_is_loaded(
     path = tmp_path / "delta.safetensors"
     source = vpeft_bench.attach(build(family), name, **then)
     source.save(path)
-    as_then(path, name)
+    without(path, set(_ADDED_BY_THEN[name]))
     attached = vpeft_bench.attach(build(family), name, **then)
     attached.load(path)
     for own, stored in zip(
@@ -127,3 +165,55 @@ def test_a_delta_of_that_time_is_loaded(
     if then:  # the function of today is another one
         with pytest.raises(DeltaMismatchError, match="options: file"):
             vpeft_bench.attach(build(family), name).load(path)
+
+
+# ---- an option that is added today --------------------------------------------------------------
+
+
+@pytest.fixture
+def with_halve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Lora as it would be with one more line in its file."""
+    lora = method_class("lora")
+
+    def add() -> type[Method]:
+        added = option(False, "halve the update")
+        longer = make_dataclass("Lora", [("halve", bool, added)], bases=(lora,))
+        longer.__doc__ = lora.__doc__
+        monkeypatch.setitem(registry._METHODS, "lora", longer)
+        return longer
+
+    return add
+
+
+def test_an_option_added_later_orphans_nothing(
+    with_halve: Any, tiny_data: Path, tmp_path: Path
+) -> None:
+    """The run is skipped, its delta loaded, its row and its card kept; another value is new."""
+    asked = [
+        *("data=imagelist", f"data.root={tiny_data}", "method=lora", "train.epochs=1"),
+        *("hardware=cpu", f"results_dir={tmp_path}"),
+    ]
+    checked = check_overrides(asked)
+    assert checked.config is not None, checked.problems
+    config = typed(checked.config)
+    console = Console(quiet=True)
+    first = run(config, console)
+    card = request_of(config).card_id("dev")
+
+    with_halve()
+    again = run(config, console)
+    assert again.result is Result.SKIPPED
+    assert again.directory == first.directory
+    assert show(first.directory, pictures=1, out=tmp_path / "shown.png").is_file()
+    assert request_of(config).card_id("dev") == card
+
+    halved = replace(config, method={**config.method, "halve": True})
+    other = run(halved, console)
+    assert other.result is Result.DONE
+    plainly = run(replace(config, seed=1), console)
+    assert plainly.directory.parent == first.directory.parent
+    assert plainly.record is not None
+    assert plainly.record.asked["method"]["halve"] is False
+    cells = collect(find([tmp_path]).records).cells
+    assert sorted(len(cell.records) for cell in cells) == [1, 2]
+    assert ["halve=true" in cell.entry.options for cell in cells].count(True) == 1

@@ -17,22 +17,10 @@ from vpeft_bench.environment import Git, require_utc
 from vpeft_bench.errors import Problem
 from vpeft_bench.record import Parameters
 from vpeft_bench.strict_json import require_no_negative
+from vpeft_bench.upgrades import with_method_facts
 
+SCHEMA_VERSION = 2
 CARD_NAME = "card.json"
-
-NOT_MEASURED = (
-    "hardware.name",
-    "hardware.accelerator",
-    "hardware.workers",
-    "hardware.eval_batch_size",
-    "hardware.feature_cache",
-    "hardware.feature_cache_dtype",
-    "hardware.feature_cache_gib",
-    "hardware.feature_cache_dir",
-    "cost.allow_busy",
-    "cost.results_dir",
-)
-"""Keys of ``asked`` that do not change what is measured; the device counts by its name."""
 
 
 class CardStatus(StrEnum):
@@ -241,6 +229,8 @@ class CostCard:
         measured: null unless the status is ok.
         where: its circumstances.
         labels: notices shown wherever the card is shown, such as "device in use by others".
+        uncounted: options of the method that changed nothing.
+        method_version: of the method, see :class:`~vpeft_bench.methods.base.Method`.
         schema_version: version of this structure.
 
     Raises:
@@ -254,7 +244,9 @@ class CostCard:
     measured: Measured | None
     where: CardWhere
     labels: list[str] = field(default_factory=list)
-    schema_version: int = 1
+    uncounted: list[str] = field(default_factory=list)
+    method_version: int = 1
+    schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         """Refuse what cannot be true."""
@@ -305,4 +297,9 @@ def find(directories: Iterable[Path]) -> FoundCards:
 
 
 def _parse(text: str, path: Path) -> CostCard:
-    return strict_json.parse(CostCard, text, path)
+    return strict_json.parse(CostCard, text, path, (_from_version_1,))
+
+
+def _from_version_1(raw: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 did not say which options of the method counted."""
+    return with_method_facts(raw) | {"schema_version": 2}

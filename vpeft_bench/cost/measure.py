@@ -32,7 +32,7 @@ from vpeft_bench.cost.device import Place, find_place
 from vpeft_bench.cost.flops import per_image
 from vpeft_bench.cost.memory import PeakMeter, peak_meter, saved_for_backward, split
 from vpeft_bench.cost.process import EXIT_BUSY
-from vpeft_bench.cost.request import Request, from_asked, labels
+from vpeft_bench.cost.request import Request, from_plain, labels
 from vpeft_bench.cost.steps import Batches, TrainingStep, inference_step, synchronize, timed
 from vpeft_bench.environment import environment, utc_now
 from vpeft_bench.errors import NotMergeableError, UnsupportedBackboneError
@@ -46,7 +46,7 @@ MEMORY_STEPS = 2
 def main() -> int:
     """Measure what standard input asks for and write the card; 3 where the device is in use."""
     (path,) = sys.argv[1:]
-    request = from_asked(json.load(sys.stdin))
+    request = from_plain(json.load(sys.stdin))
     place = find_place(request.hardware)
     if (busy := place.described.busy) and not request.cost.allow_busy:
         print(f"{place.described.name}: {busy}")
@@ -78,6 +78,8 @@ def measured_card(request: Request, place: Place) -> CostCard:
             **circumstances, started=started, finished=utc_now(), device=place.described
         ),
         labels=labels(request, place.described),
+        uncounted=request.uncounted,
+        method_version=request.method_version,
     )
 
 

@@ -40,7 +40,7 @@ def measure(request: Request, path: Path, command: Sequence[str] = _MEASURE) -> 
     with errors.open("wb") as stderr:
         done = subprocess.run(
             [*command, str(fresh)],
-            input=json.dumps(request.asked()).encode(),
+            input=json.dumps(request.plain()).encode(),
             stdout=subprocess.PIPE,
             stderr=stderr,
         )
@@ -60,6 +60,8 @@ def measure(request: Request, path: Path, command: Sequence[str] = _MEASURE) -> 
             measured=None,
             where=CardWhere(**environment(), started=started, finished=utc_now()),
             labels=labels(request, None),
+            uncounted=request.uncounted,
+            method_version=request.method_version,
         )
         cards.write(card, path)
     if card.status in (CardStatus.OK, CardStatus.UNSUPPORTED):

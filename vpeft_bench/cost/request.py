@@ -13,13 +13,15 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vpeft_bench.added_options import deciding, family_of
 from vpeft_bench.config import BackboneConfig, CostConfig, HardwareConfig, RunConfig
-from vpeft_bench.cost.card import CARD_NAME, NOT_MEASURED, Device
+from vpeft_bench.cost.card import CARD_NAME, Device
+from vpeft_bench.identity import measured
 from vpeft_bench.record import directory_name
 
 DEMO_LABEL = "demo backbone"
 BUSY_LABEL = "device in use by others"
+MEASURED_GROUPS = ("method", "backbone", "hardware", "cost")
+"""Of a configuration, what a card keeps."""
 
 
 @dataclass
@@ -31,28 +33,34 @@ class Request:
         backbone: with random weights; the values do not change the cost.
         hardware: as in a run.
         cost: the protocol.
+        uncounted: options of the method that change nothing.
+        method_version: of the method.
     """
 
     method: dict[str, Any] = field(default_factory=dict)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     cost: CostConfig = field(default_factory=CostConfig)
+    uncounted: list[str] = field(default_factory=list)
+    method_version: int = 1
 
-    def asked(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
         """As JSON values."""
         structured = OmegaConf.structured(self)
         container = OmegaConf.to_container(structured, resolve=True, enum_to_str=True)
         assert isinstance(container, dict)
         return {str(key): value for key, value in container.items()}
 
+    def asked(self) -> dict[str, Any]:
+        """The part of a configuration that is measured, as JSON values."""
+        return {k: v for k, v in self.plain().items() if k in MEASURED_GROUPS}
+
     def card_id(self, device_name: str) -> str:
         """The directory of its card below ``cost.results_dir``."""
-        asked = self.asked()
-        asked["method"] = deciding(self.method, family_of(self.backbone.model))
-        for key in ("backbone.weights", *NOT_MEASURED):
-            group, name = key.split(".")
-            del asked[group][name]
-        identity = json.dumps([asked, device_name], sort_keys=True, separators=(",", ":"))
+        asked = measured(self.asked(), self.uncounted)
+        version = [self.method_version] if self.method_version != 1 else []
+        parts = [asked, device_name, *version]
+        identity = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         hash_ = hashlib.sha256(identity.encode()).hexdigest()[:10]
         names = (self.backbone.name, self.method["name"])
         return "/".join([*map(directory_name, names), hash_])
@@ -64,6 +72,7 @@ class Request:
 
 def request_of(config: RunConfig) -> Request:
     """The part of a whole config that is measured; ``config`` has no problem."""
+    from vpeft_bench.backbones.weights import family_of
     from vpeft_bench.methods.registry import build_method
 
     options = dict(config.method)
@@ -73,12 +82,14 @@ def request_of(config: RunConfig) -> Request:
         backbone=replace(config.backbone, weights="none"),
         hardware=config.hardware,
         cost=config.cost,
+        uncounted=method.uncounted(family_of(config.backbone.model)),
+        method_version=method.version,
     )
 
 
-def from_asked(asked: dict[str, Any]) -> Request:
-    """The request that :meth:`Request.asked` gave."""
-    merged = OmegaConf.merge(OmegaConf.structured(Request), OmegaConf.create(asked))
+def from_plain(plain: dict[str, Any]) -> Request:
+    """The request that :meth:`Request.plain` gave."""
+    merged = OmegaConf.merge(OmegaConf.structured(Request), OmegaConf.create(plain))
     request = OmegaConf.to_object(merged)
     assert isinstance(request, Request)
     return request

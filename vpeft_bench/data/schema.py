@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from vpeft_bench.fields import setting
 from vpeft_bench.metric_names import BoxMetric
 
 
@@ -114,28 +115,28 @@ class DataConfig:
     reader: Reader = Reader.image_list
     benchmark: str = "custom"
     group: str = ""
-    title: str = ""
-    folders: list[str] = field(default_factory=list)
+    title: str = setting("", identity=False)
+    folders: list[str] = setting(list, identity=False)
     image_folder: str = ""
-    num_classes: int | None = None
-    root: str = ""
-    final_train: str = "trainval"
-    train_size: int | None = None
-    val_size: int | None = None
-    test_size: int | None = None
+    num_classes: int | None = setting(None, minimum=1, maximum=1_000_000)
+    root: str = setting("", identity=False)
+    final_train: str = setting("trainval", choices=("trainval", "train"))
+    train_size: int | None = setting(None, identity=False)
+    val_size: int | None = setting(None, identity=False)
+    test_size: int | None = setting(None, identity=False)
     normalization: Normalization = Normalization.weights
     resize: Resize = Resize.squash
     augmentation: Augmentation = Augmentation.none
-    cache_gib: float = 2.0
-    licence: str = ""
-    source: str = ""
+    cache_gib: float = setting(2.0, identity=False, minimum=0)
+    licence: str = setting("", identity=False)
+    source: str = setting("", identity=False)
     variant: str = ""
     lists: dict[str, str] = field(default_factory=dict)
-    hold_out: float = 0.0
+    hold_out: float = setting(0.0, minimum=0, maximum=0.9)
     box_metric: BoxMetric = BoxMetric.coco
     zero_is_ignored: bool = False
-    allow_duplicates: bool = False
-    allow_unseen_classes: bool = False
+    allow_duplicates: bool = setting(False, identity=False)
+    allow_unseen_classes: bool = setting(False, identity=False)
     skip_malformed: bool = False
     background: str | None = None
-    original_format: str = ""
+    original_format: str = setting("", identity=False, choices=("", *ORIGINAL_FORMATS))

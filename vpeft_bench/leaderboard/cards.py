@@ -13,20 +13,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from vpeft_bench.cost.card import NOT_MEASURED, CardStatus, CostCard
+from vpeft_bench.cost.card import CardStatus, CostCard
 from vpeft_bench.errors import Problem
 from vpeft_bench.formats import option_text, short_options
+from vpeft_bench.identity import measured, scientific
 from vpeft_bench.leaderboard.cells import UNKNOWN, Cell, method_in, text_in
 from vpeft_bench.leaderboard.once import once_each
+from vpeft_bench.record import RunRecord
 
 _NETWORK = ("model", "image_size", "model_args")
-_NO_SETTING = (
-    *NOT_MEASURED,
-    # Told by other fields of the setting or of the subject.
-    *("cost.batch_size", "cost.image_size", "hardware.precision"),
-)
+_TOLD = ("cost.batch_size", "cost.image_size", "hardware.precision")
+"""By other fields of a setting or of its subject."""
 
 
 @dataclass(frozen=True, order=True)
@@ -52,10 +51,11 @@ class Subject:
     options: str
 
     @classmethod
-    def of(cls, asked: dict[str, Any]) -> Subject:
-        """The subject of a configuration; ValueError if it has none."""
-        method, options = method_in(asked)
-        backbone, head = text_in(asked, "backbone", "name"), asked.get("head")
+    def of(cls, made: RunRecord | CostCard) -> Subject:
+        """The subject of a run or a card; ValueError if it has none."""
+        method, options = method_in(made)
+        asked = made.asked
+        backbone, head = text_in(asked, "backbone", "name"), scientific(asked).get("head")
         return cls(
             backbone=backbone,
             network=option_text({name: asked["backbone"].get(name) or None for name in _NETWORK}),
@@ -92,8 +92,8 @@ class Setting:
         options = sorted(
             option_text({f"{group}.{name}": value})
             for group in ("cost", "hardware")
-            for name, value in card.asked[group].items()
-            if f"{group}.{name}" not in _NO_SETTING
+            for name, value in measured(card.asked)[group].items()
+            if f"{group}.{name}" not in _TOLD
         )
         device = card.where.device
         return cls(
@@ -157,7 +157,7 @@ class Measurement(NamedTuple):
     @classmethod
     def of(cls, card: CostCard) -> Measurement:
         """A card sorted in; ValueError if that cannot be."""
-        subject, setting = Subject.of(card.asked), Setting.of(card)
+        subject, setting = Subject.of(card), Setting.of(card)
         input_size = " x ".join(map(str, card.asked["cost"].get("image_size") or ()))
         return cls(dataclasses.replace(subject, input_size=input_size), setting, card)
 
@@ -264,7 +264,7 @@ def chosen(
 def join(cells: Iterable[Cell], measurements: Iterable[Measurement]) -> Joined:
     """Give every cell its card; no cell gets one where the cards that fit have several settings."""
     cells = list(cells)
-    subjects = [Subject.of(cell.records[0].asked) for cell in cells]
+    subjects = [Subject.of(cell.records[0]) for cell in cells]
     fitting: dict[Subject, list[Measurement]] = defaultdict(list)
     for one in measurements:
         fitting[one.subject].append(one)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from vpeft_bench.cost.card import CostCard
 from vpeft_bench.errors import Problem
 from vpeft_bench.formats import option_text
-from vpeft_bench.identity import method_of
+from vpeft_bench.identity import counted
 from vpeft_bench.leaderboard.benchmarks import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.once import once_each
 from vpeft_bench.leaderboard.verify import run_name, verified
@@ -261,7 +261,7 @@ def _entry(record: RunRecord, weights: dict[str, set[tuple[str, str]]]) -> Entry
     if record.where.weights is not None:
         identities = {_identity(record.where.weights)}
     label, fingerprint = next(iter(identities)) if len(identities) == 1 else (UNKNOWN, "")
-    method, options = method_in(record.asked)
+    method, options = method_in(record)
     return Entry(
         protocol=protocol,
         method=method,
@@ -274,13 +274,12 @@ def _entry(record: RunRecord, weights: dict[str, set[tuple[str, str]]]) -> Entry
     )
 
 
-def method_in(asked: dict[str, Any]) -> tuple[str, str]:
-    """Name of the method and the options that have an effect, as text; ValueError if it has none.
-
-    A record from before an option existed says the value that gives what was done then.
-    """
-    name = text_in(asked, "method", "name")
-    options = method_of(asked)
+def method_in(made: RunRecord | CostCard) -> tuple[str, str]:
+    """Name of the method and the options that count, as text; ValueError if it has no name."""
+    name = text_in(made.asked, "method", "name")
+    options = counted(made.asked["method"], made.uncounted)
+    if made.method_version != 1:
+        options["version"] = made.method_version
     return name, option_text({key: options[key] for key in options if key != "name"})
 
 

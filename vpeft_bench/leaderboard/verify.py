@@ -45,7 +45,13 @@ def verified(found: Iterable[Found]) -> tuple[list[Found], list[Problem]]:
             unproven.append((path, record))
             contents[record.config_hash].add(_content(record))
             continue
-        true = asked_hash(record.asked, record.where.data_fingerprint, identity)
+        true = asked_hash(
+            record.asked,
+            record.where.data_fingerprint,
+            identity,
+            record.uncounted,
+            record.method_version,
+        )
         if true == record.config_hash:
             shown.append((path, record))
             contents[true].add(_content(record))
@@ -84,5 +90,5 @@ def _packaged() -> str:
 
 
 def _content(record: RunRecord) -> str:
-    asked = scientific(record.asked)
+    asked = scientific(record.asked, record.uncounted)
     return json.dumps([asked, record.where.data_fingerprint], sort_keys=True)

@@ -7,16 +7,18 @@ from parameter names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from vpeft_bench import always_counted
 from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.errors import Problem, UnsupportedBackboneError
+from vpeft_bench.fields import DEFAULT, neutral
 from vpeft_bench.methods.data_pass import Selection, SelectionData
 
 
@@ -38,8 +40,14 @@ def option(
     maximum: float | None = None,
     choices: Iterable[str] = (),
     distinct: bool = False,
+    neutral: Any = DEFAULT,
+    only_on: Iterable[str] = (),
+    only_where: Mapping[str, Any] | None = None,
 ) -> Any:
     """A hyper-parameter of a method: a dataclass field that knows its range and meaning.
+
+    An option may be added at any time: where it is neutral it is no part of a run's identity, so
+    that runs, deltas and cost cards from before it existed stay what they were.
 
     Args:
         default: value, or a list (copied for each instance).
@@ -48,6 +56,10 @@ def option(
         choices: valid values of a string, or of each item of a list.
         distinct: the numbers of a list name things, such as blocks, and none may be there twice;
             strings always do, while other numbers are quantities and may be equal.
+        neutral: the value at which the method does what it did before it had the option; needed
+            where that is not the default.
+        only_on: the backbone families where it has an effect; empty: all.
+        only_where: values of other options without which it has no effect.
     """
     metadata = {
         "help": help,
@@ -55,6 +67,9 @@ def option(
         "maximum": maximum,
         "choices": tuple(choices),
         "distinct": distinct,
+        "neutral": neutral,
+        "only_on": tuple(only_on),
+        "only_where": dict(only_where or {}),
     }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -103,6 +118,8 @@ class Method:
             other options decide otherwise, :attr:`merge_refusal` does.
         not_dense: why it cannot serve dense heads (detection, segmentation), or None where it can.
         batch_statistics: it normalises over the batch: to train it takes two pictures at least.
+        version: raised when the method computes something else than before with the same options;
+            results of an earlier version are told apart.
     """
 
     name: ClassVar[str]
@@ -117,6 +134,7 @@ class Method:
     not_mergeable: ClassVar[str | None] = None
     not_dense: ClassVar[str | None] = None
     batch_statistics: ClassVar[bool] = False
+    version: ClassVar[int] = 1
 
     def place(self, backbone: Backbone) -> None:
         """Place modules on the backbone; every original parameter is frozen when this is called."""
@@ -247,6 +265,31 @@ class Method:
     def options(self) -> dict[str, Any]:
         """The hyper-parameters by name, as plain values."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def uncounted(self, family: str) -> list[str]:
+        """Options that are no part of the identity of a run on a backbone of ``family``.
+
+        They have no effect there, or came later and are neutral.
+        """
+        always = always_counted.options(self.name)
+        return [
+            one.name
+            for one in fields(self)
+            if one.name not in always
+            and (not self._has_effect(one, family) or getattr(self, one.name) == neutral(one))
+        ]
+
+    def _has_effect(self, option: Field[Any], family: str) -> bool:
+        families = option.metadata.get("only_on", ())
+        needed: Mapping[str, Any] = option.metadata.get("only_where", {})
+        return (not families or family in families) and all(
+            getattr(self, name) == value for name, value in needed.items()
+        )
+
+    @classmethod
+    def completed(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Recorded ``options``, those that came later at the value that changes nothing."""
+        return {one.name: neutral(one) for one in fields(cls)} | dict(options)
 
 
 def default_options(method_class: type[Method]) -> dict[str, Any]:

@@ -80,6 +80,8 @@ class SPT(Method):
         "input",
         "what an adapter on the attention's output projection reads (authors: its input)",
         choices=("input", "output"),
+        neutral="output",
+        only_where={"form": "adapter"},
     )
     mode: str = option(
         "eval", "of the model while it is measured; train: authors", choices=("eval", "train")

@@ -78,7 +78,10 @@ class SSF(Method):
         0.02, "spread of the initial scale and shift (authors' code)", minimum=0.0
     )
     merge_norms: bool = option(
-        False, "a pair behind the norms of a Swin's patch merging, too (authors' code: none)"
+        False,
+        "a pair after the norms of a Swin's patch merging, too (authors' code: none)",
+        neutral=True,
+        only_on=("swin",),
     )
 
     def place(self, backbone: Backbone) -> None:

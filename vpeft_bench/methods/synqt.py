@@ -69,6 +69,7 @@ class SynQT(Method):
         1e-5,
         "eps of the norm in front of the head (authors: 1e-5); null: the backbone's",
         minimum=1e-12,
+        neutral=None,
     )
 
     def place(self, backbone: Backbone) -> None:
