@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -47,15 +49,25 @@ def test_number_of_configs() -> None:
         "protocol": 2,
         "hardware": 5,
         "logger": 3,
+        "variant": 2,
         "experiment": 7,
     }
     assert CHOICES["method"] == sorted([*list_methods(), *list_methods("hf/")])
+
+
+def variant_file(name: str) -> dict[str, Any]:
+    text = (config_dir() / "variant" / f"{name}.yaml").read_text(encoding="utf-8")
+    variant = yaml.safe_load(text)["variant"]
+    assert isinstance(variant, dict)
+    return variant
 
 
 @pytest.mark.parametrize(("group", "name"), ALL)
 def test_every_config_composes_into_the_schema(group: str, name: str) -> None:
     extra = ["backbone.name=vit_tiny_patch16_224"] if name == "timm" else []
     task = {"task": name, "head": next((t for t in HEADS if name in HEADS[t]), None)}.get(group)
+    if group == "variant":  # which may be for some data sets alone
+        extra = [f"data={variant_file(name)['per_data'].popitem()[0]}"]
     if task in HEADS and task != "classification":  # dense heads make sense with dense data only
         extra = [f"data=demo/scenes_{task}"]
     config = composed(f"{group}={name}", *extra)

@@ -13,6 +13,7 @@ GROUPS = (
     "protocol",
     "hardware",
     "logger",
+    "variant",
     "experiment",
 )
 

@@ -375,10 +375,32 @@ class CostConfig:
 
 
 @dataclass
+class VariantConfig:
+    """What one row of a table is, as chosen by ``variant=NAME``; see :mod:`vpeft_bench.variants`.
+
+    Attributes:
+        name: as it appears in records and tables; empty: the row is the method with its options.
+        method: the method that it is a variant of.
+        chosen: how its settings were chosen: ``by hand``, ``published: SOURCE`` or ``tuned: BUDGET,
+            SPACE, RULE``.
+        settings: the same on every data set: by key, as typed on the command line.
+        per_data: by name of the data set, the settings that hold there alone. Where there are any,
+            the variant is for these data sets.
+    """
+
+    name: str = ""
+    method: str = setting("", identity=False)
+    chosen: str = setting("", identity=False)
+    settings: dict[str, Any] = setting(dict, identity=False)
+    per_data: dict[str, Any] = setting(dict, identity=False)
+
+
+@dataclass
 class RunConfig:
     """A whole run.
 
     Attributes:
+        variant: the row of a table that it is for, where that has a name of its own.
         method: ``name`` and the method's own hyper-parameters.
         head: of a dense task; in classification null is the backbone's own linear.
         input: of a dense task; null for classification.
@@ -391,6 +413,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     method: dict[str, Any] = field(default_factory=dict)
+    variant: VariantConfig = field(default_factory=VariantConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     head: HeadConfig | None = None
     input: InputConfig | None = None
@@ -419,13 +442,17 @@ PATHS = (
 def register_schema() -> None:
     """Make the schema known to Hydra; ``config.yaml`` names it first in its defaults.
 
-    In config files ``${expanded:PATH}`` is the path with its ``~`` replaced.
+    In config files ``${expanded:PATH}`` is the path with its ``~`` replaced, and
+    ``${of_variant:KEY}`` what the variant sets KEY to on the data set of the run.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    from vpeft_bench.variants import of_variant
+
     OmegaConf.register_new_resolver("expanded", os.path.expanduser, replace=True)
+    OmegaConf.register_new_resolver("of_variant", of_variant, replace=True)
 
 
 def typed(config: DictConfig) -> RunConfig:

@@ -89,6 +89,8 @@ def _kept(part: dict[str, Any], prefix: str, counts: Callable[[Setting], bool]) 
                 continue
             if setting.section and isinstance(value, dict):
                 value = _kept(value, f"{prefix}{name}.", counts)
+                if not value and f"{prefix}{name}" not in always_counted.config_keys():
+                    continue
             elif f"{prefix}{name}" not in always_counted.config_keys() and value == setting.neutral:
                 continue
         kept[name] = value

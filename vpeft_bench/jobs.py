@@ -22,7 +22,7 @@ from yaml import YAMLError
 
 from vpeft_bench.choices import GROUPS
 from vpeft_bench.config import RunConfig, typed
-from vpeft_bench.errors import Problem, nearest
+from vpeft_bench.errors import ConfigError, Problem, nearest
 
 MOST_JOBS = 100_000
 SHOWN = 3
@@ -113,13 +113,22 @@ def compose_jobs(axes: Sequence[Axis], fixed: Sequence[str]) -> Jobs:
                 try:
                     jobs.valid.append(Job(combination, typed(config)))
                 except OmegaConfBaseException as error:
-                    key = getattr(error, "full_key", None)
-                    wrong.append(Problem(str(key or "config"), one_line(error)))
+                    wrong += _unfit(error)
                 else:
                     jobs.first = config if jobs.first is None else jobs.first
             found.append((combination, wrong))
     jobs.problems += gathered(found, axes)
     return jobs
+
+
+def _unfit(error: OmegaConfBaseException) -> list[Problem]:
+    """What is wrong with a value that does not fit its type, or that could not be looked up."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None and not isinstance(cause, ConfigError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        return list(cause.problems)
+    return [Problem(str(getattr(error, "full_key", None) or "config"), one_line(error))]
 
 
 def _combinations(axes: Sequence[Axis]) -> Iterator[dict[str, str]]:

@@ -265,7 +265,7 @@ class _Check:
 # ---- reading -------------------------------------------------------------------------------------
 
 _KEY = re.compile(r"[~+]{0,2}[\w$][\w.$@:/-]*", re.ASCII)
-_NULLS = (("experiment", "null"), ("head", "null"))
+_NULLS = (("experiment", "null"), ("head", "null"), ("variant", "null"))
 """Groups of which nothing need be chosen."""
 
 

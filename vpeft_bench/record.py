@@ -344,6 +344,8 @@ class RunRecord:
         happened: what the run did.
         where: its circumstances.
         labels: notices shown wherever the record is shown, such as "demo backbone".
+        variant: name of the row that the run belongs to: its variant's, or the method and what of
+            its options is not default; empty in records that did not say.
         uncounted: options of the method that are no part of ``config_hash``: they changed nothing.
         method_version: of the method, see :class:`~vpeft_bench.methods.base.Method`.
         schema_version: version of this structure.
@@ -360,6 +362,7 @@ class RunRecord:
     happened: Happened
     where: Where
     labels: list[str] = field(default_factory=list)
+    variant: str = ""
     uncounted: list[str] = field(default_factory=list)
     method_version: int = 1
     schema_version: int = SCHEMA_VERSION
@@ -509,7 +512,7 @@ def _from_version_4(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _from_version_5(raw: dict[str, Any]) -> dict[str, Any]:
     """Version 5 did not say which options of the method counted."""
-    return with_method_facts(raw) | {"schema_version": 6}
+    return with_method_facts(raw) | {"variant": "", "schema_version": 6}
 
 
 _ACCURACIES = ("top1", "mean_per_class_accuracy")

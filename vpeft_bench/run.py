@@ -565,6 +565,7 @@ class _Run:
             happened=happened,
             where=where,
             labels=self.labels,
+            variant=self.config.variant.name or self.method.described(),
             uncounted=self.method.uncounted(family_of(self.config.backbone.model)),
             method_version=self.method.version,
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vpeft_bench import variants
 from vpeft_bench.config import (
     HEADS,
     MASK_HEADS,
@@ -186,6 +187,7 @@ def _values(config: RunConfig) -> Iterator[Problem]:
             bounds = f"at least {low:g}" if high is None else f"between {low} and {high}"
             yield Problem(f"{key}={value}", "out of range", f"{key} must be {bounds}")
     yield from _texts(config)
+    yield from variants.problems(config)
     milestones, epochs = config.train.milestones, config.train.epochs
     if config.train.schedule is Schedule.step and not (
         milestones and all(0 < milestone < epochs for milestone in milestones)

@@ -30,8 +30,10 @@ class Entry:
 
     Attributes:
         protocol: how hyper-parameters were chosen and what is scored.
+        variant: name of a variant; empty for runs that were of none.
         method: name of the method.
-        options: its options as text; different options give different texts.
+        options: its options as text, different for different options; empty for a variant, whose
+            options may differ between data sets.
         backbone: name of the backbone.
         weights: "pretrained", "random", "demo" or "unknown".
         weights_fingerprint: hash of the weights; empty for random ones, which differ by seed.
@@ -40,6 +42,7 @@ class Entry:
     """
 
     protocol: str
+    variant: str
     method: str
     options: str
     backbone: str
@@ -134,6 +137,22 @@ class Cell:
         """Name of the head; empty for the backbone's own classifier."""
         head = self.records[0].asked.get("head")
         return str(head["name"]) if isinstance(head, dict) and "name" in head else ""
+
+    @property
+    def options(self) -> str:
+        """Options of the method, as text."""
+        return method_in(self.records[0])[1]
+
+    @property
+    def name(self) -> str:
+        """The variant's name, or what its runs are called without one; empty if unknown."""
+        return self.entry.variant or self.records[0].variant
+
+    @property
+    def chosen(self) -> str:
+        """How the settings of a variant were chosen; else empty."""
+        variant = self.records[0].asked.get("variant")
+        return str(variant.get("chosen") or "") if isinstance(variant, dict) else ""
 
     @property
     def headline(self) -> str | None:
@@ -262,16 +281,24 @@ def _entry(record: RunRecord, weights: dict[str, set[tuple[str, str]]]) -> Entry
         identities = {_identity(record.where.weights)}
     label, fingerprint = next(iter(identities)) if len(identities) == 1 else (UNKNOWN, "")
     method, options = method_in(record)
+    variant = variant_in(record.asked)
     return Entry(
         protocol=protocol,
+        variant=variant,
         method=method,
-        options=options,
+        options="" if variant else options,
         backbone=text_in(record.asked, "backbone", "name"),
         weights=label,
         weights_fingerprint=fingerprint,
         normalization=text_in(record.asked, "data", "normalization"),
         precision=text_in(record.asked, "hardware", "precision"),
     )
+
+
+def variant_in(asked: dict[str, Any]) -> str:
+    """Name of the variant; empty where there is none."""
+    variant = asked.get("variant")
+    return str(variant.get("name") or "") if isinstance(variant, dict) else ""
 
 
 def method_in(made: RunRecord | CostCard) -> tuple[str, str]:

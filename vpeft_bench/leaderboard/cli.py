@@ -26,6 +26,7 @@ from vpeft_bench.leaderboard.benchmarks import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.cards import Joined, Measurement, chosen, collect_cards, join
 from vpeft_bench.leaderboard.cells import Cell, collect
 from vpeft_bench.leaderboard.costs import cost_csv_rows, cost_rows
+from vpeft_bench.leaderboard.departures import departures
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.tables import (
     best_first,
@@ -121,7 +122,7 @@ def _metric_tables(console: Console, joined: Joined, scores: Scores, out: Path) 
         title = f"Every data set; {what_is_shown(protocol, scored)}"
         written += _write(
             out / f"datasets_{protocol}",
-            [title, *_notes(scored, joined, scores)],
+            [title, _settings([[cell] for cell in scored]), *_notes(scored, joined, scores)],
             dataset_csv_rows(scored, scores),
             dataset_rows(scored, scores),
         )
@@ -130,11 +131,20 @@ def _metric_tables(console: Console, joined: Joined, scores: Scores, out: Path) 
         title = f"{table.benchmark.name}; {table.what_is_shown}"
         written += _write(
             out / f"{table.benchmark.name}_{table.protocol}_summary",
-            [title, *_notes(table.cells, joined, scores)],
+            [
+                title,
+                _settings([row.cells for row in table.rows]),
+                *_notes(table.cells, joined, scores),
+            ],
             summary_csv_rows(table, scores),
             summary_rows(table, scores),
         )
     return written
+
+
+def _settings(rows: Sequence[Sequence[Cell]]) -> str:
+    """What every row does that does not say otherwise under ``departs``."""
+    return f"settings: {departures(rows).shared}"
 
 
 def _notes(cells: Sequence[Cell], joined: Joined, scores: Scores) -> list[str]:

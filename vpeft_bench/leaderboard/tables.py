@@ -23,6 +23,7 @@ from vpeft_bench.formats import (
 from vpeft_bench.leaderboard.benchmarks import BENCHMARKS, PROTOCOL_SPLIT, Benchmark
 from vpeft_bench.leaderboard.cells import Cell, Entry
 from vpeft_bench.leaderboard.costs import card_columns, card_csv_columns
+from vpeft_bench.leaderboard.departures import departures, short_keys
 from vpeft_bench.leaderboard.scores import Scored, Scores
 from vpeft_bench.metric_names import BESIDE, TITLES
 from vpeft_bench.record import Split, Status
@@ -56,6 +57,16 @@ class SummaryRow:
         """How many data sets have a value, out of how many."""
         datasets = self.benchmark.datasets
         return f"{sum(self.value(name) is not None for name in datasets)}/{len(datasets)}"
+
+    @property
+    def name(self) -> str:
+        """The variant's name, or what the runs are called without one."""
+        return self.entry.variant or next((c.name for c in self.cells if c.name), "")
+
+    @property
+    def chosen(self) -> str:
+        """How the settings of a variant were chosen; else empty."""
+        return "; ".join(sorted({cell.chosen for cell in self.cells if cell.chosen}))
 
     @property
     def labels(self) -> list[str]:
@@ -202,6 +213,8 @@ def summary_csv_rows(summary: Summary, scores: Scores) -> list[Row]:
         {
             "protocol": summary.protocol,
             "split": PROTOCOL_SPLIT[summary.protocol],
+            "variant": row.name,
+            "chosen": row.chosen,
             "method": row.entry.method,
             "options": row.entry.options,
             "backbone": row.entry.backbone,
@@ -218,18 +231,25 @@ def summary_csv_rows(summary: Summary, scores: Scores) -> list[Row]:
             },
             **_score_csv_columns(scores, row.scored(scores)),
             **card_csv_columns(row.card),
+            "departs": departs,
             "labels": ", ".join(row.labels),
         }
-        for row in summary.rows
+        for row, departs in zip(
+            summary.rows, departures([row.cells for row in summary.rows]).rows, strict=True
+        )
     ]
 
 
 def summary_rows(summary: Summary, scores: Scores) -> list[Row]:
     """A summary for a reader: two decimals, short names, one column per data set."""
     with_cards = any(row.card for row in summary.rows)
+    named = _distinctly_named((row.name, row.entry.options, row.entry) for row in summary.rows)
+    departing = [short_keys(row) for row in departures([row.cells for row in summary.rows]).rows]
     return [
         {
-            **_entry_columns(row.entry),
+            **_entry_columns(row.entry, row.entry.options, row.name if named else ""),
+            "chosen": row.chosen,
+            "departs": departs,
             "params": quantity(_largest(row.parameters)),
             **{name: percent(mean) for name, mean in {**row.means(), **row.group_means()}.items()},
             "complete": row.complete,
@@ -238,7 +258,7 @@ def summary_rows(summary: Summary, scores: Scores) -> list[Row]:
             **{name: " ".join(row.lines(name)) for name in summary.benchmark.datasets},
             "notes": ", ".join(row.labels),
         }
-        for row in summary.rows
+        for row, departs in zip(summary.rows, departing, strict=True)
     ]
 
 
@@ -251,9 +271,12 @@ def dataset_csv_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
             "data": cell.data,
             "protocol": cell.entry.protocol,
             "split": PROTOCOL_SPLIT[cell.entry.protocol],
+            "variant": cell.name,
+            "chosen": cell.chosen,
             "method": cell.entry.method,
-            "options": cell.entry.options,
+            "options": cell.options,
             "backbone": cell.entry.backbone,
+            "departs": departs,
             "head": cell.head,
             "weights": cell.entry.weights,
             "weights_fingerprint": cell.entry.weights_fingerprint,
@@ -284,7 +307,7 @@ def dataset_csv_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
             "failed_reasons": "; ".join(_reasons(cell)),
             "labels": ", ".join(cell.labels),
         }
-        for cell in cells
+        for cell, departs in zip(cells, departures([[c] for c in cells]).rows, strict=True)
     ]
 
 
@@ -295,7 +318,12 @@ def dataset_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
     beside = {name for headline in headlines for name in BESIDE.get(headline, ())}
     shown_beside = [name for name in _metrics(cells) if name in beside]
     with_cards = any(cell.card for cell in cells)
-    configurations = Counter((cell.benchmark, cell.data, cell.entry) for cell in cells)
+    named = _distinctly_named((cell.name, cell.options, cell.entry) for cell in cells)
+    departing = [short_keys(row) for row in departures([[cell] for cell in cells]).rows]
+    alike = Counter(
+        (cell.benchmark, cell.data, cell.entry, departs)
+        for cell, departs in zip(cells, departing, strict=True)
+    )
     versions: dict[tuple[str, str], set[str]] = defaultdict(set)
     formats: dict[tuple[str, str], set[str]] = defaultdict(set)
     for cell in cells:
@@ -310,10 +338,12 @@ def dataset_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
             "pictures": ", ".join(cell.image_formats)
             if len(formats[cell.benchmark, cell.data]) > 1
             else "",
-            **_entry_columns(cell.entry),
+            **_entry_columns(cell.entry, cell.options, cell.name if named else ""),
+            "chosen": cell.chosen,
+            "departs": departs,
             "head": cell.head,
             "config": cell.config_hash[:_SHORT_HASH]
-            if configurations[cell.benchmark, cell.data, cell.entry] > 1
+            if alike[cell.benchmark, cell.data, cell.entry, departs] > 1
             else "",
             "metric": TITLES[cell.headline] if cell.headline and len(headlines) > 1 else "",
             score: "diverged" if cell.diverged else percent(cell.score.mean),
@@ -331,7 +361,7 @@ def dataset_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
             "not finished": ", ".join(_statuses(cell)),
             "notes": ", ".join(cell.labels),
         }
-        for cell in cells
+        for cell, departs in zip(cells, departing, strict=True)
     ]
 
 
@@ -377,10 +407,24 @@ def _score_columns(scored: Scored | None, with_cards: bool) -> Row:
     return ppt | {"PSCP style": fraction(scored.pscp)} if with_cards else ppt
 
 
-def _entry_columns(entry: Entry) -> Row:
+def _distinctly_named(rows: Iterable[tuple[str, str, Entry]]) -> bool:
+    """Whether every row has a name, and no name stands for different options or variants.
+
+    Args:
+        rows: of each its name, its options as text, and its entry.
+    """
+    meant: dict[str, set[tuple[str, str, str]]] = defaultdict(set)
+    for name, options, entry in rows:
+        meant[name].add((entry.variant, entry.method, "" if entry.variant else options))
+    return "" not in meant and all(len(one) == 1 for one in meant.values())
+
+
+def _entry_columns(entry: Entry, options: str, name: str) -> Row:
+    """What a row is: by the name of its variant if it has one, else by method and options."""
     return {
-        "method": entry.method,
-        "options": short_options(entry.options),
+        "variant": name or entry.variant,
+        "method": "" if name.startswith(entry.method) else entry.method,
+        "options": "" if name else short_options(options),
         "backbone": entry.backbone,
         "weights": f"{entry.weights} {_short(entry.weights_fingerprint)}".strip(),
         "normalization": entry.normalization,

@@ -18,6 +18,7 @@ from vpeft_bench.formats import MISSING, Row, printable, printable_lines
 from vpeft_bench.leaderboard.cards import Measurement
 from vpeft_bench.leaderboard.cells import Cell
 from vpeft_bench.leaderboard.costs import cost_rows
+from vpeft_bench.leaderboard.departures import departures
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.tables import (
     Summary,
@@ -75,7 +76,16 @@ _MEASURED = {
     "J/image",
     *_RUNS_OWN,
 }
-_LEFT_ALIGNED = {"method", "options", "config", "data version", *_SAID_ONCE}
+_LEFT_ALIGNED = {
+    "variant",
+    "method",
+    "options",
+    "chosen",
+    "departs",
+    "config",
+    "data version",
+    *_SAID_ONCE,
+}
 
 
 def print_notes(console: Console, notes: Sequence[str]) -> None:
@@ -106,10 +116,11 @@ def print_summary(console: Console, summary: Summary, scores: Scores) -> None:
         {"#": str(number), **{name: row[name] for name in row if name not in hidden}}
         for number, row in enumerate(summary_rows(summary, scores), start=1)
     ]
-    _print(console, f"{benchmark.name}; {summary.what_is_shown}", overview)
+    below = [f"settings: {departures([row.cells for row in summary.rows]).shared}"]
+    _print(console, f"{benchmark.name}; {summary.what_is_shown}", overview, below)
     for group, datasets in benchmark.groups.items():
         rows = [
-            {"#": line["#"], "method": line["method"], **_values(row, datasets)}
+            {"#": line["#"], **_name(line), **_values(row, datasets)}
             for line, row in zip(overview, summary.rows, strict=True)
         ]
         _print(console, f"{benchmark.name}, {group}", rows)
@@ -127,7 +138,12 @@ def print_datasets(console: Console, cells: Sequence[Cell], scores: Scores) -> N
             {name: row[name] for name in row if name not in hidden}
             for row in dataset_rows(together, scores)
         ]
-        _print(console, f"{data}; {what_is_shown(protocol, together)}", rows)
+        below = [f"settings: {departures([[cell] for cell in together]).shared}"]
+        _print(console, f"{data}; {what_is_shown(protocol, together)}", rows, below)
+
+
+def _name(line: Row) -> Row:
+    return {name: line[name] for name in ("variant", "method")}
 
 
 def _values(row: SummaryRow, datasets: Sequence[str]) -> Row:

@@ -19,6 +19,7 @@ from vpeft_bench import always_counted
 from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.errors import Problem, UnsupportedBackboneError
 from vpeft_bench.fields import DEFAULT, neutral
+from vpeft_bench.formats import option_text
 from vpeft_bench.methods.data_pass import Selection, SelectionData
 
 
@@ -265,6 +266,12 @@ class Method:
     def options(self) -> dict[str, Any]:
         """The hyper-parameters by name, as plain values."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def described(self) -> str:
+        """Name of the method, and what of its options is not default."""
+        defaults = default_options(type(self))
+        differing = {k: v for k, v in self.options().items() if v != defaults[k]}
+        return f"{self.name} {option_text(differing)}".rstrip()
 
     def uncounted(self, family: str) -> list[str]:
         """Options that are no part of the identity of a run on a backbone of ``family``.
