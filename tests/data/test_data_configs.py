@@ -23,7 +23,7 @@ from vpeft_bench.data.listing import (
     main,
     print_datasets,
 )
-from vpeft_bench.data.schema import Augmentation, DataConfig, Reader, Resize
+from vpeft_bench.data.schema import Augmentation, DataConfig, Resize
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def configs(config_dir: Path) -> dict[str, DataConfig]:
 
 def test_all_are_there_and_carry_their_own_name(configs: dict[str, DataConfig]) -> None:
     counts = Counter(config.benchmark for config in configs.values())
-    assert counts == {"vtab1k": 19, "fgvc": 5, "dense": 4, "demo": 4, "demo_dense": 3, "custom": 6}
+    assert counts == {"vtab1k": 19, "fgvc": 5, "dense": 4, "demo": 4, "demo_dense": 3, "custom": 8}
     assert [config.name for config in configs.values()] == list(configs)
 
 
@@ -84,7 +84,7 @@ def test_dense_sets_choose_their_task_and_head(
         for name, head in heads.items():
             config = compose("config", overrides=[f"data={name}"])
             assert config.head.name == head, name
-            detects = config.data.reader in (Reader.coco, Reader.voc_boxes)
+            detects = config.data.reader in ("coco", "voc_boxes")
             assert config.task.name == ("detection" if detects else "segmentation"), name
             assert config.data == OmegaConf.structured(configs[name]), name
 

@@ -12,7 +12,7 @@ from tests.data.conftest import check
 from vpeft_bench.data import demo, sprites
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.listing import compose_data_configs
-from vpeft_bench.data.schema import DataConfig, Reader
+from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import Dataset
 
 # First 16 hex digits of sha256: of the fingerprint's input, and of all pixels and labels. A change
@@ -112,7 +112,7 @@ def test_cache_folder_follows_the_environment(
 
 
 def test_unknown_variant_names_the_nearest() -> None:
-    config = DataConfig(name="demo/x", reader=Reader.sprites, variant="locations")
+    config = DataConfig(name="demo/x", reader="sprites", variant="locations")
     [problem] = check(config)
     assert "did you mean data.variant=location" in problem.fix
     assert "data.root" not in problem.fix

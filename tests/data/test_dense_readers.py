@@ -20,7 +20,7 @@ from vpeft_bench.data.coco import CocoSplit, read_coco
 from vpeft_bench.data.dense_files import FileMaps, FileObjects
 from vpeft_bench.data.inspection import inspect
 from vpeft_bench.data.listing import compose_data_configs
-from vpeft_bench.data.schema import BoxMetric, DataConfig, Reader
+from vpeft_bench.data.schema import BoxMetric, DataConfig
 from vpeft_bench.data.splits import SPLITS, Dataset
 from vpeft_bench.data.voc import read_voc_boxes, read_voc_masks
 from vpeft_bench.errors import MissingDataError, UnsoundDataError, VpeftBenchError
@@ -254,7 +254,7 @@ class MakeCoco:
             (self.folder / f"{name}.json").write_text(text)
         return DataConfig(
             name="coco_json",
-            reader=Reader.coco,
+            reader="coco",
             title="toys",
             root=str(self.folder),
             image_folder="pictures",

@@ -14,7 +14,7 @@ from PIL import Image
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.inspection import Inspection, inspect
 from vpeft_bench.data.listing import compose_data_configs
-from vpeft_bench.data.schema import BoxMetric, DataConfig, Reader
+from vpeft_bench.data.schema import BoxMetric, DataConfig
 
 Box = tuple[float, float, float, float]
 SOUND: Box = (4, 5, 10, 12)
@@ -49,7 +49,7 @@ def coco(
     return DataConfig(
         name="odd",
         title="odd",
-        reader=Reader.coco,
+        reader="coco",
         root=str(folder),
         hold_out=0.25,
         lists=lists,
@@ -236,7 +236,7 @@ def maps(
     return DataConfig(
         name="odd",
         title="odd",
-        reader=Reader.ade20k,
+        reader="ade20k",
         root=str(folder),
         hold_out=0.25,
         num_classes=num_classes,

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.data.conftest import check
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.inspection import Inspection, inspect
-from vpeft_bench.data.schema import DataConfig, Reader
+from vpeft_bench.data.schema import DataConfig
 
 MakeImageList = Callable[..., DataConfig]
 TRAIN = "".join(f"images/{number}.png {number % 3}\n" for number in range(6))
@@ -209,7 +209,7 @@ def json_splits(image_list: MakeImageList) -> Callable[..., DataConfig]:
         return DataConfig(
             name="birds",
             title="birds",
-            reader=Reader.json_splits,
+            reader="json_splits",
             root=str(folder),
             final_train="train",
         )

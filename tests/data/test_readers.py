@@ -14,7 +14,7 @@ from PIL import Image
 from tests.data.conftest import check
 from vpeft_bench.data.dataset import SPLITS, open_dataset
 from vpeft_bench.data.listing import compose_data_configs
-from vpeft_bench.data.schema import DataConfig, Reader
+from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.errors import ConfigError, MissingDataError, VpeftBenchError
 
 MakeImageList = Callable[..., DataConfig]
@@ -184,7 +184,7 @@ def json_splits(tmp_path: Path) -> Callable[[dict[str, str]], DataConfig]:
             (tmp_path / file).write_text(text)
         return DataConfig(
             name="fgvc_json",
-            reader=Reader.json_splits,
+            reader="json_splits",
             title="birds",
             root=str(tmp_path),
             image_folder="pictures",

@@ -8,27 +8,7 @@ from enum import Enum
 from vpeft_bench.fields import setting
 from vpeft_bench.metric_names import BoxMetric
 
-
-class Reader(Enum):
-    """How the data set lies on disk, and so which module reads it."""
-
-    image_list = "image_list"
-    json_splits = "json_splits"
-    digits = "digits"
-    sprites = "sprites"
-    scenes = "scenes"
-    """Rendered scenes with boxes, masks and label maps."""
-    coco = "coco"
-    """COCO's JSON files, boxes and masks."""
-    voc_boxes = "voc_boxes"
-    """Pascal VOC's XML files, boxes."""
-    voc_masks = "voc_masks"
-    """Pascal VOC's folders of palette PNG label maps."""
-    ade20k = "ade20k"
-    """ADE20K's folders of label maps."""
-
-
-RENDERED = (Reader.digits, Reader.sprites, Reader.scenes)
+RENDERED = ("digits", "sprites", "scenes")
 """Readers whose pictures are no files."""
 
 
@@ -71,7 +51,7 @@ class DataConfig:
 
     Attributes:
         name: the config's own path below ``configs/data``, e.g. ``vtab1k/cifar``.
-        reader: the layout on disk.
+        reader: the layout on disk, a name in :data:`vpeft_bench.data.readers.READERS`.
         benchmark: ``vtab1k``, ``fgvc``, ``demo`` or ``custom``.
         group: ``natural``, ``specialized`` or ``structured`` for VTAB-1k, else empty.
         title: the name people know it by.
@@ -94,9 +74,12 @@ class DataConfig:
         lists: where the readers of dense data sets find each split: name of the split to the file,
             the folder or the image set, relative to the data set's folder; and further places and
             names that each reader describes.
-        hold_out: share of the training pictures that ``protocol=select`` validates on, for data
-            sets without a validation part beside the one that is reported (COCO, ADE20K); 0: the
-            data set has one.
+        hold_out: share of the training pictures (of each class, where a picture has one) that
+            ``protocol=select`` validates on, for data sets without a validation part beside the one
+            that is reported (COCO, ADE20K); 0: the data set has one.
+        test_share: share of the pictures of each class that is the test part, for data sets that
+            come with none (``image_folder``, ``csv``); 0: it has one.
+        split_seed: decides which pictures these shares are.
         box_metric: the headline of a detection data set.
         zero_is_ignored: label maps count classes from 1, and 0 is no class (ADE20K).
         allow_duplicates: run although pictures of the evaluated split are, by content, in the
@@ -112,7 +95,7 @@ class DataConfig:
     """
 
     name: str = ""
-    reader: Reader = Reader.image_list
+    reader: str = "image_list"
     benchmark: str = "custom"
     group: str = ""
     title: str = setting("", identity=False)
@@ -133,6 +116,8 @@ class DataConfig:
     variant: str = ""
     lists: dict[str, str] = field(default_factory=dict)
     hold_out: float = setting(0.0, minimum=0, maximum=0.9)
+    test_share: float = setting(0.0, minimum=0, maximum=0.9)
+    split_seed: int = setting(0, minimum=0)
     box_metric: BoxMetric = BoxMetric.coco
     zero_is_ignored: bool = False
     allow_duplicates: bool = setting(False, identity=False)
