@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from vpeft_bench import plugins
 from vpeft_bench.errors import ProblemsError
 from vpeft_bench.interruption import Interrupted, ignore, interruptible
 
@@ -25,6 +26,7 @@ usage: python -m vpeft_bench [GROUP=CHOICE ...] [KEY=VALUE ...]     one run
 flags, in any order and with any command that reads configs
   --config-dir DIR   a folder of your own configs: DIR/data/NAME.yaml is data=NAME
   --cfg job          print the config, run nothing
+  plugins=[PACKAGE]  import methods, readers ... of a package or file of your own first
 
 Without arguments: LoRA on the embedded backbone and embedded data, on the CPU, in under a minute.
 
@@ -48,6 +50,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
     """Call a sub-command or a run; its exit status. Each imports what it needs, and no more."""
     from vpeft_bench.flags import own_configs, refuse_config_dir, split_command
 
+    named, arguments = plugins.typed(arguments)
+    plugins.use(named)
     split = split_command(arguments, COMMANDS)
     command, rest, folder = split.command, split.rest, split.config_dir
     if "--version" in rest:
@@ -82,7 +86,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
         return cost(rest)
     from vpeft_bench.launch import main as launch
 
-    return launch(rest)
+    kept = [f"{plugins.KEY}=[{','.join(map(repr, named))}]"] if named else []
+    return launch([*rest, *kept])
 
 
 def print_version() -> None:

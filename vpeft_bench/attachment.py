@@ -31,7 +31,7 @@ from vpeft_bench.errors import (
 )
 from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.data_pass import BatchData, Selection, SelectionData, same_selection
-from vpeft_bench.methods.registry import build_method
+from vpeft_bench.methods.registry import build_method, checked
 from vpeft_bench.tensor_files import save_tensors
 
 HEADER_KEY = "vpeft_bench"
@@ -59,29 +59,36 @@ class ParameterCounts:
 
 def attach(
     model: nn.Module,
-    name: str,
+    method: str | Method,
     *,
     data: SelectionData | Iterable[Sequence[Tensor]] | None = None,
     **options: Any,
 ) -> Attached:
-    """Attach the method ``name`` to ``model``, in place.
+    """Attach a method to ``model``, in place.
 
     Every original parameter outside the head is frozen, except those the method itself trains. The
     head is left as it is: it is never part of a method.
 
     Args:
         model: a timm model with a block map (``VisionTransformer``, ``SwinTransformer``).
-        name: one of :func:`vpeft_bench.list_methods`.
+        method: a name, see :func:`vpeft_bench.list_methods`; or a method itself.
         data: batches ``(images, labels)`` for a method that looks at training data before it is
             placed (as :meth:`Attached.select`); ignored by all others.
-        options: the method's hyper-parameters.
+        options: the hyper-parameters of a method that is given by name.
 
     Raises:
+        TypeError: options beside a method that has its own.
         MethodOptionError: unknown method or option, wrong type, value out of range.
         UnsupportedBackboneError: no block map, or the method is not defined on this family.
         AlreadyAttachedError: the model carries a method; detach or merge it first.
     """
-    attached = attach_method(model, build_method(name, options))
+    if isinstance(method, Method):
+        if options:
+            raise TypeError(f"{method.name} has its options already: {', '.join(options)}")
+        method = checked(method)
+    else:
+        method = build_method(method, options)
+    attached = attach_method(model, method)
     if data is not None and attached.method.selects:
         attached.select(data)
     return attached

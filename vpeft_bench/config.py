@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from vpeft_bench import plugins
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.fields import Measured, setting
 
@@ -406,6 +407,7 @@ class RunConfig:
         input: of a dense task; null for classification.
         render: draw predictions beside the truth at the end of the run.
         predictions: store what is predicted on the split that is scored; of a finished run as well.
+        plugins: modules that were imported first, see :mod:`vpeft_bench.plugins`.
         results_dir: records lie below it.
         rerun: run again although a finished record exists, and replace it.
     """
@@ -427,6 +429,7 @@ class RunConfig:
     rerun: bool = setting(False, identity=False)
     render: bool = setting(False, identity=False)
     predictions: bool = setting(False, identity=False)
+    plugins: list[str] = setting(list, identity=False)
 
 
 # Keys that hold a path: a leading ``~`` is the home folder, wherever the value comes from.
@@ -451,8 +454,23 @@ def register_schema() -> None:
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
     from vpeft_bench.variants import of_variant
 
+    if plugins.load():
+        _offer_methods()
+
     OmegaConf.register_new_resolver("expanded", os.path.expanduser, replace=True)
     OmegaConf.register_new_resolver("of_variant", of_variant, replace=True)
+
+
+def _offer_methods() -> None:
+    """Make each method of a plug-in a choice, as its file in ``configs/method`` would."""
+    from hydra.core.config_store import ConfigStore
+
+    from vpeft_bench.methods.base import default_options
+    from vpeft_bench.methods.registry import method_class, plugin_methods
+
+    for name in plugin_methods():
+        node = {"name": name, **default_options(method_class(name))}
+        ConfigStore.instance().store(group="method", name=name, node=node, provider="a plug-in")
 
 
 def typed(config: DictConfig) -> RunConfig:
@@ -492,12 +510,14 @@ def from_plain(asked: dict[str, Any]) -> RunConfig:
     Raises:
         omegaconf.errors.OmegaConfBaseException: a key or a value is not of this version.
         MethodOptionError: there is no such method.
+        ConfigError: a plug-in of that run cannot be imported.
     """
     from omegaconf import OmegaConf
 
     from vpeft_bench.methods.registry import method_class
 
     config = typed(OmegaConf.create(asked))
+    plugins.use(config.plugins)
     options = dict(config.method)
     name = options.pop("name")
     config.method = {"name": name, **method_class(name).completed(options)}

@@ -348,7 +348,8 @@ def _unknown_choice(group: str, name: str, choices: Sequence[str]) -> Problem:
     if group == "method" and (reason := why_not_offered(name)):
         return Problem(f"method={name}", f"is not offered: {reason}")
     problem = unknown_name(group, name, choices)
-    fix = f"{problem.fix}\n{INSTALL_LAUNCHERS}" if group == LAUNCHER else problem.fix
+    more = {LAUNCHER: INSTALL_LAUNCHERS, "method": "methods of other packages: plugins=[PACKAGE]"}
+    fix = f"{problem.fix}\n{more[group]}" if group in more else problem.fix
     return Problem(problem.where, problem.what, fix)
 
 

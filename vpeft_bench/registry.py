@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
+from vpeft_bench import plugins
 from vpeft_bench.errors import ConfigError, unknown_name
 
 T = TypeVar("T")
@@ -29,7 +30,8 @@ class Registry(Generic[T]):
         self._found: dict[str, T] = {}
 
     def names(self) -> list[str]:
-        """All names, sorted."""
+        """All names, sorted, those of plug-ins included."""
+        plugins.load()
         return sorted({*self._targets, *self._found})
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -52,8 +54,10 @@ class Registry(Generic[T]):
         """The object called ``name``.
 
         Raises:
-            ConfigError: there is none; names the nearest.
+            ConfigError: there is none, with the nearest; or a plug-in cannot be imported.
         """
+        if name not in self._found:
+            plugins.load()
         if name not in self._found:
             if name not in self._targets:
                 raise ConfigError([unknown_name(self.where, name, self.names())])

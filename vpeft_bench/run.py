@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from vpeft_bench import interruption
+from vpeft_bench import interruption, plugins
 from vpeft_bench import record as records
 from vpeft_bench.attachment import Attached
 from vpeft_bench.backbones.load import LoadedBackbone
@@ -130,7 +130,8 @@ def _run(config: RunConfig, console: Console) -> Outcome:
     method = build_method(options.pop("name"), options)
     # Every option as the method itself has it: 8 and 8.0 are the same alpha, a default is no other
     # method than its value.
-    config = replace(config, method={"name": method.name, **method.options()})
+    method_options = {"name": method.name, **method.options()}
+    config = replace(config, method=method_options, plugins=plugins.named())
     dataset = open_dataset(config.data)
     most = config.head.max_detections if config.head else None
     inspection = inspect(dataset, config.data, max_detections=most)

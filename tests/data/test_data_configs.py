@@ -104,7 +104,7 @@ def test_listing(config_dir: Path, shared_data: Path) -> None:
         "dense": str(shared_data),
     }
     listed = {row.config.name: row for row in list_datasets(config_dir, roots)}
-    assert len(listed) == 41
+    assert len(listed) == 43
     there = {name for name, row in listed.items() if row.status == "yes"}
     demo = {name for name in listed if name.startswith("demo/")}
     assert there == demo | {"vtab1k/dsprites_loc", "vtab1k/dsprites_ori", "coco"}
@@ -112,7 +112,7 @@ def test_listing(config_dir: Path, shared_data: Path) -> None:
     assert listed["fgvc/oxford_flowers"].status == "1 problem"
     assert listed["vtab1k/svhn"].status == "no"
     tasks = Counter(row.task for row in listed.values())
-    assert tasks == {"classification": 19 + 5 + 4 + 2, "detection": 6, "segmentation": 5}
+    assert tasks == {"classification": 19 + 5 + 4 + 4, "detection": 6, "segmentation": 5}
     assert listed["voc0712"].task == "detection"
     assert listed["voc2012_masks"].task == "segmentation"
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpeft_bench import plugins
 from vpeft_bench.errors import MethodOptionError, Problem, unknown_name
 from vpeft_bench.files import sha256, write_atomically
 from vpeft_bench.methods.parts import hf_types
@@ -89,6 +90,15 @@ def native_methods() -> list[MethodFacts]:
     return collected() if stored is None else [_facts(raw) for raw in stored["methods"]]
 
 
+def methods_of_plugins() -> list[MethodFacts]:
+    """Every method of a plug-in, by name."""
+    if not plugins.load():
+        return []
+    from vpeft_bench.methods.registry import method_class, plugin_methods
+
+    return [facts_of(method_class(name)) for name in plugin_methods()]
+
+
 def method(name: str) -> MethodFacts:
     """One method, of this package or of the peft library.
 
@@ -96,7 +106,7 @@ def method(name: str) -> MethodFacts:
         MethodOptionError: there is no such method, or it is not offered, with the reason.
         MissingExtraError: it is one of the peft library, which is not installed.
     """
-    native = {facts.name: facts for facts in native_methods()}
+    native = {facts.name: facts for facts in [*native_methods(), *methods_of_plugins()]}
     if name in native:
         return native[name]
     stored = _stored()
@@ -107,7 +117,9 @@ def method(name: str) -> MethodFacts:
     if reason := hf_types.why_not_offered(name):
         raise MethodOptionError([Problem(f"method={name}", f"is not offered: {reason}")])
     if name not in hf_types.names():
-        raise MethodOptionError([unknown_name("method", name, [*native, *hf_types.names()])])
+        problem = unknown_name("method", name, [*native, *hf_types.names()])
+        fix = f"{problem.fix}\nmethods of other packages: plugins=[PACKAGE]"
+        raise MethodOptionError([replace(problem, fix=fix)])
     from vpeft_bench.methods.registry import method_class
 
     return facts_of(method_class(name))

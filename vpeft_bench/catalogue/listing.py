@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from vpeft_bench.catalogue.facts import MethodFacts, method, native_methods
+from vpeft_bench.catalogue.facts import MethodFacts, method, methods_of_plugins, native_methods
 from vpeft_bench.choices import choices_on_disk
 from vpeft_bench.errors import MethodOptionError
 from vpeft_bench.methods.parts import hf_types
@@ -43,12 +43,12 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
     except MethodOptionError as error:
         parser.exit(2, f"error: {error}\n")
     if parsed.capabilities:
-        names = [facts.name for facts in native_methods()]
+        names = [facts.name for facts in [*native_methods(), *methods_of_plugins()]]
         return print_capabilities([chosen.name] if chosen else sorted(names), console)
     if chosen:
         describe(chosen, console)
     else:
-        print_methods(native_methods(), console)
+        print_methods([*native_methods(), *methods_of_plugins()], console)
     if own is not None:
         _print_presets(own, presets, console)
     return 0

@@ -7,10 +7,11 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from vpeft_bench import plugins
 from vpeft_bench.errors import MethodOptionError, Problem, nearest, unknown_name
 from vpeft_bench.methods.base import Method, default_options
 
@@ -58,6 +59,12 @@ def _import_all() -> None:
         importlib.import_module(f"{package.__name__}.{module.name}")
 
 
+def _import_everywhere() -> None:
+    """The methods of this package and of all plug-ins."""
+    _import_all()
+    plugins.load()
+
+
 def list_methods(prefix: str = "") -> list[str]:
     """Names of every method, sorted.
 
@@ -66,7 +73,17 @@ def list_methods(prefix: str = "") -> list[str]:
             package.
     """
     _import_all()
-    return _SOURCES[prefix].names() if prefix else sorted(_METHODS)
+    return _SOURCES[prefix].names() if prefix else sorted(n for n in _METHODS if _is_own(n))
+
+
+def plugin_methods() -> list[str]:
+    """Names of the methods of plug-ins, sorted."""
+    _import_everywhere()
+    return sorted(name for name in _METHODS if not _is_own(name))
+
+
+def _is_own(name: str) -> bool:
+    return _METHODS[name].__module__.startswith("vpeft_bench.")
 
 
 def method_class(name: str) -> type[Method]:
@@ -75,13 +92,16 @@ def method_class(name: str) -> type[Method]:
     Raises:
         MethodOptionError: there is none; names the nearest.
         MissingExtraError: it is one of a library that is not installed.
+        ConfigError: a plug-in cannot be imported.
     """
-    _import_all()
+    _import_everywhere()
     prefix, slash, rest = name.rpartition("/")
     if (source := _SOURCES.get(prefix + slash)) is not None:
         return source.method_class(rest)
     if name not in _METHODS:
-        raise MethodOptionError([unknown_name("method", name, _METHODS)])
+        problem = unknown_name("method", name, _METHODS)
+        fix = f"{problem.fix}\nmethods of other packages: plugins=[PACKAGE]"
+        raise MethodOptionError([replace(problem, fix=fix)])
     return _METHODS[name]
 
 
@@ -92,8 +112,20 @@ def build_method(name: str, options: Mapping[str, Any]) -> Method:
         MethodOptionError: unknown method or option, wrong type, value out of range, options that
             make no sense together; all at once.
     """
-    found = method_class(name)
-    if problems := option_problems(name, options):
+    return _built(method_class(name), options)
+
+
+def checked(method: Method) -> Method:
+    """``method``, its hyper-parameters checked as those of one that is built by name.
+
+    Raises:
+        MethodOptionError: all that is wrong with them.
+    """
+    return _built(type(method), method.options())
+
+
+def _built(found: type[Method], options: Mapping[str, Any]) -> Method:
+    if problems := _option_problems(found, options):
         raise MethodOptionError(problems)
     hints = get_type_hints(found)
     # A whole number given for a real one is stored as such: alpha=8 and alpha=8.0 are one method.
@@ -105,7 +137,11 @@ def build_method(name: str, options: Mapping[str, Any]) -> Method:
 
 def option_problems(name: str, options: Mapping[str, Any]) -> list[Problem]:
     """Everything wrong with ``options`` of the method ``name``."""
-    found = method_class(name)
+    return _option_problems(method_class(name), options)
+
+
+def _option_problems(found: type[Method], options: Mapping[str, Any]) -> list[Problem]:
+    name = found.name
     hints = get_type_hints(found)
     known = {f.name: f for f in fields(found)}
     defaults = default_options(found)

@@ -1,0 +1,207 @@
+"""A package of somebody else adds a method, a reader and more, without a change here."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import vpeft_bench
+from tests.conftest import REPOSITORY, Cli
+from vpeft_bench import plugins
+from vpeft_bench.data.readers import READERS
+from vpeft_bench.errors import AlreadyAttachedError, ConfigError, MethodOptionError
+from vpeft_bench.methods.lora import LoRA
+from vpeft_bench.registry import Registry
+
+READER = '''
+"""Halves of squares, one bright: a reader of a package of its own."""
+import numpy as np
+
+from vpeft_bench.data.readers import register_reader
+from vpeft_bench.data.splits import ArraySplit, Dataset
+
+COUNTS = {"train": 40, "val": 10, "trainval": 50, "test": 20}
+
+
+class Halves:
+    def __init__(self, split, count):
+        self.labels = np.arange(count) % 2
+        pixels = np.random.default_rng(len(split)).integers(0, 60, (count, 32, 32, 3))
+        for index, label in enumerate(self.labels):
+            pixels[index, :, 16 * label : 16 * label + 16] += 150
+        self.pixels = pixels.astype(np.uint8)
+
+    def __call__(self):
+        return self.pixels
+
+
+@register_reader("halves")
+def read_halves(config):
+    made = {split: Halves(split, count) for split, count in COUNTS.items()}
+    splits = {split: ArraySplit(one.labels, one) for split, one in made.items()}
+    return Dataset(config.name, 2, "halves 1", splits)
+'''
+DATA = "name: halves\nbenchmark: mine\nreader: halves\ntitle: bright halves\n"
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """The method of the documentation and a reader, as package ``mypeft``, and a config of data."""
+    page = (REPOSITORY / "docs" / "add-a-method.md").read_text(encoding="utf-8")
+    method = page.split("```python\n")[1].split("```")[0]
+    folder = tmp_path / "mypeft"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from mypeft import branch_gain, halves\n")
+    (folder / "branch_gain.py").write_text(method, encoding="utf-8")
+    (folder / "halves.py").write_text(READER, encoding="utf-8")
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "halves.yaml").write_text(DATA)
+    return folder
+
+
+def test_a_foreign_package_from_the_sweep_to_the_leaderboard(
+    cli: Cli, package: Path, tmp_path: Path
+) -> None:
+    """Swept in processes of joblib, which import it as well; no YAML for the method."""
+    swept = cli(
+        *("plugins=[mypeft]", "--config-dir", "conf", "-m", "hydra/launcher=joblib"),
+        *("method=branch_gain", "method.branches=[attn],[attn,mlp]", "data=halves"),
+        *("train.epochs=1", "train.batch_size=10", "hardware.threads=1"),
+    )
+    assert swept.returncode == 0, swept.stdout + swept.stderr
+    records = [json.loads(path.read_text()) for path in tmp_path.rglob("record.json")]
+    assert {record["variant"] for record in records} == {
+        "branch_gain",
+        'branch_gain branches=["attn"]',
+    }
+    assert {tuple(record["asked"]["plugins"]) for record in records} == {("mypeft",)}
+    tables = cli("leaderboard")
+    assert tables.returncode == 0, tables.stderr
+    assert 'branch_gain branches=["attn"]' in tables.stdout
+    (directory, _) = sorted(path.parent for path in tmp_path.rglob("record.json"))
+    shown = cli("show", str(directory), "--pictures", "2")  # the record names the plug-in
+    assert shown.returncode == 0, shown.stderr
+    told = cli("plugins=mypeft", "methods", "branch_gain")
+    assert "BranchGain, a worked example" in told.stdout
+
+
+def test_a_cost_card_is_measured_in_a_process_that_knows_it(
+    cli: Cli, package: Path, tmp_path: Path
+) -> None:
+    """Named by its file alone, and by an option that is wrong."""
+    file = "plugins=mypeft/branch_gain.py"
+    wrong = cli(file, "cost", "method=branch_gain", "method.branches=[head]")
+    assert wrong.returncode == 2
+    assert "['head'] not in ['attn', 'mlp']" in wrong.stderr
+    quick = ("cost.batch_size=2", "cost.inference_batch_size=2", "cost.steps=5")
+    busy = "cost.allow_busy=true"
+    done = cli(file, "cost", "method=branch_gain", "cost.warmup_steps=1", busy, *quick)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.rglob("card.json")
+    card = json.loads(path.read_text())
+    assert card["status"] == "ok"
+    assert card["measured"]["parameters"]["method"] == 12
+
+
+def test_an_installed_package_names_itself(
+    cli: Cli, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "site" / "mypeft-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mypeft\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{plugins.ENTRY_POINTS}]\nmine = mypeft\n")
+    package.rename(tmp_path / "site" / "mypeft")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    told = cli("methods", "branch_gain")
+    assert told.returncode == 0, told.stderr
+    (tmp_path / "site" / "mypeft" / "__init__.py").write_text("import nothing_of_that_name\n")
+    broken = cli("methods", "branch_gain")
+    assert broken.returncode == 2
+    assert "the plug-in mine of mypeft: cannot be imported: No module named" in broken.stderr
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A folder on the path, and nothing left of what is imported from it."""
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_names_on_a_command_line() -> None:
+    line = ["plugins=[a, 'b.py']", "method=x", "+plugins=c", "data.name=plugins=d"]
+    assert plugins.typed(line) == (["a", "b.py", "c"], ["method=x", "data.name=plugins=d"])
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("nobody_has_this", None, "there is no such module"),
+        ("nobody_has_this.py", None, "there is no file"),
+        ("my_broken_one", "1 / 0", "ZeroDivisionError: division by zero"),
+        ("my_needy_one", "import nobody_has_this", "No module named 'nobody_has_this'"),
+        ("json.py", "", "a module is called json already"),
+        (
+            "my_twin",
+            "from vpeft_bench.data.readers import register_reader\n"
+            "@register_reader('coco')\ndef read(config): ...",
+            "two have the name data.reader=coco",
+        ),
+    ],
+)
+def test_one_that_cannot_be_imported_says_why(
+    fresh: Path, name: str, code: str | None, said: str
+) -> None:
+    if code is not None:
+        (fresh / name).with_suffix(".py").write_text(code)
+    named = str(fresh / name) if name.endswith(".py") else name
+    with pytest.raises(ConfigError, match=said):
+        plugins.use([named])
+    assert plugins.named() == []
+
+
+def test_children_are_told(fresh: Path) -> None:
+    (fresh / "my_first.py").write_text("LOADED = True\n")
+    plugins.use(["my_first", str(fresh / "my_first.py")])
+    assert os.environ[plugins.VARIABLE] == f"my_first,{fresh / 'my_first.py'}"
+    assert plugins.load()
+    plugins.use(["my_first"])
+    assert plugins.named() == ["my_first", str(fresh / "my_first.py")]
+
+
+def test_a_registry_names_the_nearest() -> None:
+    assert READERS.get("coco") is READERS.get("coco")
+    assert {"image_folder", "csv", "ade20k"} < set(READERS.names())
+    with pytest.raises(ConfigError, match=r"did you mean data\.reader=coco"):
+        READERS.get("cocoo")
+    things: Registry[object] = Registry("thing", {})
+    first = things.register("a")(object())
+    assert things.get("a") is first
+    with pytest.raises(ValueError, match="two have the name thing=a"):
+        things.register("a")(object())
+
+
+def test_a_method_itself_is_attached() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=2)
+    attached = vpeft_bench.attach(model, LoRA(rank=4))
+    by_name = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=2)
+    same = vpeft_bench.attach(by_name, "lora", rank=4)
+    assert attached.parameter_counts() == same.parameter_counts()
+    assert model(torch.zeros(1, 3, 224, 224)).shape == (1, 2)
+    with pytest.raises(AlreadyAttachedError):
+        vpeft_bench.attach(model, LoRA())
+    attached.detach()
+    with pytest.raises(MethodOptionError, match=r"method\.rank=0"):
+        vpeft_bench.attach(model, LoRA(rank=0))
+    with pytest.raises(TypeError, match="lora has its options already: rank"):
+        vpeft_bench.attach(model, LoRA(), rank=2)
