@@ -139,10 +139,21 @@ def _tell_of_boxes(part: str, boxes: _Boxes, inspection: Inspection) -> None:
     if part == "training" and narrow >= SHARE_TOLD * total:
         are = "is" if narrow == 1 else "are"
         inspection.tell(f"{narrow} of {total} training boxes {are} narrower than a pixel ({fate})")
+    if (repeats := _repeats(boxes)) >= SHARE_TOLD * total:
+        what = "have picture, class and box of another one"
+        inspection.tell(f"{repeats} of {total} {part} objects {what}")
     beyond = total - int(_inside(boxes.boxes, boxes.sizes).sum())
     if beyond:
         reading = f": {_reading(boxes)}" if beyond > total / 2 else ""
         inspection.tell(f"{beyond} of {total} {part} boxes reach beyond their picture{reading}")
+
+
+def _repeats(boxes: _Boxes) -> int:
+    """How many objects are there again, whatever their ids: one of them can only be missed."""
+    rows = np.column_stack([boxes.pictures, boxes.labels, boxes.boxes])
+    # One number for each row: sorting whole rows would take seconds for COCO.
+    keys = rows @ np.random.default_rng(0).standard_normal(rows.shape[1])
+    return len(keys) - len(np.unique(keys))
 
 
 def _inside(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.bool_]:
