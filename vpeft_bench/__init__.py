@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vpeft_bench.attachment import Attached, attach
     from vpeft_bench.methods.registry import list_methods
+    from vpeft_bench.serving import load_run
 
-__all__ = ["Attached", "attach", "list_methods"]
+__all__ = ["Attached", "attach", "list_methods", "load_run"]
 
 try:
     __version__ = version("vpeft_bench")
@@ -32,4 +33,8 @@ def __getattr__(name: str) -> Any:
         from vpeft_bench.methods.registry import list_methods
 
         return list_methods
+    if name == "load_run":
+        from vpeft_bench.serving import load_run
+
+        return load_run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

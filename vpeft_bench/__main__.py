@@ -20,6 +20,7 @@ usage: python -m vpeft_bench [GROUP=CHOICE ...] [KEY=VALUE ...]     one run
        python -m vpeft_bench data check data=NAME [data.root=DIR]   is all of it sound?
        python -m vpeft_bench data show data=NAME [--split train]    pictures and their truth, drawn
        python -m vpeft_bench show RUN                               what a run predicts, drawn
+       python -m vpeft_bench export RUN [--format timm]             its weights, merged, for timm
        python -m vpeft_bench cost [-m] [KEY=VALUE ...]              time, memory, operations, energy
        python -m vpeft_bench --version
 
@@ -43,7 +44,7 @@ examples
 """
 
 
-COMMANDS = ("leaderboard", "methods", "data", "show", "cost")
+COMMANDS = ("leaderboard", "methods", "data", "show", "export", "cost")
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
@@ -70,6 +71,11 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
         refuse_config_dir(folder, command, "the record of a run holds its config")
         return show(rest)
+    if command == "export":
+        from vpeft_bench.serving import main as export
+
+        refuse_config_dir(folder, command, "the record of a run holds its config")
+        return export(rest)
     if command == "methods":
         from vpeft_bench.catalogue.listing import main as methods
 

@@ -9,9 +9,27 @@ import pytorch_lightning as pl
 from vpeft_bench.build import Model, build_model, build_task, load_head
 from vpeft_bench.config import RunConfig
 from vpeft_bench.data.dataset import Dataset
-from vpeft_bench.record import RunRecord
+from vpeft_bench.errors import VpeftBenchError
+from vpeft_bench.record import RECORD_NAME, RunRecord, Status, read
 from vpeft_bench.run_files import DELTA, HEAD, require_unaltered
 from vpeft_bench.tasks.base import Task
+
+
+def finished_run(directory: Path) -> RunRecord:
+    """The record of a run that ended well.
+
+    Raises:
+        VpeftBenchError: there is none.
+    """
+    path = directory / RECORD_NAME
+    if not path.is_file():
+        raise VpeftBenchError(
+            f"{directory} holds no {RECORD_NAME}: RUN is the directory that a run names at its end"
+        )
+    record = read(path)
+    if record.outcome != Status.OK:
+        raise VpeftBenchError(f"{directory}: the run is {record.outcome}: {record.error}")
+    return record
 
 
 def finished_model(

@@ -153,7 +153,7 @@ class _Check:
 
     def _parse(self, text: str) -> Override | Problem:
         if not _key_of(text) or ("=" not in text and not text.startswith("~")):
-            commands = "leaderboard, methods, data, show, cost"
+            commands = "leaderboard, methods, data, show, export, cost"
             fix = f"KEY=VALUE, or a sub-command: {commands}; --help lists the keys"
             return Problem(text, "is not an override", fix)
         try:

@@ -28,8 +28,8 @@ from vpeft_bench.data.inspect_pictures import data_identity, inspect_pictures
 from vpeft_bench.drawing import Panel, class_name, coloured, enlarged, sheet, with_objects
 from vpeft_bench.errors import VpeftBenchError
 from vpeft_bench.files import typed_path
-from vpeft_bench.finished import finished_model
-from vpeft_bench.record import RECORD_NAME, RunRecord, Status, read
+from vpeft_bench.finished import finished_model, finished_run
+from vpeft_bench.record import RECORD_NAME
 from vpeft_bench.tasks.base import Task
 from vpeft_bench.tasks.classification import Classification
 from vpeft_bench.tasks.detection import Detection
@@ -72,7 +72,7 @@ def show(
             other weights.
     """
     directory = run.parent if run.name == RECORD_NAME else run
-    record = _finished(directory)
+    record = finished_run(directory)
     try:
         config = from_plain(record.asked)
     except OmegaConfBaseException as error:
@@ -92,18 +92,6 @@ def show(
     assert record.happened.last_epoch is not None
     split = record.happened.last_epoch.split.value
     return draw(config, dataset, split, model, task, out or directory / FILE, pictures)
-
-
-def _finished(directory: Path) -> RunRecord:
-    path = directory / RECORD_NAME
-    if not path.is_file():
-        raise VpeftBenchError(
-            f"{directory} holds no {RECORD_NAME}: RUN is the directory that a run names at its end"
-        )
-    record = read(path)
-    if record.outcome != Status.OK:
-        raise VpeftBenchError(f"{directory}: the run is {record.outcome}: {record.error}")
-    return record
 
 
 def draw(

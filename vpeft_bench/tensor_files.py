@@ -23,7 +23,10 @@ def save_tensors(
     """
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
+        temporary.touch()
+        usual = temporary.stat().st_mode  # the library lets nobody but the owner read its files
         try:
             save_file(ready, temporary, metadata)
+            temporary.chmod(usual)
         except SafetensorError as error:  # the library's name for every failure of the disk
             raise OSError(errno.EIO, str(error), str(path)) from error

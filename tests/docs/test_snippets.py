@@ -69,7 +69,7 @@ PROMISED = (
     "python -m vpeft_bench data",
 )
 
-SUB_COMMANDS = ("leaderboard", "methods", "data", "show")
+SUB_COMMANDS = ("leaderboard", "methods", "data", "show", "export")
 COST = "cost"
 """The sub-command that takes overrides, as a run does."""
 HYDRA_FLAGS = {"-m": 0, "--multirun": 0, "--help": 0, "--cfg": 1, "--config-dir": 1}
@@ -149,13 +149,20 @@ def _sub_command_problems(arguments: list[str]) -> list[str]:
     from vpeft_bench.catalogue.listing import main as methods
     from vpeft_bench.data.listing import main as data
     from vpeft_bench.leaderboard.cli import main as leaderboard
+    from vpeft_bench.serving import main as export
     from vpeft_bench.show import main as show
 
     name, *rest = arguments
     part = rest[:1] if name == "data" and rest[:1] in (["check"], ["show"]) else []
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        commands = {"leaderboard": leaderboard, "methods": methods, "data": data, "show": show}
+        commands = {
+            "leaderboard": leaderboard,
+            "methods": methods,
+            "data": data,
+            "show": show,
+            "export": export,
+        }
         commands[name]([*part, "--help"])
     flags = set(re.findall(r"--[a-z][\w-]*", shown.getvalue()))
     problems = [

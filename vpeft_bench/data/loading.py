@@ -240,15 +240,9 @@ class _Batches(TorchDataset[Batch]):
 
     def _resized(self, image: Image.Image) -> Tensor:
         """A picture as (3, H, W), cropped as well unless augmentation is to do that."""
-        resized = _resize(image, self.preprocessing)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
         if self._crops_at_random:
-            return pixels.contiguous()
-        height, width = self.preprocessing.image_size
-        # Rounded as torchvision's CenterCrop does.
-        top = round((pixels.shape[1] - height) / 2)
-        left = round((pixels.shape[2] - width) / 2)
-        return pixels[:, top : top + height, left : left + width].contiguous()
+            return _pixels(_resize(image, self.preprocessing)).contiguous()
+        return as_input(image, self.preprocessing)
 
     def _augmented(self, epoch: int, index: int) -> Tensor:
         """Picture ``index`` as (3, image height, image width), as epoch ``epoch`` sees it."""
@@ -270,6 +264,20 @@ class _Batches(TorchDataset[Batch]):
                 image = self._randaugment(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         return pixels
+
+
+def as_input(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """An RGB picture as (3, H, W) uint8 of the input size, as evaluation sees it."""
+    pixels = _pixels(_resize(image, preprocessing))
+    height, width = preprocessing.image_size
+    # Rounded as torchvision's CenterCrop does.
+    top = round((pixels.shape[1] - height) / 2)
+    left = round((pixels.shape[2] - width) / 2)
+    return pixels[:, top : top + height, left : left + width].contiguous()
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _before_crop(side: int) -> int:
