@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import functools
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from rich.console import Console
 
+from tests.conftest import shared_path
 from vpeft_bench.choices import choices_on_disk, config_dir
-from vpeft_bench.config import RunConfig, typed
+from vpeft_bench.config import RunConfig, VariantConfig, plain, typed
 from vpeft_bench.leaderboard.cells import collect
 from vpeft_bench.leaderboard.tables import summaries
-from vpeft_bench.methods.registry import build_method
+from vpeft_bench.methods.base import default_options
+from vpeft_bench.methods.registry import build_method, method_class
 from vpeft_bench.overrides import check_overrides
 from vpeft_bench.record import find
 from vpeft_bench.run import run
@@ -106,22 +112,120 @@ def test_one_variant_is_one_row_and_two_ranks_are_two(own: list[str], tmp_path: 
     assert sorted("rank=16" in cell.options for cell in mine) == [False, True]
 
 
+def file_of(name: str) -> dict[str, Any]:
+    text = (config_dir() / "variant" / f"{name}.yaml").read_text(encoding="utf-8")
+    content = yaml.safe_load(text)
+    assert isinstance(content, dict)
+    return content | {"comment": text.partition("defaults:")[0]}
+
+
+@functools.cache
+def untold() -> dict[str, Any]:
+    return plain(config_of([]))
+
+
 @pytest.mark.parametrize("name", choices_on_disk()["variant"])
 def test_published_variants_say_where_they_come_from_and_can_be_run(name: str) -> None:
-    first = config_of([], f"variant={name}", *data_of(name)[:1])
-    assert first.variant.name == name
-    assert first.variant.chosen.startswith(("published: ", "tuned: "))
-    for data in first.variant.per_data:
-        found = settings_on(first.variant, data)
-        options = {
-            k.removeprefix("method."): v for k, v in found.items() if k.startswith("method.")
+    """On each of their data sets; that they compose is tested with all other configs."""
+    content = file_of(name)
+    variant = VariantConfig(**content["variant"])
+    assert variant.name == name
+    assert name.startswith(f"{variant.method}/")
+    assert variant.chosen.startswith(("published: ", "tuned: "))
+    assert "https://" in content["comment"]
+    sections = {k: v for k, v in content.items() if k not in ("comment", "defaults", "variant")}
+    taken = {f"{k}.{key}": value for k, keys in sections.items() for key, value in keys.items()}
+    for data in variant.per_data or ("demo/digits",):
+        found = settings_on(variant, data)
+        assert taken == {key: f"${{of_variant:{key}}}" for key in found}
+        method = {"name": variant.method, **default_options(method_class(variant.method))}
+        asked = OmegaConf.create(untold() | {"method": method, "variant": content["variant"]})
+        for key, value in {"data.name": data, **found}.items():
+            OmegaConf.update(asked, key, value)
+        config = typed(asked)
+        assert list(quick_problems(config)) == []
+        assert build_method(variant.method, {k: v for k, v in config.method.items() if k != "name"})
+
+
+# As others call the data sets.
+ALIASES = {
+    "cifar_100": "vtab1k/cifar",
+    "cifar100": "vtab1k/cifar",
+    "flowers102": "vtab1k/oxford_flowers102",
+    "pet": "vtab1k/oxford_iiit_pet",
+    "pets": "vtab1k/oxford_iiit_pet",
+    "camelyon": "vtab1k/patch_camelyon",
+    "retinopathy": "vtab1k/diabetic_retinopathy",
+    "clevr_distance": "vtab1k/clevr_dist",
+    "dsprites_position": "vtab1k/dsprites_loc",
+    "dsprites_orientation": "vtab1k/dsprites_ori",
+    "smallnorb_azimuth": "vtab1k/smallnorb_azi",
+    "smallnorb_elevation": "vtab1k/smallnorb_ele",
+    "cub_2011": "fgvc/cub",
+    "CUB_200_2011": "fgvc/cub",
+    "nabirds": "fgvc/nabirds",
+    "oxford_flowers": "fgvc/oxford_flowers",
+    "OxfordFlower": "fgvc/oxford_flowers",
+    "stanford_dogs": "fgvc/stanford_dogs",
+    "StanfordDogs": "fgvc/stanford_dogs",
+    "stanford_cars": "fgvc/stanford_cars",
+    "StanfordCars": "fgvc/stanford_cars",
+}
+OPTIMISATION = {"lr": "train.lr", "weight_decay": "train.weight_decay"}
+SCRIPTS = {**OPTIMISATION, "drop_path": "backbone.drop_path"}
+LISTED = {**SCRIPTS, "label_smoothing": "train.label_smoothing"}
+SCALED = {"rank": "method.rank", "scale": "method.scale", **SCRIPTS}
+GRID = {"lr": "train.lr", "wd": "train.weight_decay"}
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "method", "columns"),
+    [
+        ("fact_tk/authors", "original_author_hparams", "FacT-TK", SCALED),
+        ("fact_tt/authors", "original_author_hparams", "FacT-TT", SCALED),
+        ("convpass/authors", "original_author_hparams", "Convpass", {"scale": "method.scale"}),
+        ("convpass/authors_attn", "published_hparams", "convpass_attn", {"scale": "method.scale"}),
+        ("repadapter/authors", "original_author_hparams", "RepAdapter", {"scale": "method.scale"}),
+        ("dtl/authors", "original_author_hparams", "DTL", SCRIPTS),
+        ("dtl/authors_plus", "original_author_hparams", "DTL+", SCRIPTS),
+        ("ssf/authors", "original_author_hparams", "SSF", SCRIPTS),
+        ("gps/authors", "original_author_hparams", "GPS", SCRIPTS),
+        ("synqt/authors", "published_hparams", "synqt", {"token_nums": "method.prompt_length"}),
+        (
+            "vpt_deep/adapter_plus_paper",
+            "published_hparams",
+            "vpt_deep_tokens",
+            {"dataset_tokens": "method.prompt_length"},
+        ),
+        ("lora/vpetl", "vpetl_hparams", "LoRA", {"topN": "method.rank", **LISTED}),
+        ("sct/vpetl", "vpetl_hparams", "SCT", {"topN": "method.channels", **LISTED}),
+        ("vpt_shallow/vpetl", "vpetl_hparams", "VPT-Shallow", LISTED),
+        (
+            "adaptformer/osu",
+            "osu/osu_vtab_tuned",
+            "adaptformer",
+            {"adapter_scaler": "method.scale"},
+        ),
+        ("ln_tune/osu", "osu/osu_vtab_tuned", "ln", GRID),
+        ("vpt_deep/osu", "osu/osu_vtab_tuned", "vpt_deep", {"vpt_num": "method.prompt_length"}),
+    ],
+)
+def test_settings_are_the_published_ones(
+    name: str, source: str, method: str, columns: dict[str, str]
+) -> None:
+    variant = VariantConfig(**file_of(name)["variant"])
+    seen = set()
+    with shared_path(f"reference/{source}.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == method]
+    for row in rows:
+        said = row | json.loads(row.get("params_json") or row.get("best_tune_json") or "{}")
+        data = ALIASES.get(row["dataset"], f"vtab1k/{row['dataset']}")
+        if row["dataset"] == "cifar_aug_norm" or said.get("lr") == "":  # augmented; not given
+            continue
+        found = settings_on(variant, data)
+        assert {key: found[key] for key in columns.values()} == {
+            key: float(said[column]) for column, key in columns.items()
         }
-        assert build_method(first.variant.method, options)
-    text = (config_dir() / "variant" / f"{name}.yaml").read_text(encoding="utf-8")
-    assert "https://" in text.partition("defaults:")[0]
-
-
-def data_of(name: str) -> list[str]:
-    text = (config_dir() / "variant" / f"{name}.yaml").read_text(encoding="utf-8")
-    variant: dict[str, Any] = yaml.safe_load(text)["variant"]
-    return [f"data={data}" for data in variant.get("per_data", ())]
+        seen.add(data)
+    assert {data for data in variant.per_data if data.startswith("vtab1k/")} <= seen
+    assert len(seen) >= 19
