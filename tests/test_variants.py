@@ -182,7 +182,7 @@ ALIASES = {
     "StanfordCars": "fgvc/stanford_cars",
 }
 OPTIMISATION = {"lr": "train.lr", "weight_decay": "train.weight_decay"}
-SCRIPTS = {**OPTIMISATION, "drop_path": "backbone.drop_path"}
+SCRIPTS = {**OPTIMISATION, "drop_path": "backbone.drop_path", "epochs": "train.epochs"}
 LISTED = {**SCRIPTS, "label_smoothing": "train.label_smoothing"}
 SCALED = {"rank": "method.rank", "scale": "method.scale", **SCRIPTS}
 GRID = {"lr": "train.lr", "wd": "train.weight_decay"}
