@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from vpeft_bench import validation
-from vpeft_bench.choices import choices_on_disk, config_dir
+from vpeft_bench.choices import config_dir, every_choice
 from vpeft_bench.config import (
     HEADS,
     RunConfig,
@@ -26,7 +26,7 @@ from vpeft_bench.methods.base import default_options
 from vpeft_bench.methods.registry import list_methods, method_class
 from vpeft_bench.overrides import check_overrides
 
-CHOICES = choices_on_disk()
+CHOICES = every_choice()
 DATASETS = compose_data_configs(config_dir(), CHOICES["data"])
 ALL = [(group, name) for group, names in CHOICES.items() for name in names if group != "experiment"]
 
@@ -164,8 +164,8 @@ def test_every_backbone_is_known_to_timm_and_has_a_block_map(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CHOICES["method"])
-def test_method_file_states_every_option_with_its_default(name: str) -> None:
-    """A YAML file that lags behind its dataclass would hide an option from the command line."""
+def test_a_method_is_chosen_with_every_option_at_its_default(name: str) -> None:
+    """No file says so: the options are those of its class."""
     method = composed(f"method={name}").method
     assert method == {"name": name, **default_options(method_class(name))}
 

@@ -131,6 +131,7 @@ def test_an_installed_package_names_itself(
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A folder on the path, and nothing left of what is imported from it."""
     monkeypatch.setenv(plugins.VARIABLE, "")
+    monkeypatch.setattr(plugins, "_modules", {})
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     yield tmp_path
@@ -174,7 +175,7 @@ def test_children_are_told(fresh: Path) -> None:
     (fresh / "my_first.py").write_text("LOADED = True\n")
     plugins.use(["my_first", str(fresh / "my_first.py")])
     assert os.environ[plugins.VARIABLE] == f"my_first,{fresh / 'my_first.py'}"
-    assert plugins.load()
+    assert plugins.loaded() == ["my_first", str(fresh / "my_first.py")]
     plugins.use(["my_first"])
     assert plugins.named() == ["my_first", str(fresh / "my_first.py")]
 

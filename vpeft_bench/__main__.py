@@ -108,10 +108,10 @@ def print_version() -> None:
 
 
 def print_help() -> None:
-    """Usage and the choices of every group, from the files of ``configs/`` alone."""
+    """Usage and the choices of every group."""
     import textwrap
 
-    from vpeft_bench.choices import choices_on_disk
+    from vpeft_bench.choices import every_choice
 
     lines = [
         textwrap.fill(
@@ -121,7 +121,7 @@ def print_help() -> None:
             subsequent_indent=" " * 13,
             break_on_hyphens=False,
         )
-        for group, names in choices_on_disk().items()
+        for group, names in every_choice().items()
     ]
     print(HELP.format(groups="\n".join(lines) + "\n"), end="")
 

@@ -1,8 +1,10 @@
-"""The choices of each config group."""
+"""The folders of configs, and the choices of each group."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from vpeft_bench import plugins
 
 GROUPS = (
     "method",
@@ -25,6 +27,25 @@ def config_dir() -> Path:
     if (checkout / "pyproject.toml").is_file() and (checkout / "configs").is_dir():
         return checkout / "configs"
     return package / "configs"
+
+
+def config_folders() -> list[Path]:
+    """``configs/`` and the folders of configs of all plug-ins."""
+    return [config_dir(), *plugins.config_folders()]
+
+
+def every_choice() -> dict[str, list[str]]:
+    """For each group the names of all its choices, those of plug-ins included.
+
+    A method needs no file: its options are those of its class.
+    """
+    from vpeft_bench.catalogue import facts
+
+    found = {"method": {*facts.names()}}
+    for folder in config_folders():
+        for group, names in choices_on_disk(folder).items():
+            found.setdefault(group, set()).update(names)
+    return {group: sorted(found[group]) for group in GROUPS if group in found}
 
 
 def choices_on_disk(directory: Path | None = None) -> dict[str, list[str]]:

@@ -452,25 +452,12 @@ def register_schema() -> None:
     from omegaconf import OmegaConf
 
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    from vpeft_bench import config_sources
     from vpeft_bench.variants import of_variant
 
-    if plugins.load():
-        _offer_methods()
-
+    config_sources.register()
     OmegaConf.register_new_resolver("expanded", os.path.expanduser, replace=True)
     OmegaConf.register_new_resolver("of_variant", of_variant, replace=True)
-
-
-def _offer_methods() -> None:
-    """Make each method of a plug-in a choice, as its file in ``configs/method`` would."""
-    from hydra.core.config_store import ConfigStore
-
-    from vpeft_bench.methods.base import default_options
-    from vpeft_bench.methods.registry import method_class, plugin_methods
-
-    for name in plugin_methods():
-        node = {"name": name, **default_options(method_class(name))}
-        ConfigStore.instance().store(group="method", name=name, node=node, provider="a plug-in")
 
 
 def typed(config: DictConfig) -> RunConfig:

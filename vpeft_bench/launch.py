@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from vpeft_bench import sweep, validation
+from vpeft_bench import plugins, sweep, validation
 from vpeft_bench.choices import config_dir
 from vpeft_bench.config import RunConfig, register_schema, typed
 from vpeft_bench.errors import (
@@ -103,7 +103,7 @@ def _hydra(arguments: Sequence[str], command: Command) -> int:
     # Hydra would print its errors itself, with advice on its own settings.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        job(command.task)()
+        job(plugins.Carrying(command.task, plugins.named()))()
     except OSError as error:
         place = sweep.NoteSweep.directory
         if place is None or place.is_dir():

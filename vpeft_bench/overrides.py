@@ -6,27 +6,31 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import islice
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from vpeft_bench import plugins
 from vpeft_bench.choices import GROUPS, config_dir
 from vpeft_bench.config import PATHS, register_schema
 from vpeft_bench.errors import Problem, unknown_name
 from vpeft_bench.jobs import MOST_JOBS, Axis, Jobs, compose_jobs, one_line, unknown_key
 from vpeft_bench.methods.parts.hf_types import why_not_offered
 from vpeft_bench.purpose import Purpose, has_no_effect, idle_problems
+from vpeft_bench.registry import with_plugins
 from vpeft_bench.typed_text import SHARED_PLACES, in_a_shell, in_hydras_grammar, literal, quoted
 
 LAUNCHER, SWEEPER = "hydra/launcher", "hydra/sweeper"
@@ -80,10 +84,37 @@ def check_overrides(
         purpose: what the config is for; keys that have no effect on it are refused.
     """
     register_schema()
+    _import_plugins_of_experiments(overrides, search_path)
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         check = _Check(search_path, multirun, purpose)
         check.read(overrides)
     return check.checked
+
+
+def _import_plugins_of_experiments(overrides: Sequence[str], search_path: Sequence[str]) -> None:
+    """Import what the files of the chosen experiments name, before anything is looked up.
+
+    Raises:
+        ConfigError: a plug-in cannot be imported.
+    """
+    values = [text.partition("=")[2] for text in overrides if _key_of(text) == "experiment"]
+    if not values:
+        return
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoaderImpl)
+        _, files = loader._parse_overrides_and_create_caching_repo("config", _places(search_path))
+        for name in ",".join(values).split(","):
+            with suppress(*_COMPOSING):  # a file that cannot be read is told of where it is chosen
+                found = files.load_config(f"experiment/{name.strip()}")
+                config = None if found is None else found.config
+                plugins.use(OmegaConf.select(config or OmegaConf.create(), plugins.KEY) or [])
+
+
+def _places(search_path: Sequence[str]) -> list[str]:
+    """Further folders of configs as an override of Hydra's."""
+    folders = ",".join(quoted(f"file://{path}") for path in search_path)
+    return [f"hydra.searchpath=[{folders}]"] if folders else []
 
 
 class _Check:
@@ -95,8 +126,7 @@ class _Check:
         self._axes: dict[str, Axis] = {}
         self._choices: dict[str, list[str]] = {}
         self._idle: list[Override] = []
-        folders = ",".join(quoted(f"file://{path}") for path in search_path)
-        self._places = [f"hydra.searchpath=[{folders}]"] if folders else []
+        self._places = _places(search_path)
 
     @property
     def _fixed(self) -> list[str]:
@@ -348,9 +378,9 @@ def _unknown_choice(group: str, name: str, choices: Sequence[str]) -> Problem:
     if group == "method" and (reason := why_not_offered(name)):
         return Problem(f"method={name}", f"is not offered: {reason}")
     problem = unknown_name(group, name, choices)
-    more = {LAUNCHER: INSTALL_LAUNCHERS, "method": "methods of other packages: plugins=[PACKAGE]"}
-    fix = f"{problem.fix}\n{more[group]}" if group in more else problem.fix
-    return Problem(problem.where, problem.what, fix)
+    if group == LAUNCHER:
+        return replace(problem, fix=f"{problem.fix}\n{INSTALL_LAUNCHERS}")
+    return with_plugins(problem) if group in GROUPS else problem
 
 
 def _existing(typed: str) -> str:

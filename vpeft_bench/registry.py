@@ -1,17 +1,18 @@
 """Things found by name: each kind has a registry, and anybody's package may add to it.
 
-What is here is named as ``module:object`` and imported when it is asked for. A plug-in
-(:mod:`vpeft_bench.plugins`) registers its own when it is imported.
+What is named as ``module:object`` is imported when it is asked for, and not before. A plug-in
+(:mod:`vpeft_bench.plugins`) adds its own when it is imported: the object itself, or where it is.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from vpeft_bench import plugins
-from vpeft_bench.errors import ConfigError, unknown_name
+from vpeft_bench.errors import ConfigError, Problem, unknown_name
 
 T = TypeVar("T")
 
@@ -21,31 +22,34 @@ class Registry(Generic[T]):
 
     Args:
         where: the key that names one, as typed on the command line.
-        targets: ``module:object`` by name.
+        things: by name, in their order: objects, or ``module:object`` where they are.
     """
 
-    def __init__(self, where: str, targets: Mapping[str, str]) -> None:
+    def __init__(self, where: str, things: Mapping[str, T | str] | None = None) -> None:
         self.where = where
-        self._targets = dict(targets)
-        self._found: dict[str, T] = {}
+        self._things: dict[str, T | str] = dict(things or {})
 
     def names(self) -> list[str]:
-        """All names, sorted, those of plug-ins included."""
+        """All names in the order in which they were added, those of plug-ins included."""
         plugins.load()
-        return sorted({*self._targets, *self._found})
+        return list(self._things)
 
-    def register(self, name: str) -> Callable[[T], T]:
-        """Decorator: make an object known under ``name``.
+    def add(self, name: str, thing: T | str) -> None:
+        """Make an object, or ``module:object`` where it is, known under ``name``.
 
         Raises:
             ValueError: another object has the name.
         """
+        known = self._things.get(name, thing)
+        if known is not thing and _place(known) != _place(thing):
+            raise ValueError(f"two have the name {self.where}={name}: {known} and {thing}")
+        self._things[name] = thing
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator: make an object known under ``name``; see :meth:`add`."""
 
         def add(thing: T) -> T:
-            known = self._found.get(name, self._targets.get(name))
-            if known is not None and known is not thing:
-                raise ValueError(f"two have the name {self.where}={name}: {known} and {thing}")
-            self._found[name] = thing
+            self.add(name, thing)
             return thing
 
         return add
@@ -56,11 +60,31 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: there is none, with the nearest; or a plug-in cannot be imported.
         """
-        if name not in self._found:
-            plugins.load()
-        if name not in self._found:
-            if name not in self._targets:
-                raise ConfigError([unknown_name(self.where, name, self.names())])
-            module, _, thing = self._targets[name].partition(":")
-            self._found[name] = getattr(importlib.import_module(module), thing)
-        return self._found[name]
+        if name not in self._things and name not in self.names():
+            raise ConfigError([self.unknown(name)])
+        thing = self._things[name]
+        if isinstance(thing, str):
+            module, _, path = thing.partition(":")
+            thing = getattr(importlib.import_module(module), path)
+            self._things[name] = thing
+        return thing
+
+    def unknown(self, name: str, among: Collection[str] | None = None) -> Problem:
+        """The problem that nothing is called ``name``, with the nearest of those that are."""
+        problem = unknown_name(self.where, name, self.names() if among is None else among)
+        return with_plugins(problem)
+
+
+def with_plugins(problem: Problem) -> Problem:
+    """``problem``, that there is no such name, and where others may come from."""
+    loaded = ", ".join(plugins.loaded()) or "none"
+    more = f"of other packages: plugins=[PACKAGE] (imported: {loaded})"
+    return replace(problem, fix=f"{problem.fix}\n{more}".strip())
+
+
+def _place(thing: object) -> object:
+    """Where an object is defined; two imports of one file define the same."""
+    if isinstance(thing, str):
+        return thing
+    name = getattr(thing, "__qualname__", None)
+    return thing if name is None else f"{getattr(thing, '__module__', '')}:{name}"

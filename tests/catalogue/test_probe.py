@@ -17,6 +17,7 @@ from vpeft_bench.catalogue.probe import probe, reference_vectors
 from vpeft_bench.catalogue.wording import features, sentences
 from vpeft_bench.methods import registry
 from vpeft_bench.methods.base import Category, MergeableModule, Method
+from vpeft_bench.methods.names import METHODS
 
 
 @pytest.mark.parametrize("name", vpeft_bench.list_methods())
@@ -134,7 +135,7 @@ class TrainsTheFirst(Honest):
 def test_a_wrong_claim_is_noticed(
     lie: type[Honest], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(registry._METHODS, "honest", lie)
+    monkeypatch.setitem(METHODS._things, "honest", lie)
     found = probe.__wrapped__("honest").contradictions
     assert (says in found) if says else (found == ())
 

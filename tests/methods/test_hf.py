@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import vpeft_bench
 from vpeft_bench.attachment import Attached
 from vpeft_bench.backbones import block_map
-from vpeft_bench.choices import choices_on_disk
+from vpeft_bench.choices import every_choice
 from vpeft_bench.errors import (
     MethodOptionError,
     MissingExtraError,
@@ -279,9 +279,9 @@ def test_the_readme_counts_them() -> None:
     assert f"{len(OFFERED)} more come from the peft library" in readme
 
 
-def test_config_files() -> None:
-    files = [name for name in choices_on_disk()["method"] if name.startswith("hf/")]
-    assert files == list_methods("hf/")
+def test_every_type_is_a_choice() -> None:
+    choices = [name for name in every_choice()["method"] if name.startswith("hf/")]
+    assert choices == list_methods("hf/")
 
 
 # ---- options -------------------------------------------------------------------------------------

@@ -7,31 +7,33 @@ asked instead.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpeft_bench import plugins
-from vpeft_bench.errors import MethodOptionError, Problem, unknown_name
+from vpeft_bench.errors import MethodOptionError, MissingExtraError, Problem
 from vpeft_bench.files import sha256, write_atomically
+from vpeft_bench.methods.names import METHODS
 from vpeft_bench.methods.parts import hf_types
 
 if TYPE_CHECKING:
     from vpeft_bench.methods.base import Method
 
 FILE = Path(__file__).with_name("methods.json")
-METHODS = Path(__file__).resolve().parents[1] / "methods"
+CODE = Path(__file__).resolve().parents[1] / "methods"
 
 
 @dataclass(frozen=True)
 class OptionFacts:
-    """One option, its default as it is typed on the command line."""
+    """One option, its default as it is typed on the command line, and the value itself."""
 
     name: str
     default: str
+    value: Any
     choices: list[str]
     help: str
 
@@ -75,6 +77,7 @@ def facts_of(method: type[Method]) -> MethodFacts:
             OptionFacts(
                 option.name,
                 option_value(defaults[option.name]),
+                defaults[option.name],
                 [str(choice) for choice in option.metadata["choices"] or ()],
                 option.metadata["help"],
             )
@@ -92,11 +95,37 @@ def native_methods() -> list[MethodFacts]:
 
 def methods_of_plugins() -> list[MethodFacts]:
     """Every method of a plug-in, by name."""
-    if not plugins.load():
+    if not (names := METHODS.names()):
         return []
-    from vpeft_bench.methods.registry import method_class, plugin_methods
+    from vpeft_bench.methods.registry import method_class, own_methods
 
-    return [facts_of(method_class(name)) for name in plugin_methods()]
+    return [facts_of(method_class(name)) for name in sorted({*names} - {*own_methods()})]
+
+
+def names() -> list[str]:
+    """Names of every method: of this package, of plug-ins and of the peft library; sorted."""
+    stored = _stored()
+    found = [asdict(facts) for facts in collected()] if stored is None else stored["methods"]
+    return sorted({*(raw["name"] for raw in found), *METHODS.names(), *hf_types.names()})
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """Every option of a method and its default.
+
+    Those of the peft library are known where it is not installed, too.
+
+    Raises:
+        MethodOptionError: there is no such method, or it is not offered, with the reason.
+    """
+    try:
+        found = method(name)
+    except MissingExtraError:
+        every = (_stored() or {}).get("of_peft", ())
+        kept = next((_facts(raw) for raw in every if raw["name"] == name), None)
+        if kept is None:
+            return {}
+        found = kept
+    return {option.name: option.value for option in found.options}
 
 
 def method(name: str) -> MethodFacts:
@@ -106,9 +135,11 @@ def method(name: str) -> MethodFacts:
         MethodOptionError: there is no such method, or it is not offered, with the reason.
         MissingExtraError: it is one of the peft library, which is not installed.
     """
-    native = {facts.name: facts for facts in [*native_methods(), *methods_of_plugins()]}
+    native = {facts.name: facts for facts in native_methods()}
     if name in native:
         return native[name]
+    if name in METHODS.names():
+        return facts_of(METHODS.get(name))
     stored = _stored()
     if stored is not None and stored["peft"] == hf_types.version():
         for raw in stored["of_peft"]:
@@ -117,9 +148,7 @@ def method(name: str) -> MethodFacts:
     if reason := hf_types.why_not_offered(name):
         raise MethodOptionError([Problem(f"method={name}", f"is not offered: {reason}")])
     if name not in hf_types.names():
-        problem = unknown_name("method", name, [*native, *hf_types.names()])
-        fix = f"{problem.fix}\nmethods of other packages: plugins=[PACKAGE]"
-        raise MethodOptionError([replace(problem, fix=fix)])
+        raise MethodOptionError([METHODS.unknown(name, names())])
     from vpeft_bench.methods.registry import method_class
 
     return facts_of(method_class(name))
@@ -128,10 +157,22 @@ def method(name: str) -> MethodFacts:
 def _stored() -> dict[str, Any] | None:
     """What the file holds, if it is of this code."""
     try:
-        stored = json.loads(FILE.read_text(encoding="utf-8"))
+        stored = _parsed(FILE, FILE.stat().st_mtime_ns)
     except (OSError, ValueError):
         return None
-    return dict(stored) if stored.get("code") == code_fingerprint() else None
+    return dict(stored) if stored.get("code") == _fingerprint() else None
+
+
+@functools.cache
+def _parsed(file: Path, changed: int) -> dict[str, Any]:
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    assert isinstance(stored, dict)
+    return stored
+
+
+@functools.cache
+def _fingerprint() -> str:
+    return code_fingerprint()
 
 
 def collected_of_peft() -> list[MethodFacts]:
@@ -144,14 +185,14 @@ def collected_of_peft() -> list[MethodFacts]:
 def collected() -> list[MethodFacts]:
     """Every method of this package, from the classes."""
     from vpeft_bench.methods.base import Category
-    from vpeft_bench.methods.registry import list_methods, method_class
+    from vpeft_bench.methods.registry import method_class, own_methods
 
     order = [category.value for category in Category]
-    found = [facts_of(method_class(name)) for name in list_methods()]
+    found = [facts_of(method_class(name)) for name in own_methods()]
     return sorted(found, key=lambda facts: (order.index(facts.category), facts.name))
 
 
-def code_fingerprint(folder: Path = METHODS) -> str:
+def code_fingerprint(folder: Path = CODE) -> str:
     """What tells one state of the methods' code from another."""
     paths = sorted(folder.rglob("*.py"))
     lines = [f"{path.relative_to(folder).as_posix()} {sha256(path)}\n" for path in paths]

@@ -1,4 +1,7 @@
-"""Finding methods by name: every module of this package that defines one is found by existing."""
+"""Finding methods by name: every module of this package that defines one is found by existing.
+
+Those of other packages are found where a plug-in adds them (:mod:`vpeft_bench.plugins`).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from vpeft_bench import plugins
-from vpeft_bench.errors import MethodOptionError, Problem, nearest, unknown_name
+from vpeft_bench.errors import MethodOptionError, Problem, nearest
 from vpeft_bench.methods.base import Method, default_options
+from vpeft_bench.methods.names import METHODS
 
 
 @dataclass(frozen=True)
@@ -31,18 +34,15 @@ class MethodSource:
     method_class: Callable[[str], type[Method]]
 
 
-_METHODS: dict[str, type[Method]] = {}
 _SOURCES: dict[str, MethodSource] = {}
+_OWN = "vpeft_bench."
 
 M = TypeVar("M", bound=type[Method])
 
 
 def register(method_class: M) -> M:
     """Class decorator: make a method known under its ``name``."""
-    name = method_class.name
-    if name in _METHODS:
-        raise ValueError(f"two methods are named {name}: {_METHODS[name]} and {method_class}")
-    _METHODS[name] = method_class
+    METHODS.add(method_class.name, method_class)
     return method_class
 
 
@@ -59,31 +59,20 @@ def _import_all() -> None:
         importlib.import_module(f"{package.__name__}.{module.name}")
 
 
-def _import_everywhere() -> None:
-    """The methods of this package and of all plug-ins."""
-    _import_all()
-    plugins.load()
-
-
 def list_methods(prefix: str = "") -> list[str]:
     """Names of every method, sorted.
 
     Args:
         prefix: of a library that methods are taken from (``hf/``); by default the methods of this
-            package.
+            package and of all plug-ins.
     """
     _import_all()
-    return _SOURCES[prefix].names() if prefix else sorted(n for n in _METHODS if _is_own(n))
+    return _SOURCES[prefix].names() if prefix else sorted(METHODS.names())
 
 
-def plugin_methods() -> list[str]:
-    """Names of the methods of plug-ins, sorted."""
-    _import_everywhere()
-    return sorted(name for name in _METHODS if not _is_own(name))
-
-
-def _is_own(name: str) -> bool:
-    return _METHODS[name].__module__.startswith("vpeft_bench.")
+def own_methods() -> list[str]:
+    """Names of the methods of this package, sorted."""
+    return [n for n in list_methods() if METHODS.get(n).__module__.startswith(_OWN)]
 
 
 def method_class(name: str) -> type[Method]:
@@ -94,15 +83,13 @@ def method_class(name: str) -> type[Method]:
         MissingExtraError: it is one of a library that is not installed.
         ConfigError: a plug-in cannot be imported.
     """
-    _import_everywhere()
+    _import_all()
     prefix, slash, rest = name.rpartition("/")
     if (source := _SOURCES.get(prefix + slash)) is not None:
         return source.method_class(rest)
-    if name not in _METHODS:
-        problem = unknown_name("method", name, _METHODS)
-        fix = f"{problem.fix}\nmethods of other packages: plugins=[PACKAGE]"
-        raise MethodOptionError([replace(problem, fix=fix)])
-    return _METHODS[name]
+    if name not in METHODS.names():
+        raise MethodOptionError([METHODS.unknown(name)])
+    return METHODS.get(name)
 
 
 def build_method(name: str, options: Mapping[str, Any]) -> Method:
