@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from vpeft_bench import plugins
@@ -29,9 +30,17 @@ def config_dir() -> Path:
     return package / "configs"
 
 
+_own: list[Path] = []
+
+
+def use_folders(folders: Iterable[str | Path]) -> None:
+    """Take over the folders of configs that this command line names (``--config-dir``)."""
+    _own[:] = [Path(folder).absolute() for folder in folders]
+
+
 def config_folders() -> list[Path]:
-    """``configs/`` and the folders of configs of all plug-ins."""
-    return [config_dir(), *plugins.config_folders()]
+    """``configs/``, the folders of configs of all plug-ins, and those of this command line."""
+    return list(dict.fromkeys([config_dir(), *plugins.config_folders(), *_own]))
 
 
 def every_choice() -> dict[str, list[str]]:

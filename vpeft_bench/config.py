@@ -445,19 +445,30 @@ PATHS = (
 def register_schema() -> None:
     """Make the schema known to Hydra; ``config.yaml`` names it first in its defaults.
 
-    In config files ``${expanded:PATH}`` is the path with its ``~`` replaced, and
-    ``${of_variant:KEY}`` what the variant sets KEY to on the data set of the run.
+    In config files ``${expanded:PATH}`` is the path with its ``~`` replaced, ``${of_variant:KEY}``
+    what the variant sets KEY to on the data set of the run, ``${members:NAME}`` the data sets of a
+    benchmark, and ``${group_of:BENCHMARK,DATA}`` the group of one of them.
     """
     from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
+
+    from vpeft_bench import config_sources
 
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
-    from vpeft_bench import config_sources
+    config_sources.register()
+    register_resolvers()
+
+
+def register_resolvers() -> None:
+    """Make known what config files may ask for: ``${NAME:...}``."""
+    from omegaconf import OmegaConf
+
+    from vpeft_bench import benchmarks
     from vpeft_bench.variants import of_variant
 
-    config_sources.register()
     OmegaConf.register_new_resolver("expanded", os.path.expanduser, replace=True)
     OmegaConf.register_new_resolver("of_variant", of_variant, replace=True)
+    OmegaConf.register_new_resolver("members", benchmarks.swept, replace=True)
+    OmegaConf.register_new_resolver("group_of", benchmarks.group_of, replace=True)
 
 
 def typed(config: DictConfig) -> RunConfig:

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vpeft_bench import plugins
-from vpeft_bench.choices import GROUPS, config_dir
+from vpeft_bench.choices import GROUPS, config_dir, use_folders
 from vpeft_bench.config import PATHS, register_schema
 from vpeft_bench.errors import Problem, unknown_name
 from vpeft_bench.jobs import MOST_JOBS, Axis, Jobs, compose_jobs, one_line, unknown_key
@@ -83,6 +83,7 @@ def check_overrides(
         multirun: whether a sweep was asked for (``-m``); an experiment may ask for it as well.
         purpose: what the config is for; keys that have no effect on it are refused.
     """
+    use_folders(search_path)
     register_schema()
     _import_plugins_of_experiments(overrides, search_path)
     with initialize_config_dir(str(config_dir()), version_base="1.3"):

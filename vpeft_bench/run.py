@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from vpeft_bench import interruption, plugins
+from vpeft_bench import benchmarks, interruption, plugins
 from vpeft_bench import record as records
 from vpeft_bench.attachment import Attached
 from vpeft_bench.backbones.load import LoadedBackbone
@@ -77,7 +77,6 @@ LIGHTNING_PRECISION = {
     Precision.bf16: "bf16-mixed",
     Precision.fp16: "16-mixed",
 }
-DEMO_BENCHMARKS = ("demo", "demo_dense")
 NO_PEAK_ON_CPU = (
     "the CPU has no allocator statistics; resident memory would count the whole process"
 )
@@ -490,7 +489,8 @@ class _Run:
             label = records.WeightsLabel.DEMO
         if demo:
             self.labels.append("demo backbone")
-        if self.config.data.benchmark in DEMO_BENCHMARKS:
+        benchmark = benchmarks.find(self.config.data.benchmark)
+        if benchmark is not None and benchmark.demo:
             self.labels.append("demo data")
         published, here = self.config.data.test_size, len(self.dataset.split("test"))
         if published is not None and published != here:

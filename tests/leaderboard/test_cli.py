@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.leaderboard.conftest import A100, CPU
+from vpeft_bench.benchmarks import known
 from vpeft_bench.cost.card import CardStatus, CostCard
 from vpeft_bench.cost.card import write as write_card
-from vpeft_bench.leaderboard.benchmarks import DEMO, VTAB1K
 from vpeft_bench.leaderboard.cli import main
 from vpeft_bench.record import RunRecord, Status, Weights, WeightsLabel, write
+
+VTAB1K, DEMO = known()["vtab1k"], known()["demo"]
 
 Run = Callable[..., RunRecord]
 Card = Callable[..., CostCard]
@@ -412,8 +414,10 @@ def test_cards_are_looked_for_in_one_place_unless_told(
     assert "card columns: NVIDIA H100" in text
 
 
-def test_the_leaderboard_knows_records_and_cards_and_nothing_else() -> None:
+def test_the_leaderboard_knows_records_cards_and_benchmarks_and_nothing_else() -> None:
     known = {
+        "benchmarks",
+        "choices",
         "record",
         "cost.card",
         "config",

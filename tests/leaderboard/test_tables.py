@@ -3,18 +3,18 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
 from tests.leaderboard.conftest import CPU
-from vpeft_bench.choices import choices_on_disk, config_dir
+from vpeft_bench.benchmarks import known
+from vpeft_bench.choices import choices_on_disk, config_dir, use_folders
 from vpeft_bench.cost.card import CardStatus, CostCard
 from vpeft_bench.data.listing import compose_data_configs
 from vpeft_bench.formats import shortest, to_csv, to_markdown
-from vpeft_bench.leaderboard.benchmarks import BENCHMARKS, DEMO, FGVC, VTAB1K
 from vpeft_bench.leaderboard.cards import collect_cards, join
 from vpeft_bench.leaderboard.cells import Cell, collect
 from vpeft_bench.leaderboard.scores import Scores
@@ -33,6 +33,8 @@ from vpeft_bench.record import DataFacts, Diverged, Parameters, RunRecord, Statu
 Run = Callable[..., RunRecord]
 Card = Callable[..., CostCard]
 SCORES = Scores()
+BENCHMARKS = known()
+VTAB1K, FGVC, DEMO = (BENCHMARKS[name] for name in ("vtab1k", "fgvc", "demo"))
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 
 
@@ -93,7 +95,7 @@ def test_every_data_set_of_the_configs_is_a_member() -> None:
     configs = compose_data_configs(config_dir(), names)
     for name, benchmark in BENCHMARKS.items():
         files = [config.name for config in configs if config.benchmark == name]
-        assert {benchmark.member(file) for file in files} == set(benchmark.datasets)
+        assert set(files) == set(benchmark.members)
         assert len(files) == len(benchmark.datasets)
 
 
@@ -437,3 +439,33 @@ def test_the_mean_does_not_depend_on_the_order_of_the_seeds(run: Run) -> None:
     backwards = [run(top1, seed=seed) for seed, top1 in enumerate(reversed(tops))]
     assert cells(*forwards)[0].score == cells(*backwards)[0].score
     assert cells(*forwards)[0].score.mean == fmean(tops)
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Iterator[None]:
+    """A benchmark of the user's own: two data sets, one of them ours."""
+    (tmp_path / "benchmark").mkdir()
+    text = "datasets: [demo/digits, cats]\n"
+    (tmp_path / "benchmark" / "mine.yaml").write_text(text)
+    use_folders([tmp_path])
+    yield
+    use_folders([])
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_benchmark_of_ones_own_has_a_summary_and_a_mean(run: Run) -> None:
+    found = cells(
+        run(60, data="demo/digits"),
+        run(80, data="cats", benchmark="mine"),
+        run(10, data="dogs", benchmark="mine"),
+        run(10, data="fish", benchmark="mien"),
+    )
+    by_name = {one.benchmark.name: one for one in summaries(found)}
+    assert list(by_name) == ["demo", "mine"]
+    (line,) = summary_csv_rows(by_name["mine"], SCORES)
+    assert line["mean over 2 datasets"] == "70.0000"
+    assert (line["digits"], line["cats"]) == ("60.00 (1)", "80.00 (1)")
+    assert [one.benchmark.name for one in summaries(found, "mine")] == ["mine"]
+    first, second = strangers(found)
+    assert first == "dogs: mine has no such data set"
+    assert second.startswith("fish: no file benchmark/mien.yaml says what mien is; did you mean")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -19,18 +19,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vpeft_bench.choices import choices_on_disk, config_dir
+from vpeft_bench import config_sources, plugins
+from vpeft_bench.benchmarks import CUSTOM, FOLDER, Benchmark, find, known
+from vpeft_bench.choices import choices_on_disk, config_dir, use_folders
+from vpeft_bench.config import register_resolvers
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.folders import candidate_folders
 from vpeft_bench.data.schema import DataConfig
-from vpeft_bench.errors import ConfigError, MissingDataError, Problem, nearest
+from vpeft_bench.errors import ConfigError, Problem, ProblemsError, nearest
 from vpeft_bench.typed_text import quoted
 
-BENCHMARKS = ("demo", "demo_dense", "vtab1k", "fgvc", "dense", "custom")
 CLASSIFICATION = "classification"
 COMMANDS = ("check", "show")
 MINIMUM_COLUMNS = 112  # the widest table: narrower ones would cut names short
-GROUPS = ("natural", "specialized", "structured", "")
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,36 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
         description="List every data set, and whether it is there. "
         "check data=NAME looks at all of one, show data=NAME draws some of it.",
     )
-    for benchmark in ("vtab1k", "fgvc", "dense"):
-        parser.add_argument(
-            f"--{benchmark}", metavar="DIR", help=f"look for {benchmark} here: data.root=DIR"
-        )
+    use_folders([own] if own else [])
+    every = known()
+    for name, benchmark in every.items():
+        if not benchmark.demo:
+            help_text = f"look for {name} here: data.root=DIR"
+            parser.add_argument(f"--{name}", dest=name, metavar="DIR", help=help_text)
     roots = {name: root for name, root in vars(parser.parse_args(arguments)).items() if root}
-    print_datasets(list_datasets(config_dir(), roots, own))
+    listed = list_datasets(config_dir(), roots, own)
+    print_datasets(listed)
+    for problem in _not_there(listed, every):
+        print(problem)
     return 0
+
+
+def _not_there(listed: Sequence[Listed], every: Mapping[str, Benchmark]) -> Iterator[Problem]:
+    """Data sets of benchmarks that have no config, and benchmarks that have no file."""
+    names = {row.config.name for row in listed}
+    for name, benchmark in every.items():
+        for data in benchmark.members:
+            if data not in names:
+                close = nearest(data, names)
+                yield Problem(
+                    f"benchmark {name}",
+                    f"there is no data set {data}",
+                    f"did you mean {close}" if close else "",
+                )
+    for row in listed:
+        if (claimed := row.config.benchmark) not in {*every, CUSTOM}:
+            what = f"there is no benchmark {claimed}: its results are in no summary"
+            yield Problem(f"data={row.config.name}", what, f"write {FOLDER}/{claimed}.yaml")
 
 
 def _no_such_command(typed: str) -> Problem:
@@ -125,6 +149,8 @@ def _compose(
     schema = OmegaConf.structured(DataConfig)
     composed = []
     places = [] if own is None else [f"hydra.searchpath=[{quoted(f'file://{own}')}]"]
+    register_resolvers()
+    config_sources.register()
     with initialize_config_dir(str(directory.absolute()), version_base="1.3"):
         for name in names:
             defaults = [*empty, {"data": name}, "_self_"]
@@ -149,11 +175,11 @@ def list_datasets(
         roots: folders to look in instead of the configured ones, by benchmark.
         own: a further folder that holds ``data/``.
     """
-    names = choices_on_disk(directory)["data"]
-    if own is not None:
-        names = sorted({*names, *choices_on_disk(own).get("data", ())})
-    composed = _compose(directory, names, own)
-    composed.sort(key=lambda pair: _place(pair[0]))
+    folders = [directory, *plugins.config_folders(), *([] if own is None else [own])]
+    names = {name for folder in folders for name in choices_on_disk(folder).get("data", ())}
+    composed = _compose(directory, sorted(names), own)
+    every = known()
+    composed.sort(key=lambda pair: _place(pair[0], every))
     listed = []
     for config, task in composed:
         config.root = (roots or {}).get(config.benchmark, config.root)
@@ -162,7 +188,7 @@ def list_datasets(
         folder = next(iter(there + folders), None)
         try:
             splits = open_dataset(config).splits
-        except MissingDataError as error:
+        except ProblemsError as error:
             listed.append(Listed(config, folder, error.problems, task=task))
         else:
             sizes = {name: len(split) for name, split in splits.items()}
@@ -182,26 +208,22 @@ def print_datasets(listed: Sequence[Listed], console: Console | None = None) -> 
                 console.print(f"data={row.config.name}: {problem}", markup=False, soft_wrap=True)
 
 
-def _place(config: DataConfig) -> tuple[int, str, int, str]:
-    """Where a data set stands in the tables: by benchmark, group and name."""
-    benchmark = _rank(config.benchmark, BENCHMARKS)
-    return benchmark, config.benchmark, _rank(config.group, GROUPS), config.name
-
-
-def _rank(name: str, order: Sequence[str]) -> int:
-    """The place of ``name`` in ``order``; names not in it come last."""
-    return order.index(name) if name in order else len(order)
+def _place(config: DataConfig, every: Mapping[str, Benchmark]) -> tuple[int, str, int, str]:
+    """Where a data set stands in the tables: by benchmark, group and name; the demos first."""
+    benchmark = every.get(config.benchmark)
+    groups = [] if benchmark is None else list(benchmark.groups)
+    rank = 2 if benchmark is None else int(not benchmark.demo)
+    group = groups.index(config.group) if config.group in groups else len(groups)
+    return rank, config.benchmark, group, config.name
 
 
 def _table(benchmark: str, rows: Sequence[Listed]) -> Table:
     """The table of one benchmark; its title says where its data sets were looked for."""
     roots = sorted({row.config.root for row in rows if row.config.root})
-    places = {
-        "demo": "comes with the package",
-        "demo_dense": "comes with the package",
-        "custom": "say where it lies: data.root=DIR",
-    }
-    place = places.get(benchmark, f"looked in {', '.join(roots)}")
+    found = find(benchmark)
+    place = f"looked in {', '.join(roots)}" if roots else "say where it lies: data.root=DIR"
+    if found is not None and found.demo:
+        place = "comes with the package"
     table = Table(title=f"{benchmark}: {place}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("data=", no_wrap=True)
     # VTAB-1k has groups, and is classification throughout: there is no room for both.

@@ -14,12 +14,13 @@ from vpeft_bench.cost.card import CostCard
 from vpeft_bench.errors import Problem
 from vpeft_bench.formats import option_text
 from vpeft_bench.identity import counted
-from vpeft_bench.leaderboard.benchmarks import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.once import once_each
 from vpeft_bench.leaderboard.verify import run_name, verified
-from vpeft_bench.record import Metrics, RunRecord, Status, Weights, WeightsLabel
+from vpeft_bench.record import Metrics, RunRecord, Split, Status, Weights, WeightsLabel
 
 UNKNOWN = "unknown"
+PROTOCOL_SPLIT = {"select": Split.VAL, "final": Split.TEST}
+"""Which pictures a protocol scores."""
 
 T = TypeVar("T")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from vpeft_bench.benchmarks import Benchmark, known
+from vpeft_bench.choices import use_folders
 from vpeft_bench.cost.card import find as find_cards
 from vpeft_bench.errors import Problem
 from vpeft_bench.files import typed_path, write_atomically
@@ -22,14 +24,14 @@ from vpeft_bench.formats import (
     to_csv,
     to_markdown,
 )
-from vpeft_bench.leaderboard.benchmarks import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.cards import Joined, Measurement, chosen, collect_cards, join
-from vpeft_bench.leaderboard.cells import Cell, collect
+from vpeft_bench.leaderboard.cells import PROTOCOL_SPLIT, Cell, collect
 from vpeft_bench.leaderboard.costs import cost_csv_rows, cost_rows
 from vpeft_bench.leaderboard.departures import departures
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.tables import (
     best_first,
+    columns,
     dataset_csv_rows,
     dataset_rows,
     strangers,
@@ -55,18 +57,24 @@ _COLUMNS_OF_A_FILE = 120
 _SEVERAL_SETTINGS = "the cost cards that fit differ in more than a row shows"
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], own: Path | None = None) -> int:
     """Read run records and cost cards, print their tables and write them as CSV and Markdown.
+
+    Args:
+        argv: what follows the command's name.
+        own: a further folder of configs (``--config-dir``), for its benchmarks.
 
     Returns:
         the exit status: 0, or 1 if there is nothing to show or nothing that was asked for, or
         under ``--strict`` if anything was set aside.
     """
     options, scores = _parsed(argv)
+    use_folders([own] if own else [])
+    every = known()
     found, found_cards = find(options.records), find_cards(options.cards)
     collection, cards = collect(found.records), collect_cards(found_cards.cards)
     problems = [*found.problems, *collection.left_out, *found_cards.problems, *cards.left_out]
-    wanted = [cell for cell in collection.cells if _wanted(cell, options)]
+    wanted = [cell for cell in collection.cells if _wanted(cell, options, every)]
     candidates = chosen(cards.measurements, options.device, options.batch)
     if not wanted and (collection.cells or not cards.measurements):
         print(_nothing_to_show(options, collection.cells, problems), file=sys.stderr)
@@ -80,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     console = _console()
     joined = join(wanted, candidates)
     written = _cost_tables(console, cards.measurements, options.out)
-    written += _metric_tables(console, joined, scores, options.out)
+    written += _metric_tables(console, joined, scores, options)
 
     shown = sum(len(cell.records) for cell in wanted)
     filtered = sum(len(cell.records) for cell in collection.cells) - shown
@@ -111,10 +119,12 @@ def _cost_tables(console: Console, measurements: Sequence[Measurement], out: Pat
     return _write(out / "costs", [title], exact, readable)
 
 
-def _metric_tables(console: Console, joined: Joined, scores: Scores, out: Path) -> list[Path]:
+def _metric_tables(
+    console: Console, joined: Joined, scores: Scores, options: argparse.Namespace
+) -> list[Path]:
     """Print and write what the runs reached, and the cost of each where there is a card."""
     written: list[Path] = []
-    cells = joined.cells
+    cells, out = joined.cells, options.out
     print_notes(console, _notes(cells, joined, scores))
     for protocol in sorted({cell.entry.protocol for cell in cells}):
         scored = best_first(cell for cell in cells if cell.entry.protocol == protocol)
@@ -126,7 +136,7 @@ def _metric_tables(console: Console, joined: Joined, scores: Scores, out: Path) 
             dataset_csv_rows(scored, scores),
             dataset_rows(scored, scores),
         )
-    for table in summaries(cells):
+    for table in summaries(cells, options.benchmark):
         print_summary(console, table, scores)
         title = f"{table.benchmark.name}; {table.what_is_shown}"
         written += _write(
@@ -261,11 +271,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _wanted(cell: Cell, options: argparse.Namespace) -> bool:
-    return options.benchmark in (None, cell.benchmark) and options.protocol in (
-        None,
-        cell.entry.protocol,
-    )
+def _wanted(cell: Cell, options: argparse.Namespace, every: Mapping[str, Benchmark]) -> bool:
+    benchmarks = {None, cell.benchmark, *columns(cell, every)}
+    return options.benchmark in benchmarks and options.protocol in (None, cell.entry.protocol)
 
 
 def _nothing_to_show(

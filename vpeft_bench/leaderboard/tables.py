@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from vpeft_bench.benchmarks import CUSTOM, FOLDER, Benchmark, known
 from vpeft_bench.cost.card import CostCard
+from vpeft_bench.errors import nearest
 from vpeft_bench.formats import (
     KIB,
     MIB,
@@ -20,8 +22,7 @@ from vpeft_bench.formats import (
     short_options,
     span,
 )
-from vpeft_bench.leaderboard.benchmarks import BENCHMARKS, PROTOCOL_SPLIT, Benchmark
-from vpeft_bench.leaderboard.cells import Cell, Entry
+from vpeft_bench.leaderboard.cells import PROTOCOL_SPLIT, Cell, Entry
 from vpeft_bench.leaderboard.costs import card_columns, card_csv_columns
 from vpeft_bench.leaderboard.departures import departures, short_keys
 from vpeft_bench.leaderboard.scores import Scored, Scores
@@ -155,36 +156,61 @@ class Summary:
         return what_is_shown(self.protocol, self.cells)
 
 
-def summaries(cells: Iterable[Cell]) -> list[Summary]:
-    """One summary for each benchmark and protocol that has cells, in a fixed order."""
+def summaries(cells: Iterable[Cell], benchmark: str | None = None) -> list[Summary]:
+    """One summary for each benchmark and protocol that has cells, in a fixed order.
+
+    Args:
+        cells: of any data sets.
+        benchmark: only this one.
+    """
+    every = known()
     tables: dict[tuple[str, str], dict[Entry, dict[str, list[Cell]]]] = defaultdict(dict)
     for cell in cells:
-        dataset = _member(cell)
-        if dataset is not None:
-            rows = tables[cell.benchmark, cell.entry.protocol]
-            rows.setdefault(cell.entry, defaultdict(list))[dataset].append(cell)
+        for name, column in columns(cell, every).items():
+            if benchmark in (None, name):
+                rows = tables[name, cell.entry.protocol]
+                rows.setdefault(cell.entry, defaultdict(list))[column].append(cell)
     return [
-        _summary(BENCHMARKS[name], protocol, tables[name, protocol])
-        for name, protocol in sorted(tables)
+        _summary(every[name], protocol, tables[name, protocol]) for name, protocol in sorted(tables)
     ]
 
 
+def columns(cell: Cell, every: Mapping[str, Benchmark]) -> dict[str, str]:
+    """The benchmarks that a cell is part of, and its column in each.
+
+    That is the one that its data set says it belongs to, where that one names it; and all that name
+    it word for word, such as a user's own choice of data sets.
+    """
+    found = {n: b.members[cell.data] for n, b in every.items() if cell.data in b.members}
+    own = every.get(cell.benchmark)
+    if own is not None and (column := own.member(cell.data)) is not None:
+        found[cell.benchmark] = column
+    return found
+
+
 def strangers(cells: Iterable[Cell]) -> list[str]:
-    """Data sets that claim a benchmark with a fixed list that does not name them."""
-    names = {
-        (cell.data, cell.benchmark)
-        for cell in cells
-        if cell.benchmark in BENCHMARKS and _member(cell) is None
-    }
-    return [f"{data}: {benchmark} has no such data set" for data, benchmark in sorted(names)]
+    """Data sets that claim a benchmark that does not name them, or that there is not."""
+    every = known()
+    claimed = sorted({(c.data, c.benchmark) for c in cells if c.benchmark not in columns(c, every)})
+    told = []
+    for data, benchmark in claimed:
+        if benchmark in every:
+            told.append(f"{data}: {benchmark} has no such data set")
+        elif benchmark != CUSTOM:
+            close = nearest(benchmark, every)
+            meant = f"; did you mean {close}?" if close else ""
+            what = f"no file {FOLDER}/{benchmark}.yaml says what {benchmark} is{meant}"
+            told.append(f"{data}: {what} (--config-dir names the folder that holds it)")
+    return told
 
 
 def best_first(cells: Iterable[Cell]) -> list[Cell]:
     """Cells with those of one data set together, best headline metric first."""
+    every = known()
 
     def place(cell: Cell) -> int:
-        member = _member(cell)
-        return BENCHMARKS[cell.benchmark].datasets.index(member) if member else -1
+        column = columns(cell, every).get(cell.benchmark)
+        return every[cell.benchmark].datasets.index(column) if column else -1
 
     return sorted(
         cells,
@@ -374,12 +400,6 @@ def _summary(
     ]
     rows.sort(key=lambda row: (_descending(row.mean(benchmark.datasets)), row.entry))
     return Summary(benchmark, protocol, tuple(rows))
-
-
-def _member(cell: Cell) -> str | None:
-    """The data set of the cell's benchmark that it belongs to, if the benchmark has a list."""
-    benchmark = BENCHMARKS.get(cell.benchmark)
-    return benchmark.member(cell.data) if benchmark else None
 
 
 def _descending(value: float | None) -> tuple[bool, float]:
