@@ -193,7 +193,13 @@ def test_every_truncation_is_noticed(record: RunRecord, tmp_path: Path) -> None:
         (["happened", "last_epoch", "headline"], "miou", "headline miou is not among the values"),
         (["happened", "last_epoch", "images"], 1.5, "images should be int"),
         (["happened", "last_epoch", "images"], True, "images should be int"),
+        (["happened", "last_epoch", "images"], 0, "images is 0"),
         (["happened", "last_epoch", "top5"], 99.0, "missing or unknown: top5"),
+        (
+            ["happened", "diverged"],
+            {"quantity": "loss", "epoch": 1, "step": 1},
+            "status is ok, yet happened.diverged",
+        ),
         (["happened", "parameters", "total"], 1, "total 1 is not method"),
         (["happened", "peak_memory_bytes"], 0.5, "peak_memory_bytes should be int"),
         (["happened", "stored_bytes"], None, "stored_bytes should be StoredBytes, not null"),

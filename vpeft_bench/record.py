@@ -66,8 +66,8 @@ class Metrics:
             average precision where there is nothing to find.
 
     Raises:
-        ValueError: a value lies outside 0 to 100, a count is negative, a name is unknown, or the
-            headline has no value of its name.
+        ValueError: a value lies outside 0 to 100, a count is negative, no image was scored, a name
+            is unknown, or the headline has no value of its name.
     """
 
     split: Split
@@ -86,6 +86,8 @@ class Metrics:
         if self.headline not in self.values:
             raise ValueError(f"the headline {self.headline} is not among the values")
         require_no_negative(self)
+        if self.images == 0:
+            raise ValueError("images is 0, and nothing can be scored on none")
 
     @property
     def value(self) -> float | None:
@@ -351,7 +353,8 @@ class RunRecord:
         schema_version: version of this structure.
 
     Raises:
-        ValueError: a run that is ok has an error or no metrics, or a failed one has no error.
+        ValueError: a run that is ok has an error, no metrics or numbers that were not finite, or a
+            failed one has no error.
     """
 
     run_id: str
@@ -374,6 +377,8 @@ class RunRecord:
                 raise ValueError("the status is ok, yet there is an error")
             if self.happened.last_epoch is None:
                 raise ValueError("the status is ok, yet happened.last_epoch is null")
+            if self.happened.diverged is not None:
+                raise ValueError("the status is ok, yet happened.diverged says what was not finite")
         elif not self.error:
             raise ValueError(f"the status is {self.status}, yet no error says why")
 

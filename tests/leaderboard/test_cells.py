@@ -101,6 +101,20 @@ def test_of_two_records_of_a_run_the_newest_counts(run: Run, backwards: bool) ->
 def test_of_two_records_of_one_moment_the_files_names_do_not_choose(run: Run) -> None:
     pair = [run(50.0), run(60.0)]
     assert only(gather(*pair)).score == only(gather(*reversed(pair))).score
+    (problem,) = gather(*pair).left_out
+    assert "is another record of run final/demo/digits" in problem.what
+
+
+def test_a_newer_record_that_cannot_be_shown_does_not_hide_the_one_that_can(run: Run) -> None:
+    right = run(60.0, finished="2026-01-02T03:04:05+00:00")
+    newer = run(99.0, finished="2026-01-03T03:04:05+00:00")
+    assert newer.happened.last_epoch is not None
+    val = dataclasses.replace(newer.happened.last_epoch, split=Split.VAL)
+    odd = dataclasses.replace(newer, happened=dataclasses.replace(newer.happened, last_epoch=val))
+    collection = gather(right, odd)
+    assert only(collection).score.mean == 60.0
+    (problem,) = collection.left_out
+    assert "yet the last epoch was scored on val images" in problem.what
 
 
 def test_an_unplaceable_record_is_left_out_with_its_reason(run: Run) -> None:

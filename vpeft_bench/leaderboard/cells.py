@@ -219,24 +219,21 @@ class Collection(NamedTuple):
 def collect(found: Iterable[tuple[Path, RunRecord]]) -> Collection:
     """Sort records into cells, each run once."""
     shown, left_out = verified(found)
-    kept, older, copies = once_each(shown, "record of run", run_name, lambda record: record.run_id)
-    left_out += older
-    weights = _weights_by_backbone(record for _, record in kept)
-    cells: dict[tuple[Entry, str, str, str], list[RunRecord]] = defaultdict(list)
-    for path, record in kept:
+    sound = []  # before the newest is chosen, which must not be one that cannot be shown
+    for path, record in shown:
         try:
-            entry = _entry(record, weights)
-            data = (
-                text_in(record.asked, "data", "benchmark"),
-                text_in(record.asked, "data", "name"),
-            )
-            seed = record.asked.get("seed")
-            if type(seed) is not int or seed < 0:
-                raise ValueError("asked.seed is no whole number from 0")
+            _entry(record, {})
+            _place(record)
         except Exception as error:  # whatever a damaged record raises costs only itself
             left_out.append(Problem(str(path), f"left out: {error}"))
         else:
-            cells[entry, *data, record.config_hash].append(record)
+            sound.append((path, record))
+    kept, older, copies = once_each(sound, "record of run", run_name, lambda record: record.run_id)
+    left_out += older
+    weights = _weights_by_backbone(record for _, record in kept)
+    cells: dict[tuple[Entry, str, str, str], list[RunRecord]] = defaultdict(list)
+    for _, record in kept:
+        cells[_entry(record, weights), *_place(record), record.config_hash].append(record)
     return Collection(
         cells=[
             Cell(*key, tuple(sorted(cells[key], key=lambda run: (run.asked["seed"], run.run_id))))
@@ -245,6 +242,14 @@ def collect(found: Iterable[tuple[Path, RunRecord]]) -> Collection:
         left_out=sorted(left_out, key=str),
         copies=copies,
     )
+
+
+def _place(record: RunRecord) -> tuple[str, str]:
+    """Benchmark and data set; ValueError if they, or a seed that can be one, are not there."""
+    seed = record.asked.get("seed")
+    if type(seed) is not int or seed < 0:
+        raise ValueError("asked.seed is no whole number from 0")
+    return text_in(record.asked, "data", "benchmark"), text_in(record.asked, "data", "name")
 
 
 def _weights_by_backbone(records: Iterable[RunRecord]) -> dict[str, set[tuple[str, str]]]:

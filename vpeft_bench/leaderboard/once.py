@@ -69,6 +69,7 @@ def once_each(
         for content in rest:
             ahead = finished[content] >= tomorrow
             why = f"its date {finished[content]:%Y-%m-%d} is still to come; " if ahead else ""
-            than = f"{path} is {'another' if ahead else 'a newer'} {what} {title(item)}"
+            newer = finished[content] < finished[newest] and not ahead
+            than = f"{path} is {'a newer' if newer else 'another'} {what} {title(item)}"
             older.append(Problem(str(contents[content][0]), f"left out: {why}{than}"))
     return Once(kept, older, total - len(kept) - len(older))

@@ -229,7 +229,7 @@ def what_is_shown(protocol: str, cells: Iterable[Cell]) -> str:
     """What the numbers of a table of ``cells`` under ``protocol`` are, in a few words."""
     split = _SPLIT_WORD[PROTOCOL_SPLIT[protocol]]
     headlines = {cell.headline for cell in cells if cell.headline}
-    what = "headline metric" if len(headlines) > 1 else "".join(TITLES[name] for name in headlines)
+    what = TITLES[headlines.pop()] if len(headlines) == 1 else "headline metric"
     return f"protocol {protocol}: {what} on {split} images, %, last epoch, mean ± std (n seeds)"
 
 
