@@ -11,8 +11,6 @@ from vpeft_bench import __main__ as command_line
 from vpeft_bench.errors import ConfigError
 from vpeft_bench.flags import own_configs, read_line, split_command
 
-COMMANDS = command_line.COMMANDS
-
 
 @pytest.mark.parametrize(
     "arguments",
@@ -57,14 +55,14 @@ def test_sub_commands_are_found_wherever_flags_stand() -> None:
         ["methods", "--config-dir=DIR", "lora"],
         ["methods", "lora", "-cd", "DIR"],
     ):
-        split = split_command(arguments, COMMANDS)
+        split = split_command(arguments)
         assert (split.command, split.rest, split.config_dir) == ("methods", ["lora"], "DIR")
-    assert split_command(["--config-dir", "data", "seed=1"], COMMANDS).command is None
-    assert split_command(["--cfg", "job", "--package", "data"], COMMANDS).command is None
-    split = split_command(["leaderboard", "--records", "data"], COMMANDS)
+    assert split_command(["--config-dir", "data", "seed=1"]).command is None
+    assert split_command(["--cfg", "job", "--package", "data"]).command is None
+    split = split_command(["leaderboard", "--records", "data"])
     assert (split.command, split.rest) == ("leaderboard", ["--records", "data"])
     with pytest.raises(ConfigError, match="needs a folder"):
-        split_command(["methods", "--config-dir"], COMMANDS)
+        split_command(["methods", "--config-dir"])
     assert own_configs(None) is None
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from vpeft_bench import plugins
-from vpeft_bench.errors import ProblemsError
+from vpeft_bench.errors import ProblemsError, VpeftBenchError, told
 from vpeft_bench.interruption import Interrupted, ignore, interruptible
 
 HELP = """\
@@ -44,16 +44,13 @@ examples
 """
 
 
-COMMANDS = ("leaderboard", "methods", "data", "show", "export", "cost")
-
-
 def _dispatch(arguments: Sequence[str]) -> int:
     """Call a sub-command or a run; its exit status. Each imports what it needs, and no more."""
     from vpeft_bench.flags import own_configs, refuse_config_dir, split_command
 
     named, arguments = plugins.typed(arguments)
     plugins.use(named)
-    split = split_command(arguments, COMMANDS)
+    split = split_command(arguments)
     command, rest, folder = split.command, split.rest, split.config_dir
     if "--version" in rest:
         print_version()
@@ -128,6 +125,7 @@ def print_help() -> None:
 
 def main() -> int:
     """The process's exit status; no traceback where the output's reader leaves (``| head``)."""
+    _open_outputs()
     try:
         with interruptible():
             status = _dispatch(sys.argv[1:])
@@ -137,14 +135,29 @@ def main() -> int:
         with contextlib.suppress(OSError):  # after SIGHUP there may be no terminal left
             print("; ".join([str(error), *getattr(error, "__notes__", ())]), file=sys.stderr)
         return error.exit_status
-    except ProblemsError as error:
+    except VpeftBenchError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ProblemsError) else 1
     except BrokenPipeError:
-        # The interpreter flushes once more at its end, which must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+        return 1
+    except OSError as error:
+        print(f"error: {told(error)}", file=sys.stderr)
+        _drop_output()
         return 1
     return status
+
+
+def _open_outputs() -> None:
+    """Let a process whose output was closed (``>&-``) print to nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process)
+
+
+def _drop_output() -> None:
+    """Let nothing be written any more: the interpreter flushes once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import colorsys
 import functools
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vpeft_bench.config import IGNORED_LABEL
 from vpeft_bench.data.splits import Dataset
+from vpeft_bench.files import write_atomically
 
 CELL = 240
 """Longer side of a drawn picture, pixels."""
@@ -51,6 +54,17 @@ def colour(label: int) -> Colour:
     value = 1.0 if label % 2 == 0 else 0.75
     red, green, blue = colorsys.hsv_to_rgb((0.02 + 0.61803 * label) % 1, 0.85, value)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a picture as PNG, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    content = io.BytesIO()
+    picture.save(content, format="png")
+    write_atomically(path, content.getvalue())
 
 
 def enlarged(picture: Image.Image, cell: int = CELL) -> Image.Image:

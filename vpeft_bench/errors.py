@@ -185,9 +185,10 @@ def told(error: OSError) -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name most like ``name``, or None where nothing comes close."""
-    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    """The valid name most like ``name``, in whatever case; None where nothing comes close."""
+    folded = {each.casefold(): each for each in valid}
+    matches = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    return folded[matches[0]] if matches else None
 
 
 def unknown_name(where: str, name: str, valid: Iterable[str]) -> Problem:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import uuid
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,16 @@ DAMAGED = "damaged"
 
 def typed_path(text: str) -> Path:
     """A path as typed; shells leave the ``~`` of ``--out=~/x`` to the program."""
+    if not text.strip():  # of a shell's variable that is not set; "." is another folder
+        raise ArgumentTypeError("is empty: name a place")
     return Path(text).expanduser()
+
+
+def in_the_way(folder: Path) -> Path | None:
+    """What stands where ``folder`` or one above it should be and is none; None if nothing does."""
+    path = folder.absolute()
+    there = next(place for place in (path, *path.parents) if place.exists())
+    return None if there.is_dir() else there
 
 
 @contextmanager
@@ -43,8 +53,10 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         if durable:
             sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (temporary, str(temporary)):
+            error.filename, error.filename2 = str(path), None  # the one that the user knows
         raise
     if durable:
         sync(path.parent)  # the new name is an entry of the folder, which needs its own

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from itertools import islice
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -9,7 +11,7 @@ import pytorch_lightning as pl
 from vpeft_bench.build import Model, build_model, build_task, load_head
 from vpeft_bench.config import RunConfig
 from vpeft_bench.data.dataset import Dataset
-from vpeft_bench.errors import VpeftBenchError
+from vpeft_bench.errors import ConfigError, Problem, VpeftBenchError
 from vpeft_bench.record import RECORD_NAME, RunRecord, Status, read
 from vpeft_bench.run_files import DELTA, HEAD, require_unaltered
 from vpeft_bench.tasks.base import Task
@@ -23,9 +25,11 @@ def finished_run(directory: Path) -> RunRecord:
     """
     path = directory / RECORD_NAME
     if not path.is_file():
-        raise VpeftBenchError(
-            f"{directory} holds no {RECORD_NAME}: RUN is the directory that a run names at its end"
-        )
+        below = (each.parent for each in sorted(directory.rglob(RECORD_NAME)))
+        runs = [f"such as {shlex.quote(str(run))}" for run in islice(below, 3)]
+        fix = "\n".join(["RUN is the directory that a run names at its end", *runs])
+        what = f"holds no {RECORD_NAME}" if directory.is_dir() else "no such directory"
+        raise ConfigError([Problem(str(directory), what, fix)])
     record = read(path)
     if record.outcome != Status.OK:
         raise VpeftBenchError(f"{directory}: the run is {record.outcome}: {record.error}")

@@ -11,6 +11,8 @@ from typing import NoReturn
 
 from vpeft_bench.errors import ConfigError, Problem, nearest
 
+COMMANDS = ("leaderboard", "methods", "data", "show", "export", "cost")
+"""The sub-commands; what begins with none of them is a run."""
 NOT_HERE = {
     "--config-path": "the configs are the package's own",
     "--config-name": "every run starts from config.yaml",
@@ -104,6 +106,8 @@ def own_configs(typed: str | None) -> Path | None:
     """
     if typed is None:
         return None
+    if not typed.strip():  # of a shell's variable that is not set
+        raise ConfigError([Problem("--config-dir", "needs a folder", "--config-dir DIR")])
     path = Path(typed).expanduser().absolute()
     if not path.is_dir():
         what = f"{path} is a file, not a folder" if path.exists() else f"no such folder: {path}"
@@ -126,7 +130,7 @@ class Split:
     config_dir: str | None = None
 
 
-def split_command(arguments: Sequence[str], commands: Sequence[str]) -> Split:
+def split_command(arguments: Sequence[str]) -> Split:
     """Find the sub-command and the folder of configs, wherever they stand.
 
     Raises:
@@ -142,7 +146,7 @@ def split_command(arguments: Sequence[str], commands: Sequence[str]) -> Split:
                 raise ConfigError([Problem(name, "needs a folder", "--config-dir DIR")])
         elif word in WITH_VALUE:
             split.rest += [word, *islice(words, 1)]
-        elif split.command is None and word in commands:
+        elif split.command is None and word in COMMANDS:
             split.command = word
         else:
             split.rest.append(word)

@@ -33,6 +33,7 @@ from vpeft_bench.interruption import Interrupted
 from vpeft_bench.jobs import gathered, once_each, one_line
 from vpeft_bench.overrides import Checked, check_overrides
 from vpeft_bench.purpose import Purpose
+from vpeft_bench.terminal import Terminal
 from vpeft_bench.validation import Seen
 
 EXIT_FAILED, EXIT_WRONG_INPUT = 1, 2
@@ -72,22 +73,22 @@ class SingleJob:
 def main(arguments: Sequence[str], command: Command | None = None) -> int:
     """Do what the command line asks for, a run by default; the process's exit status."""
     command = command or RUN
-    console = Console(stderr=True, highlight=False)
+    console = Terminal(stderr=True)
     try:
         line = read_line(arguments)
         swept = _hydra(_checked(line, command, console), command)
         if SingleJob.error is not None:
             raise SingleJob.error
     except VpeftBenchError as error:
-        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        console.print(f"error: {error}", soft_wrap=True)
         return EXIT_WRONG_INPUT if isinstance(error, ProblemsError) else EXIT_FAILED
     except HydraException as error:  # of its own config, such as a launcher's arguments
-        console.print(f"error: {one_line(error)}", markup=False, soft_wrap=True)
+        console.print(f"error: {one_line(error)}", soft_wrap=True)
         return EXIT_WRONG_INPUT
     except BrokenPipeError:
         raise  # no failure of the disk: the reader of the output has left
     except OSError as error:
-        console.print(f"error: {told(error)}", markup=False, soft_wrap=True)
+        console.print(f"error: {told(error)}", soft_wrap=True)
         return EXIT_FAILED
     except Interrupted as error:
         error.add_note(command.interrupted)
@@ -123,23 +124,26 @@ def _checked(line: Line, command: Command, console: Console) -> list[str]:
 
     Raises:
         ConfigError: with everything wrong with the overrides. Of a sweep every combination is
-            looked at; of a single run, the rest is told when it starts.
+            looked at; of a single run, what needs torch or the data is told when it starts.
     """
     if not line.checked:
         return [*line.flags, *line.overrides]
     with console.status("reading the command line"):  # a second for ten combinations
         checked = check_overrides(line.overrides, line.search_path, line.multirun, command.purpose)
     jobs, axes = checked.jobs.valid, checked.jobs.axes
-    if checked.problems:
+    problems = list(checked.problems)
+    if problems or not line.prints:  # before torch is imported, which takes seconds
         quick = [(job.combination, list(command.quick_problems(job.config))) for job in jobs]
-        raise ConfigError([*checked.problems, *gathered(quick, axes)])
+        problems += gathered(quick, axes)
+    if problems:
+        raise ConfigError(problems)
     arguments = [*line.flags, *checked.hydras]
     if line.prints or not (checked.sweep and checked.grid):
         return [*arguments, *checked.arguments]
     _check_combinations(checked, command, console)
     kept, repeated = once_each(checked.jobs, command.identity)
     for problem in repeated:
-        console.print(f"note: {problem}", markup=False, soft_wrap=True)
+        console.print(f"note: {problem}", soft_wrap=True)
     return [*arguments, *(axis.override(",".join(axis.values)) for axis in kept)]
 
 
@@ -163,7 +167,7 @@ def _check_combinations(checked: Checked, command: Command, console: Console) ->
     if len(impossible) == len(found):
         raise ConfigError(problems)
     for problem in problems:
-        console.print(f"note: will fail: {problem}", markup=False, soft_wrap=True)
+        console.print(f"note: will fail: {problem}", soft_wrap=True)
 
 
 def _wrong(problems: Sequence[Problem]) -> list[Problem]:
@@ -176,7 +180,7 @@ def _wrong(problems: Sequence[Problem]) -> list[Problem]:
 
 def _task(config: DictConfig) -> Any:
     """One job of Hydra: a single run, or one of a sweep."""
-    console = Console(highlight=False)
+    console = Terminal()
     hydra_config = HydraConfig.get()
     if hydra_config.mode is RunMode.MULTIRUN:
         job = sweep.Job(Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))

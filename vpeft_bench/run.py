@@ -265,7 +265,7 @@ class _Run:
         start = time.perf_counter()
         attached = model.attached
         name = attached.method.name
-        self.console.print(f"{name}: looking at training data before training", highlight=False)
+        self.console.print(f"{name}: looking at training data before training")
         device = device_of(self.config.hardware.accelerator)
         attached.model.to(device)
         data = RunData(
@@ -326,7 +326,7 @@ class _Run:
             except TooLarge as error:
                 reason = str(error)
         if reason is not None:
-            self.console.print(f"frozen features: not kept, {reason}", highlight=False)
+            self.console.print(f"frozen features: not kept, {reason}")
             return None
         train, kept_train = reader.loader(train_split, train=True)
         evaluation, kept_evaluation = reader.loader(eval_split, train=False)
@@ -340,7 +340,7 @@ class _Run:
             all(part.found for part in kept),
         )
         what = describe(kept, reader.names, config)
-        self.console.print(f"frozen features: {what}", highlight=False)
+        self.console.print(f"frozen features: {what}")
         return train, evaluation
 
     def _train(
@@ -473,7 +473,7 @@ class _Run:
             draw(self.config, self.dataset, split, model, task, path)
             self.console.print(f"pictures:    {path}", soft_wrap=True)
         except Exception as error:  # the record is written: no picture may cost it
-            self.console.print(f"no pictures: {_one_line(error)}", soft_wrap=True, markup=False)
+            self.console.print(f"no pictures: {_one_line(error)}", soft_wrap=True)
 
     # ---- what is known -------------------------------------------------------------------------
 
@@ -517,8 +517,6 @@ class _Run:
             f"{preprocessing.interpolation}, mean {_short(preprocessing.mean)}, "
             f"std {_short(preprocessing.std)} ({self.config.data.normalization.value}); "
             f"weights: {backbone.source.name}{notes}",
-            highlight=False,
-            markup=False,
             soft_wrap=True,
         )
 
@@ -593,7 +591,7 @@ def _prepare(config: RunConfig) -> None:
 
 
 def _tell(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 def _quick_device_checks() -> None:

@@ -98,8 +98,6 @@ class RunFiles:
         self.console.print(
             f"{path} cannot be used ({reason}); it is kept as {aside.name}, and the run starts "
             "without it",
-            highlight=False,
-            markup=False,
             soft_wrap=True,
         )
 

@@ -22,7 +22,7 @@ from vpeft_bench.config import from_plain
 from vpeft_bench.data.dataset import Dataset
 from vpeft_bench.data.loading import Preprocessing, as_input
 from vpeft_bench.data.pictures import read_picture
-from vpeft_bench.errors import VpeftBenchError
+from vpeft_bench.errors import ProblemsError, VpeftBenchError
 from vpeft_bench.files import replacing, replacing_folder, typed_path, write_atomically
 from vpeft_bench.finished import finished_model, finished_run
 from vpeft_bench.record import RECORD_NAME, RunRecord
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str]) -> int:
         written = export(run, out, options.format)
     except (VpeftBenchError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ProblemsError) else 1
     print(f"written: {written}")
     if options.format == "timm":
         print(f'load it: timm.create_model("local-dir:{written}", pretrained=True)')

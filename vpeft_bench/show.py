@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +19,13 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from torch import Tensor
 
+from vpeft_bench.arguments import typed_count, typed_picture
 from vpeft_bench.build import Model, build_batches, device_of
 from vpeft_bench.config import IGNORED_LABEL, RunConfig, from_plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.data.findings import Inspection
 from vpeft_bench.data.inspect_pictures import data_identity, inspect_pictures
-from vpeft_bench.drawing import Panel, class_name, coloured, enlarged, sheet, with_objects
+from vpeft_bench.drawing import Panel, class_name, coloured, enlarged, save, sheet, with_objects
 from vpeft_bench.errors import VpeftBenchError
 from vpeft_bench.files import typed_path
 from vpeft_bench.finished import finished_model, finished_run
@@ -42,7 +42,12 @@ MIN_SCORE = 0.5  # weaker detections would hide the picture
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Draw what a run predicts; the process's exit status."""
+    """Draw what a run predicts; the process's exit status.
+
+    Raises:
+        VpeftBenchError: as :func:`show`.
+        OSError: the picture cannot be written.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m vpeft_bench show",
         description="Draw what a finished run predicts, beside the truth.",
@@ -50,15 +55,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "run", type=typed_path, metavar="RUN", help="run directory, or its record.json"
     )
-    parser.add_argument("--pictures", type=int, default=PICTURES, help=f"default: {PICTURES}")
-    parser.add_argument("--out", type=typed_path, help=f"default: {FILE} in the run directory")
+    parser.add_argument(
+        "--pictures", type=typed_count, default=PICTURES, help=f"default: {PICTURES}"
+    )
+    parser.add_argument("--out", type=typed_picture, help=f"default: {FILE} in the run directory")
     parser.add_argument("--root", help="where the data set lies now: data.root of the run")
     options = parser.parse_args(arguments)
-    try:
-        print(show(options.run, max(1, options.pictures), options.out, options.root))
-    except VpeftBenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(show(options.run, options.pictures, options.out, options.root))
     return 0
 
 
@@ -123,7 +126,7 @@ def draw(
     title = f"{config.method['name']} on {config.data.name}, {config.backbone.name}: {heading}"
     pairs = any(len(panel.versions) > 1 for panel in panels)
     columns = COLUMNS if pairs else 2 * COLUMNS
-    sheet(panels, title, dataset, columns).save(path)
+    save(sheet(panels, title, dataset, columns), path)
     return path
 
 

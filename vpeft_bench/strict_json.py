@@ -132,7 +132,9 @@ def find(
         if directory.is_dir():
             paths.update(path.resolve() for path in directory.rglob(name))
         else:
-            problems.append(Problem(str(directory), "no such directory"))
+            is_file = directory.exists()
+            what = "is a file: name a directory above it" if is_file else "no such directory"
+            problems.append(Problem(str(directory), what))
     found: list[tuple[Path, V]] = []
     for path in sorted(paths):
         try:

@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from vpeft_bench.config import Protocol, typed
 from vpeft_bench.errors import ProblemsError, RecordError
@@ -23,6 +23,7 @@ from vpeft_bench.files import write_atomically
 from vpeft_bench.interruption import Interrupted, received
 from vpeft_bench.metric_names import TITLES
 from vpeft_bench.record import LOCK, Metrics, Status, leaderboard_command, read
+from vpeft_bench.terminal import Terminal
 
 NOTE = "outcome.json"
 JOB = "job.json"
@@ -73,7 +74,7 @@ def run_job(job: Job, config: DictConfig, console: Console) -> float | None:
         problems = error.problems if isinstance(error, ProblemsError) else ()
         reason = "; ".join(f"{p.where}: {p.what}" for p in problems) or str(error)
         note("failed", reason, None, None)
-        console.print(f"failed: {error}", markup=False)
+        console.print(f"failed: {error}")
         return None
     last = outcome.record.happened.last_epoch if outcome.record else None
     note(outcome.result.value, outcome.reason, str(outcome.directory / "record.json"), last)
@@ -103,7 +104,7 @@ def summarise() -> int:
         return 0
     notes = [_looked_at_again(note) for note in read_notes(NoteSweep.directory)]
     if notes:
-        print_summary(notes, NoteSweep.results_dir, Console(highlight=False))
+        print_summary(notes, NoteSweep.results_dir, Terminal())
     return 0 if all(note["result"] in ("done", "skipped") for note in notes) else 1
 
 
@@ -150,7 +151,7 @@ def print_summary(notes: list[dict[str, Any]], results_dir: str, console: Consol
     """One row per job, of its overrides those that vary; then the counts."""
     shared = set.intersection(*(set(note["overrides"]) for note in notes)) if notes[1:] else set()
     same = [override for override in notes[0]["overrides"] if override in shared] if notes else []
-    console.print(f"\nsweep: {' '.join(same)}".rstrip(": "), markup=False, soft_wrap=True)
+    console.print(f"\nsweep: {' '.join(same)}".rstrip(": "), soft_wrap=True)
     table = Table()
     table.add_column("run", overflow="fold")
     table.add_column("result")
@@ -162,11 +163,11 @@ def print_summary(notes: list[dict[str, Any]], results_dir: str, console: Consol
         colour = colours.get(note["result"], "red")
         metric, value = note.get("metric"), note.get("value")
         table.add_row(
-            escape(" ".join(o for o in note["overrides"] if o not in shared)),
-            f"[{colour}]{note['result']}[/{colour}]",
+            " ".join(o for o in note["overrides"] if o not in shared),
+            Text(note["result"], colour),
             "" if metric is None else TITLES[metric],
             "" if value is None else f"{value:.2f}",
-            escape(note["reason"]),
+            note["reason"],
         )
     console.print(table)
     counts = {

@@ -34,6 +34,7 @@ from vpeft_bench.errors import (
     unknown_name,
 )
 from vpeft_bench.fields import settings
+from vpeft_bench.files import in_the_way
 from vpeft_bench.metric_names import BoxMetric
 
 NOT_EMPTY = ("backbone.name", "backbone.model", "backbone.weights")
@@ -224,10 +225,8 @@ def _texts(config: RunConfig) -> Iterator[Problem]:
         if _value(config, key) == "":
             yield Problem(f"{key}=", "is empty", f"type {key}=...")
     for key in FOLDERS:
-        path = Path(str(_value(config, key))).absolute()
-        there = next(place for place in (path, *path.parents) if place.exists())
-        if not there.is_dir():
-            yield Problem(f"{key}={_value(config, key)}", f"{there} is a file, not a folder")
+        if (file := in_the_way(Path(str(_value(config, key))))) is not None:
+            yield Problem(f"{key}={_value(config, key)}", f"{file} is a file, not a folder")
 
 
 def _device(config: RunConfig) -> Iterator[Problem]:

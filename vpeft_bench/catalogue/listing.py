@@ -9,7 +9,6 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +16,9 @@ from vpeft_bench.catalogue.facts import MethodFacts, method, methods_of_plugins,
 from vpeft_bench.choices import choices_on_disk
 from vpeft_bench.errors import MethodOptionError
 from vpeft_bench.methods.parts import hf_types
+from vpeft_bench.terminal import Terminal
+
+HEADING = "bold underline"
 
 
 def main(arguments: Sequence[str], own: Path | None = None) -> int:
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
         help="attach each method (or the one named) to small models and tell what it can do",
     )
     parsed = parser.parse_args(arguments)
-    console = Console(highlight=False)
+    console = Terminal()
     presets = {} if own is None else _presets(own)
     try:
         chosen = None if parsed.name is None else method(presets.get(parsed.name, parsed.name))
@@ -62,9 +64,9 @@ def _presets(own: Path) -> dict[str, str]:
 
 
 def _print_presets(own: Path, presets: Mapping[str, str], console: Console) -> None:
-    console.print(f"\n[bold underline]of[/] {escape(str(own / 'method'))}", soft_wrap=True)
+    console.print(f"\nof {own / 'method'}", style=HEADING, soft_wrap=True)
     for name, of in presets.items():
-        console.print(f"method={name}: options of {of}", markup=False, soft_wrap=True)
+        console.print(f"method={name}: options of {of}", soft_wrap=True)
     if not presets:
         console.print("no methods")
 
@@ -84,22 +86,22 @@ def print_methods(methods: Iterable[MethodFacts], console: Console) -> None:
         table.add_column(overflow="fold")
         for facts in group:
             table.add_row(
-                f"[bold]{facts.name}[/bold]",
+                Text(facts.name, "bold"),
                 facts.arxiv or "-",
                 ", ".join(facts.families),
                 "" if facts.not_mergeable else "merges",
                 Text(" ".join(f"{option.name}={option.default}" for option in facts.options)),
             )
-        console.print(f"\n[bold underline]{category}[/]")
+        console.print(f"\n{category}", style=HEADING)
         console.print(table)
     print_hf_types(console)
 
 
 def print_hf_types(console: Console) -> None:
     """The types of the peft library, from what is known of them here; peft is not imported."""
-    console.print("\n[bold underline]of the peft library[/] (options: methods hf/NAME)")
+    console.print("\nof the peft library (options: methods hf/NAME)", style=HEADING)
     if not hf_types.installed():
-        console.print(f"not installed: {hf_types.INSTALL}", markup=False)
+        console.print(f"not installed: {hf_types.INSTALL}")
     table = Table(box=None, pad_edge=False, show_header=False)
     for _ in range(4):
         table.add_column(no_wrap=True)
@@ -108,7 +110,7 @@ def print_hf_types(console: Console) -> None:
         facts = hf_types.OFFERED[name.removeprefix(hf_types.PREFIX)]
         families = ", ".join(f for f in ("vit", "swin") if f not in facts.unsupported)
         merges = "" if facts.not_mergeable else "merges"
-        table.add_row(f"[bold]{name}[/bold]", facts.arxiv or "-", families, merges, facts.title)
+        table.add_row(Text(name, "bold"), facts.arxiv or "-", families, merges, facts.title)
     console.print(table)
     others = ", ".join(f"{hf_types.PREFIX}{name}" for name in hf_types.NOT_OFFERED)
     console.print(f"not offered (methods hf/NAME says why): {others}", soft_wrap=True)
@@ -131,28 +133,28 @@ def print_capabilities(names: Iterable[str], console: Console) -> int:
             table.add_row(*capabilities(facts, vectors))
             contradictions += [f"{name}: {text}" for text in facts.contradictions]
     # Too wide for 80 columns; a terminal that narrow wraps the lines itself.
-    Console(highlight=False, width=max(console.width, 120)).print(table)
+    Terminal(width=max(console.width, 120)).print(table)
     for line in contradictions:
-        console.print(f"contradiction: {line}", markup=False, soft_wrap=True)
+        console.print(f"contradiction: {line}", soft_wrap=True)
     return 1 if contradictions else 0
 
 
 def describe(found: MethodFacts, console: Console) -> None:
     """Everything a method says of itself."""
-    console.print(f"[bold]{found.name}[/bold]: {found.title}", soft_wrap=True)
+    console.print(f"{found.name}: {found.title}", style="bold", soft_wrap=True)
     paper = f"arXiv {found.arxiv}; {found.source}" if found.arxiv else found.source
-    console.print(paper, markup=False, soft_wrap=True)
+    console.print(paper, soft_wrap=True)
     console.print(f"category {found.category}; backbones: {', '.join(found.families)}")
     for family, reason in found.unsupported.items():
-        console.print(f"not on {family}: {reason}", markup=False, soft_wrap=True)
+        console.print(f"not on {family}: {reason}", soft_wrap=True)
     merge = f"no: {found.not_mergeable}" if found.not_mergeable else "yes"
-    console.print(f"mergeable: {merge}", markup=False, soft_wrap=True)
-    console.print(f"\n{found.idea}", markup=False)
-    console.print(f"\n{found.doc}\n", markup=False, soft_wrap=True)
+    console.print(f"mergeable: {merge}", soft_wrap=True)
+    console.print(f"\n{found.idea}")
+    console.print(f"\n{found.doc}\n", soft_wrap=True)
     for option in found.options:
         valid = f" [{' | '.join(option.choices)}]" if option.choices else ""
         text = f"  method.{option.name}={option.default}{valid}  {option.help}"
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
     if found.deviations:
         console.print("\ncode, papers and published tables disagree:")
         for deviation in found.deviations:

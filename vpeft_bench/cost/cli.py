@@ -34,6 +34,7 @@ from vpeft_bench.files import write_atomically
 from vpeft_bench.launch import EXIT_FAILED, Command, SingleJob
 from vpeft_bench.launch import main as launch
 from vpeft_bench.purpose import Purpose
+from vpeft_bench.terminal import Terminal
 
 USAGE = """\
 usage: python -m vpeft_bench cost [-m] [method=NAME] [backbone=NAME] [hardware=NAME] [KEY=VALUE ...]
@@ -153,7 +154,7 @@ def _kept(path: Path, busy_will_do: bool) -> CostCard | None:
 
 def _task(config: DictConfig) -> None:
     """One job of Hydra."""
-    console = Console(highlight=False)
+    console = Terminal()
     hydra_config = HydraConfig.get()
     if hydra_config.mode is RunMode.MULTIRUN:
         job = sweep.Job(Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
@@ -171,7 +172,7 @@ def _show(outcome: Outcome, console: Console) -> int:
     if outcome.card is not None and outcome.card.measured is not None:
         console.print(card_table(outcome.card))
     else:
-        console.print(f"{outcome.result.value}: {outcome.reason}", markup=False, soft_wrap=True)
+        console.print(f"{outcome.result.value}: {outcome.reason}", soft_wrap=True)
     if outcome.path is not None:
         console.print(f"card: {outcome.path}", soft_wrap=True)
     return 0 if outcome.result in ANSWERED else EXIT_FAILED
@@ -196,7 +197,7 @@ def _measure_job(job: sweep.Job, config: DictConfig, console: Console) -> None:
         reason = "; ".join(f"{p.where}: {p.what}" for p in problems) or str(error)
         outcome = Outcome(Result.FAILED, reason=reason)
     if outcome.result not in (Result.MEASURED, Result.KEPT):
-        console.print(f"{outcome.result.value}: {outcome.reason}", markup=False, soft_wrap=True)
+        console.print(f"{outcome.result.value}: {outcome.reason}", soft_wrap=True)
     path = str(outcome.path) if outcome.path else None
     note(sweep.NOTE, {"result": outcome.result, "reason": outcome.reason, "card": path})
 
@@ -205,7 +206,7 @@ def _summarise() -> int:
     """Show what became of every measurement of the sweep, if there was one."""
     if sweep.NoteSweep.directory is None:
         return 0
-    console = Console(highlight=False)
+    console = Terminal()
     notes = sweep.read_notes(sweep.NoteSweep.directory)
     rows = [
         Row(

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from vpeft_bench.cost.card import CostCard, Measured, Memory, Timing
 from vpeft_bench.formats import GIGA, MIB, MISSING, option_text, quantity
@@ -65,7 +65,7 @@ def card_table(card: CostCard) -> Table:
     if device.busy is not None:
         rows["device when it began"] = device.busy
     for name, value in rows.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, value)
     return table
 
 
@@ -85,7 +85,7 @@ def sweep_table(rows: Sequence[Row]) -> Group:
     """
     shared = [o for o in rows[0].overrides if all(o in row.overrides for row in rows)]
     shared = shared if len(rows) > 1 else []
-    title = escape(" ".join(["cost", *shared]))
+    title = " ".join(["cost", *shared])
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
     table.add_column("measurement", overflow="fold", min_width=16)
     table.add_column("result", no_wrap=True)
@@ -93,16 +93,15 @@ def sweep_table(rows: Sequence[Row]) -> Group:
         table.add_column(name, justify="right", no_wrap=True)
     said: dict[str, list[str]] = {}
     for overrides, result, why, card in rows:
-        own = escape(" ".join(override for override in overrides if override not in shared))
+        own = " ".join(override for override in overrides if override not in shared)
         colour = COLOURS.get(result, "red")
         measured = card.measured if card is not None else None
         numbers = [MISSING] * 5 if measured is None else _numbers(measured)
-        table.add_row(own, f"[{colour}]{result}[/{colour}]", *numbers)
+        table.add_row(own, Text(result, colour), *numbers)
         for note in filter(None, [why, *(card.labels if measured and card else ())]):
             said.setdefault(note, []).append(own)
     notes = (
-        escape(note) if len(of) == len(rows) else f"{', '.join(of)}: {escape(note)}"
-        for note, of in said.items()
+        note if len(of) == len(rows) else f"{', '.join(of)}: {note}" for note, of in said.items()
     )
     return Group(table, *notes)
 

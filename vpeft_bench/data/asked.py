@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vpeft_bench import validation
 from vpeft_bench.config import RunConfig, typed
-from vpeft_bench.errors import ConfigError, Problem, ProblemsError, VpeftBenchError
+from vpeft_bench.errors import ConfigError, Problem, ProblemsError, VpeftBenchError, told
 from vpeft_bench.overrides import check_overrides
 from vpeft_bench.purpose import Purpose
 
@@ -63,7 +63,7 @@ def answered(command: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_WRONG_INPUT if isinstance(error, ProblemsError) else EXIT_FAILED
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {told(error)}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

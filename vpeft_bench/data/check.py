@@ -24,6 +24,7 @@ from vpeft_bench.data.inspection import Inspection, inspect
 from vpeft_bench.data.splits import SPLITS, Dataset
 from vpeft_bench.errors import MissingDataError
 from vpeft_bench.files import typed_path, write_atomically
+from vpeft_bench.terminal import Terminal
 
 MINIMUM_COLUMNS = 100  # narrower tables would cut numbers short
 SHOWN = 20
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
     made = parser("check", "Decode every picture, read every annotation, tell what is wrong.")
     made.add_argument("--out", type=typed_path, help="default: data-check-NAME.json, here")
     options = made.parse_intermixed_args(arguments)
-    return answered(lambda: check(asked(options.overrides, own), options.out, Console()))
+    return answered(lambda: check(asked(options.overrides, own), options.out, Terminal()))
 
 
 def check(config: RunConfig, out: Path | None, console: Console) -> int:
@@ -62,17 +63,17 @@ def check(config: RunConfig, out: Path | None, console: Console) -> int:
 
     if dataset is not None:
         console.width = max(console.width, MINIMUM_COLUMNS)
-        console.print(_heading(dataset, found), markup=False, soft_wrap=True)
+        console.print(_heading(dataset, found), soft_wrap=True)
         console.print(_table(dataset, found))
     for notice in found.notices:
-        console.print(f"note: {notice}", markup=False, soft_wrap=True)
+        console.print(f"note: {notice}", soft_wrap=True)
     for problem in found.problems[:SHOWN]:
-        console.print(f"problem: {problem}", markup=False, soft_wrap=True)
+        console.print(f"problem: {problem}", soft_wrap=True)
     if (more := len(found.problems) - SHOWN) > 0:
-        console.print(f"... and {more:,} more in {path}", markup=False, soft_wrap=True)
+        console.print(f"... and {more:,} more in {path}", soft_wrap=True)
     verdict = _counted(len(found.problems), "problem") if found.problems else "sound"
     told = f", {_counted(len(found.notices), 'note')}" if found.notices else ""
-    console.print(f"{config.data.name}: {verdict}{told}; {path}", markup=False, soft_wrap=True)
+    console.print(f"{config.data.name}: {verdict}{told}; {path}", soft_wrap=True)
     return EXIT_FAILED if found.problems else 0
 
 
@@ -116,7 +117,7 @@ def _table(dataset: Dataset, found: Inspection) -> Table:
 
 def _tracked(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
     """The items, with a bar on the terminal while they come."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     return track(
         items, what, total, console=console, transient=True, disable=not console.is_terminal
     )

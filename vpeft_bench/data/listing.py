@@ -27,6 +27,7 @@ from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.folders import candidate_folders
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.errors import ConfigError, Problem, ProblemsError, nearest
+from vpeft_bench.terminal import Terminal
 from vpeft_bench.typed_text import quoted
 
 CLASSIFICATION = "classification"
@@ -198,14 +199,14 @@ def list_datasets(
 
 def print_datasets(listed: Sequence[Listed], console: Console | None = None) -> None:
     """Print a table per benchmark, then what is wrong with the data sets that are there in part."""
-    console = console or Console()
+    console = console or Terminal()
     console.width = max(console.width, MINIMUM_COLUMNS)
     for benchmark, rows in groupby(listed, key=lambda row: row.config.benchmark):
         console.print(_table(benchmark, list(rows)))
     for row in listed:
         if row.status not in ("yes", "no"):
             for problem in row.problems:
-                console.print(f"data={row.config.name}: {problem}", markup=False, soft_wrap=True)
+                console.print(f"data={row.config.name}: {problem}", soft_wrap=True)
 
 
 def _place(config: DataConfig, every: Mapping[str, Benchmark]) -> tuple[int, str, int, str]:

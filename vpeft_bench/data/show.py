@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from vpeft_bench.arguments import typed_count, typed_picture
 from vpeft_bench.config import IGNORED_LABEL, RunConfig
 from vpeft_bench.data.asked import answered, asked, parser
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.splits import Dataset, LabelledSplit, LabelMapSplit, ObjectSplit, Split
-from vpeft_bench.drawing import Panel, class_name, coloured, enlarged, sheet, with_objects
-from vpeft_bench.errors import ConfigError, Problem
-from vpeft_bench.files import typed_path, write_atomically
+from vpeft_bench.drawing import Panel, class_name, coloured, enlarged, save, sheet, with_objects
 
 PICTURES = 16
 COLUMNS = 4
@@ -30,13 +28,11 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
     """
     made = parser("show", "Draw pictures and their truth: classes, boxes, masks, label maps.")
     made.add_argument("--split", default="train", help="default: train")
-    made.add_argument("--count", type=int, default=PICTURES, help=f"default: {PICTURES}")
-    made.add_argument("--out", type=typed_path, help="default: data-NAME-SPLIT.png, here")
+    made.add_argument("--count", type=typed_count, default=PICTURES, help=f"default: {PICTURES}")
+    made.add_argument("--out", type=typed_picture, help="default: data-NAME-SPLIT.png, here")
     options = made.parse_intermixed_args(arguments)
 
     def command() -> int:
-        if options.count < 1:
-            raise ConfigError([Problem(f"--count {options.count}", "must be at least 1")])
         config = asked(options.overrides, own)
         name = f"data-{config.data.name.replace('/', '-')}-{options.split}.png"
         print(show(config, options.split, options.count, options.out or Path(name)))
@@ -64,9 +60,7 @@ def show(config: RunConfig, split: str, count: int, path: Path) -> Path:
     if not isinstance(pictures, LabelledSplit):
         title += f"; {what}"
     drawn = sheet(panels, title, dataset, COLUMNS // 2 if paired else COLUMNS, CELL)
-    content = io.BytesIO()
-    drawn.save(content, format="png")
-    write_atomically(path, content.getvalue())
+    save(drawn, path)
     return path
 
 

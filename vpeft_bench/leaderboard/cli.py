@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from vpeft_bench.arguments import typed_folder
 from vpeft_bench.benchmarks import Benchmark, known
 from vpeft_bench.choices import use_folders
 from vpeft_bench.cost.card import find as find_cards
@@ -47,6 +48,7 @@ from vpeft_bench.leaderboard.terminal import (
     print_summary,
 )
 from vpeft_bench.record import find
+from vpeft_bench.terminal import Terminal
 
 DEFAULT_RECORDS = Path("results/runs")
 DEFAULT_CARDS = Path("results/cost")
@@ -216,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out",
-        type=typed_path,
+        type=typed_folder,
         default=DEFAULT_OUT,
         metavar="DIR",
         help=f"where the tables are written (default: {DEFAULT_OUT})",
@@ -299,7 +301,6 @@ def _listing(heading: str, items: Sequence[object]) -> str:
 def _write(
     stem: Path, heading: Sequence[str], exact: Sequence[Row], readable: Sequence[Row]
 ) -> list[Path]:
-    stem.parent.mkdir(parents=True, exist_ok=True)
     texts = {
         stem.with_name(f"{stem.name}.csv"): to_csv(exact),
         stem.with_name(f"{stem.name}.md"): "\n\n".join(
@@ -313,4 +314,4 @@ def _write(
 
 def _console() -> Console:
     known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, width=None if known else _COLUMNS_OF_A_FILE)
+    return Terminal(width=None if known else _COLUMNS_OF_A_FILE)
