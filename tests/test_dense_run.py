@@ -102,7 +102,7 @@ def test_a_detector_killed_in_an_epoch_resumes_to_the_same_result(
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.strip() == str(drawn)
     assert drawn.read_bytes() == before
-    assert cli("show", str(drawn.parent), "--root", "nowhere").returncode == 1
+    assert cli("show", str(drawn.parent), "--root", "nowhere").returncode == 2
 
 
 @pytest.mark.parametrize("head", ["upernet", "fpn", "linear"])

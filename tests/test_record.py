@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from vpeft_bench import strict_json
+from vpeft_bench.data_facts import DataFacts
 from vpeft_bench.environment import environment, utc_now
 from vpeft_bench.errors import RecordError
 from vpeft_bench.record import (
@@ -362,3 +363,15 @@ def test_run_directories_differ_and_stay_below_the_results(tmp_path: Path) -> No
         assert path.resolve() == path
     with pytest.raises(ValueError, match="empty"):
         run_directory(tmp_path, "final", "", "vit", "lora", "h", 0)
+
+
+def test_the_page_on_records_names_every_field() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "records.md").read_text()
+    inner = {"happened": Happened, "where": Where, "where.data": DataFacts}
+    names = {field.name for field in dataclasses.fields(RunRecord)}
+    for part, kind in inner.items():
+        names |= {f"{part}.{field.name}" for field in dataclasses.fields(kind)}
+    names -= set(inner)
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    documented = " ".join(rows)
+    assert [name for name in sorted(names) if f"`{name}`" not in documented] == []

@@ -88,7 +88,7 @@ def test_the_command_writes_once_and_says_how_to_load(
     assert main([str(lora), "--out", str(out)]) == 1
     assert "is there already" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
-    assert main([str(tmp_path / "empty")]) == 1
+    assert main([str(tmp_path / "empty")]) == 2
     assert "holds no record.json" in capsys.readouterr().err
 
 

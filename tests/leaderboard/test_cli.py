@@ -418,6 +418,7 @@ def test_the_leaderboard_knows_records_cards_and_benchmarks_and_nothing_else() -
     known = {
         "benchmarks",
         "choices",
+        "arguments",
         "record",
         "cost.card",
         "config",
@@ -427,6 +428,7 @@ def test_the_leaderboard_knows_records_cards_and_benchmarks_and_nothing_else() -
         "formats",
         "identity",
         "metric_names",
+        "terminal",
     }
     package = Path(main.__code__.co_filename).parent
     seen = set()
