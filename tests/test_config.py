@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from vpeft_bench import validation
 from vpeft_bench.choices import config_dir, every_choice
 from vpeft_bench.config import (
-    HEADS,
     RunConfig,
     Schedule,
     plain,
@@ -21,6 +20,7 @@ from vpeft_bench.config import (
     typed,
 )
 from vpeft_bench.data.listing import compose_data_configs
+from vpeft_bench.heads.names import HEADS
 from vpeft_bench.identity import config_hash, not_scientific
 from vpeft_bench.methods.base import default_options
 from vpeft_bench.methods.registry import list_methods, method_class
@@ -65,10 +65,10 @@ def variant_file(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("group", "name"), ALL)
 def test_every_config_composes_into_the_schema(group: str, name: str) -> None:
     extra = ["backbone.name=vit_tiny_patch16_224"] if name == "timm" else []
-    task = {"task": name, "head": next((t for t in HEADS if name in HEADS[t]), None)}.get(group)
+    task = name if group == "task" else HEADS.get(name).task if group == "head" else None
     if group == "variant":  # which may be for some data sets alone
         extra = [f"data={data}" for data in [*variant_file(name).get("per_data", ())][-1:]]
-    if task in HEADS and task != "classification":  # dense heads make sense with dense data only
+    if task not in (None, "classification"):  # dense heads make sense with dense data only
         extra = [f"data=demo/scenes_{task}"]
     config = composed(f"{group}={name}", *extra)
     chosen = getattr(config, group)

@@ -45,52 +45,29 @@ examples
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
-    """Call a sub-command or a run; its exit status. Each imports what it needs, and no more."""
-    from vpeft_bench.flags import own_configs, refuse_config_dir, split_command
+    """Call a sub-command or a run; its exit status."""
+    from vpeft_bench.choices import use_folders
+    from vpeft_bench.commands import COMMANDS
+    from vpeft_bench.flags import config_dir_flag, own_configs, split_command
 
     named, arguments = plugins.typed(arguments)
     plugins.use(named)
     split = split_command(arguments)
-    command, rest, folder = split.command, split.rest, split.config_dir
+    command, rest = split.command, split.rest
     if "--version" in rest:
         print_version()
         return 0
+    own = own_configs(split.config_dir)
+    use_folders([own] if own else [])
     if command is None and (rest[:1] == ["help"] or {"-h", "--help"} & set(rest)):
         print_help()
         return 0
-    if command == "leaderboard":
-        from vpeft_bench.leaderboard.cli import main as leaderboard
-
-        refuse_config_dir(folder, command, "it reads records, not configs")
-        return leaderboard(rest)
-    if command == "show":
-        from vpeft_bench.show import main as show
-
-        refuse_config_dir(folder, command, "the record of a run holds its config")
-        return show(rest)
-    if command == "export":
-        from vpeft_bench.serving import main as export
-
-        refuse_config_dir(folder, command, "the record of a run holds its config")
-        return export(rest)
-    if command == "methods":
-        from vpeft_bench.catalogue.listing import main as methods
-
-        return methods(rest, own_configs(folder))
-    if command == "data":
-        from vpeft_bench.data.listing import main as data
-
-        return data(rest, own_configs(folder))
-    if folder is not None:
-        rest = ["--config-dir", folder, *rest]
-    if command == "cost":
-        from vpeft_bench.cost.cli import main as cost
-
-        return cost(rest)
+    if command is not None:
+        return COMMANDS.get(command)(rest, own)
     from vpeft_bench.launch import main as launch
 
     kept = [f"{plugins.KEY}=[{','.join(map(repr, named))}]"] if named else []
-    return launch([*rest, *kept])
+    return launch([*config_dir_flag(own), *rest, *kept])
 
 
 def print_version() -> None:
@@ -109,6 +86,7 @@ def print_help() -> None:
     import textwrap
 
     from vpeft_bench.choices import every_choice
+    from vpeft_bench.commands import COMMANDS, OWN
 
     lines = [
         textwrap.fill(
@@ -121,6 +99,8 @@ def print_help() -> None:
         for group, names in every_choice().items()
     ]
     print(HELP.format(groups="\n".join(lines) + "\n"), end="")
+    if others := [name for name in COMMANDS.names() if name not in OWN]:
+        print(f"\nsub-commands of plug-ins: {', '.join(others)}")
 
 
 def main() -> int:

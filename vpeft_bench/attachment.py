@@ -94,13 +94,18 @@ def attach(
     return attached
 
 
-def attach_method(model: nn.Module, method: Method) -> Attached:
-    """As :func:`attach`, with a method that is built already."""
+def attach_method(model: nn.Module, method: Method, *, detachable: bool = True) -> Attached:
+    """As :func:`attach`, with a method that is built already.
+
+    Args:
+        detachable: keep copies of the original parameters that the method trains; without them it
+            cannot be taken off again, and their memory is not needed.
+    """
     if (carried := getattr(model, _MARK, None)) is not None:
         raise AlreadyAttachedError(f"the model carries {carried}; call detach() or merge() first")
     backbone = block_map(model)
     method.check(backbone)
-    return Attached(model, method, backbone)
+    return Attached(model, method, backbone, detachable)
 
 
 class Attached:
@@ -112,12 +117,15 @@ class Attached:
         backbone: the model's block map.
     """
 
-    def __init__(self, model: nn.Module, method: Method, backbone: Backbone) -> None:
+    def __init__(
+        self, model: nn.Module, method: Method, backbone: Backbone, detachable: bool = True
+    ) -> None:
         self.model = model
         self.method = method
         self.backbone = backbone
         originals = dict(backbone.named_parameters())
         self._required_grad = {name: p.requires_grad for name, p in originals.items()}
+        self._detachable = detachable
         self._saved: dict[str, Tensor] = {}
         self._trainable: dict[str, nn.Parameter] = {}
         self._stored_frozen: list[str] = []
@@ -140,7 +148,8 @@ class Attached:
             unfrozen = set(method.unfrozen(backbone))
             # The originals of what the method changes in place: detach() must give them back.
             kept = unfrozen | set(method.rewritten(backbone))
-            self._saved = {n: _copy(p) for n, p in originals.items() if p in kept}
+            if self._detachable:
+                self._saved = {n: _copy(p) for n, p in originals.items() if p in kept}
             for parameter in unfrozen:
                 parameter.requires_grad_(True)
             if self.selection is None:
@@ -401,6 +410,8 @@ class Attached:
     def detach(self) -> nn.Module:
         """Take the method off again: the original model, bit for bit."""
         self._require_attached()
+        if not self._detachable:
+            raise AlreadyAttachedError("attached with detachable=False: no originals were kept")
         self._restore()
         return self.model
 

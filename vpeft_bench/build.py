@@ -19,16 +19,15 @@ from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.backbones.checkpoint_files import not_finite
 from vpeft_bench.backbones.features import StageFeatures
 from vpeft_bench.backbones.load import LoadedBackbone, load_backbone
-from vpeft_bench.config import MASK_HEADS, Precision, RunConfig, TrainConfig
+from vpeft_bench.config import Precision, RunConfig, TrainConfig
 from vpeft_bench.data.dataset import Dataset
 from vpeft_bench.data.dense_loading import build_dense_loader
 from vpeft_bench.data.loading import Preprocessing, build_loader, preprocessing_for
 from vpeft_bench.errors import VpeftBenchError
-from vpeft_bench.heads.classifiers import norm_before_classifier
-from vpeft_bench.heads.detectors import build_detector
+from vpeft_bench.heads.names import HEADS, masks
 from vpeft_bench.heads.resizing import FILTER as DETECTOR_FILTER
-from vpeft_bench.heads.segmenters import build_segmenter
 from vpeft_bench.methods.registry import build_method
+from vpeft_bench.registry import found
 from vpeft_bench.tasks.base import Task, Training
 from vpeft_bench.tasks.classification import Classification
 from vpeft_bench.tasks.detection import Detection
@@ -74,7 +73,7 @@ def build_model(config: RunConfig, dataset: Dataset) -> Model:
     options = dict(config.method)
     attached = attach_method(loaded.model, build_method(options.pop("name"), options))
     if config.head is not None and not dense:
-        norm_before_classifier(loaded.model, config.head.norm_eps)
+        found(HEADS.get(config.head.name).build)(loaded.model, config.head)
     if not config.hardware.fused_attention:
         unfuse_attention(loaded.model)
     preprocessing = preprocessing_for(config.data, loaded.pretrained_cfg, loaded.image_size)
@@ -129,7 +128,7 @@ def build_batches(
         pictures,
         config.input,
         interpolation=preprocessing.interpolation,
-        masks=config.head is not None and config.head.name in MASK_HEADS,
+        masks=config.head is not None and masks(config.head.name),
         **shared,
     )
 
@@ -166,12 +165,11 @@ def _network(config: RunConfig, dataset: Dataset, model: Model) -> Any:
     if config.head is None or config.input is None:
         return model.attached.model
     features = StageFeatures(model.attached.backbone)
+    build = found(HEADS.get(config.head.name).build)
     square = None if model.loaded.any_size else model.loaded.image_size[0]
     if config.task.name == "segmentation":
-        return build_segmenter(
-            config.head, config.input, features, dataset.num_classes, square=square
-        )
-    return build_detector(
+        return build(config.head, config.input, features, dataset.num_classes, square=square)
+    return build(
         config.head,
         config.input,
         features,

@@ -57,17 +57,6 @@ class TaskConfig:
 IGNORED_LABEL = 255
 """The value in a label map of pixels that are neither trained on nor scored."""
 
-HEADS = {
-    "classification": ("batch_norm",),
-    "detection": ("faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "retinanet"),
-    "segmentation": ("upernet", "fpn", "linear"),
-}
-"""The heads of each task; classification has the backbone's own where none is chosen."""
-MASK_HEADS = ("mask_rcnn", "cascade_mask_rcnn")
-"""Those that predict a mask for every box."""
-TWO_STAGE_HEADS = ("faster_rcnn", *MASK_HEADS)
-"""Those that propose regions and look at each again."""
-
 
 class HeadNorm(Enum):
     """Normalisation inside a segmentation head."""
@@ -96,8 +85,7 @@ class HeadConfig:
     """The head on top of the backbone's features, as chosen by ``head=NAME``.
 
     Attributes:
-        name: ``faster_rcnn mask_rcnn cascade_mask_rcnn retinanet`` for detection, ``upernet fpn
-            linear`` for segmentation, ``batch_norm`` for classification.
+        name: of :data:`vpeft_bench.heads.names.HEADS`.
         norm_eps: of the BatchNorm before a classifier.
         channels: C of every level of the feature pyramid.
         hidden: width of the two linears of a box head; channels of a segmentation decoder.
@@ -338,6 +326,7 @@ class LoggerConfig:
         wandb: log to Weights & Biases.
         wandb_mode: ``offline`` unless asked.
         wandb_project: project name there.
+        also: names of further loggers, see :data:`vpeft_bench.loggers.LOGGERS`.
     """
 
     name: str = "csv"
@@ -345,6 +334,7 @@ class LoggerConfig:
     wandb: bool = False
     wandb_mode: WandbMode = WandbMode.offline
     wandb_project: str = "vpeft_bench"
+    also: list[str] = field(default_factory=list)
 
 
 @dataclass

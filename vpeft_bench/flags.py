@@ -9,10 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
+from vpeft_bench.commands import COMMANDS
 from vpeft_bench.errors import ConfigError, Problem, nearest
 
-COMMANDS = ("leaderboard", "methods", "data", "show", "export", "cost")
-"""The sub-commands; what begins with none of them is a run."""
 NOT_HERE = {
     "--config-path": "the configs are the package's own",
     "--config-name": "every run starts from config.yaml",
@@ -153,14 +152,19 @@ def split_command(arguments: Sequence[str]) -> Split:
     return split
 
 
-def refuse_config_dir(config_dir: str | None, command: str, why: str) -> None:
-    """For a sub-command that reads no configs.
+def config_dir_flag(folder: Path | None) -> list[str]:
+    """``--config-dir`` as it is typed for ``folder``."""
+    return [] if folder is None else ["--config-dir", str(folder)]
+
+
+def refuse_config_dir(folder: Path | None, command: str) -> None:
+    """For a sub-command that shows a finished run, whose record holds its config.
 
     Raises:
         ConfigError: where a folder of configs was named.
     """
-    if config_dir is not None:
-        what = f"has no meaning for {command}: {why}"
+    if folder is not None:
+        what = f"has no meaning for {command}: the record of a run holds its config"
         raise ConfigError([Problem("--config-dir", what, "leave it out")])
 
 

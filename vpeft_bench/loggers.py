@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vpeft_bench.config import LoggerConfig
+from vpeft_bench.registry import Registry
 
 WANDB_INIT_SECONDS = 20
 
@@ -49,44 +50,71 @@ class Sink:
             return None
 
 
+Functions = tuple[Callable[[Mapping[str, float], int], Any], Callable[[], Any]]
+"""One takes the values of an epoch and its number, the other closes."""
+OpenLog = Callable[[LoggerConfig, Path, str, dict[str, Any]], Functions]
+"""From the config of loggers, the run directory, the run's name and the resolved config."""
+
+LOGGERS: Registry[OpenLog] = Registry(
+    "logger.also",
+    {
+        "tensorboard": "vpeft_bench.loggers:open_tensorboard",
+        "wandb": "vpeft_bench.loggers:open_wandb",
+    },
+)
+
+
 def open_sinks(
     config: LoggerConfig, directory: Path, run_id: str, asked: dict[str, Any]
 ) -> list[Sink]:
     """The loggers asked for.
 
     Args:
+        config: which.
         directory: the run directory; their files go there.
         run_id: the run's name in Weights & Biases.
         asked: the resolved config.
     """
 
-    def tensorboard() -> Any:
-        from torch.utils.tensorboard import SummaryWriter
+    def opening(name: str) -> Callable[[], Functions]:
+        return lambda: LOGGERS.get(name)(config, directory, run_id, asked)
 
-        writer = SummaryWriter(str(directory / "tensorboard"))
+    return [Sink(name, opening(name)) for name in names(config)]
 
-        def log(values: Mapping[str, float], step: int) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
 
-        return log, writer.close
+def names(config: LoggerConfig) -> list[str]:
+    """The loggers asked for, each once."""
+    switched = {"tensorboard": config.tensorboard, "wandb": config.wandb}
+    return list(dict.fromkeys([*(name for name, on in switched.items() if on), *config.also]))
 
-    def wandb() -> Any:
-        import wandb as library
 
-        run = library.init(
-            project=config.wandb_project,
-            name=run_id,
-            dir=str(directory),
-            mode=config.wandb_mode.value,
-            config=asked,
-            settings=library.Settings(init_timeout=WANDB_INIT_SECONDS, silent=True),
-        )
-        return lambda values, step: run.log(dict(values), step=step), run.finish
+def open_tensorboard(
+    config: LoggerConfig, directory: Path, run_id: str, asked: dict[str, Any]
+) -> Functions:
+    """Event files below the run directory."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    sinks = []
-    if config.tensorboard:
-        sinks.append(Sink("tensorboard", tensorboard))
-    if config.wandb:
-        sinks.append(Sink("wandb", wandb))
-    return sinks
+    writer = SummaryWriter(str(directory / "tensorboard"))
+
+    def log(values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    return log, writer.close
+
+
+def open_wandb(
+    config: LoggerConfig, directory: Path, run_id: str, asked: dict[str, Any]
+) -> Functions:
+    """A run of Weights & Biases."""
+    import wandb as library
+
+    run = library.init(
+        project=config.wandb_project,
+        name=run_id,
+        dir=str(directory),
+        mode=config.wandb_mode.value,
+        config=asked,
+        settings=library.Settings(init_timeout=WANDB_INIT_SECONDS, silent=True),
+    )
+    return lambda values, step: run.log(dict(values), step=step), run.finish

@@ -25,9 +25,9 @@ from yaml import YAMLError
 
 from vpeft_bench import plugins
 from vpeft_bench.choices import GROUPS, config_dir, use_folders
+from vpeft_bench.commands import COMMANDS
 from vpeft_bench.config import PATHS, register_schema
 from vpeft_bench.errors import Problem, nearest, unknown_name
-from vpeft_bench.flags import COMMANDS
 from vpeft_bench.jobs import MOST_JOBS, Axis, Jobs, compose_jobs, one_line, unknown_key
 from vpeft_bench.methods.parts.hf_types import why_not_offered
 from vpeft_bench.purpose import Purpose, has_no_effect, idle_problems
@@ -185,9 +185,10 @@ class _Check:
 
     def _parse(self, text: str) -> Override | Problem:
         if not _key_of(text) or ("=" not in text and not text.startswith("~")):
-            close = nearest(text, COMMANDS)
+            commands = COMMANDS.names()
+            close = nearest(text, commands)
             fix = f"did you mean python -m vpeft_bench {close}\n" if close else ""
-            fix += f"KEY=VALUE, or a sub-command: {', '.join(COMMANDS)}; --help lists the keys"
+            fix += f"KEY=VALUE, or a sub-command: {', '.join(commands)}; --help lists the keys"
             return Problem(text, "is not an override", fix)
         try:
             read = in_hydras_grammar(text, self.checked.sweep)

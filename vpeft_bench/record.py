@@ -19,7 +19,7 @@ from vpeft_bench import strict_json
 from vpeft_bench.data_facts import DataFacts
 from vpeft_bench.environment import Git, require_utc
 from vpeft_bench.errors import Problem
-from vpeft_bench.metric_names import TITLES
+from vpeft_bench.metric_names import METRICS
 from vpeft_bench.strict_json import require_no_negative
 from vpeft_bench.upgrades import with_method_facts
 
@@ -79,8 +79,9 @@ class Metrics:
     def __post_init__(self) -> None:
         """Refuse what cannot be true."""
         for name, value in self.values.items():
-            if name not in TITLES:
-                raise ValueError(f"{name} is no known metric; there are: {', '.join(TITLES)}")
+            if name not in METRICS:
+                fix = "; ".join(METRICS.unknown(name).fix.splitlines())
+                raise ValueError(f"{name} is no known metric; {fix}")
             if value is not None and not 0 <= value <= 100:
                 raise ValueError(f"{name} is {value}, which is no percentage")
         if self.headline not in self.values:

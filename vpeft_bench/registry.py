@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from vpeft_bench import plugins
 from vpeft_bench.errors import ConfigError, Problem, unknown_name
@@ -33,6 +33,9 @@ class Registry(Generic[T]):
         """All names in the order in which they were added, those of plug-ins included."""
         plugins.load()
         return list(self._things)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._things or name in self.names()
 
     def add(self, name: str, thing: T | str) -> None:
         """Make an object, or ``module:object`` where it is, known under ``name``.
@@ -60,19 +63,23 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: there is none, with the nearest; or a plug-in cannot be imported.
         """
-        if name not in self._things and name not in self.names():
+        if name not in self:
             raise ConfigError([self.unknown(name)])
         thing = self._things[name]
         if isinstance(thing, str):
-            module, _, path = thing.partition(":")
-            thing = getattr(importlib.import_module(module), path)
-            self._things[name] = thing
+            thing = self._things[name] = found(thing)
         return thing
 
     def unknown(self, name: str, among: Collection[str] | None = None) -> Problem:
         """The problem that nothing is called ``name``, with the nearest of those that are."""
         problem = unknown_name(self.where, name, self.names() if among is None else among)
         return with_plugins(problem)
+
+
+def found(target: str) -> Any:
+    """The object at ``module:object``."""
+    module, _, path = target.partition(":")
+    return getattr(importlib.import_module(module), path)
 
 
 def with_plugins(problem: Problem) -> Problem:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vpeft_bench.formats import option_text
-from vpeft_bench.metric_names import BESIDE, TITLES
+from vpeft_bench.metric_names import beside, title
 from vpeft_bench.record import Metrics, RunRecord, leaderboard_command
 from vpeft_bench.run import Outcome, Result
 from vpeft_bench.run_files import PREDICTIONS
@@ -50,7 +50,7 @@ def run_table(record: RunRecord) -> Table:
         "method": asked["method"]["name"] + (f" ({options})" if options else ""),
         "seed": str(asked["seed"]),
     }
-    headline = TITLES[happened.last_epoch.headline]
+    headline = title(happened.last_epoch.headline)
     rows[f"{headline}, last epoch"] = _reached(happened.last_epoch)
     if happened.selected_epoch is not None:
         rows[f"{headline}, best val epoch"] = _reached(happened.selected_epoch)
@@ -81,12 +81,12 @@ def run_table(record: RunRecord) -> Table:
 
 def _reached(metrics: Metrics) -> str:
     where = f"{metrics.images:,} {metrics.split.value} images (epoch {metrics.epoch}"
-    beside = "".join(
-        f"; {TITLES[name]} {_percent(metrics.values[name])}"
-        for name in BESIDE.get(metrics.headline, ())
+    others = "".join(
+        f"; {title(name)} {_percent(metrics.values[name])}"
+        for name in beside(metrics.headline)
         if name in metrics.values
     )
-    return f"{_percent(metrics.value)} on {where}{beside})"
+    return f"{_percent(metrics.value)} on {where}{others})"
 
 
 def _percent(value: float | None) -> str:

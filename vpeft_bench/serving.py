@@ -25,6 +25,7 @@ from vpeft_bench.data.pictures import read_picture
 from vpeft_bench.errors import ProblemsError, VpeftBenchError
 from vpeft_bench.files import replacing, replacing_folder, typed_path, write_atomically
 from vpeft_bench.finished import finished_model, finished_run
+from vpeft_bench.flags import refuse_config_dir
 from vpeft_bench.record import RECORD_NAME, RunRecord
 from vpeft_bench.run_files import EVALUATION
 from vpeft_bench.tensor_files import save_tensors
@@ -192,8 +193,9 @@ def _require_same(model: nn.Module, probes: Tensor, expected: Tensor, out: Path)
         raise VpeftBenchError(f"{out} was not kept: {what}")
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], own: Path | None = None) -> int:
     """``python -m vpeft_bench export RUN``; the exit status."""
+    refuse_config_dir(own, "export")
     parser = argparse.ArgumentParser(
         prog="python -m vpeft_bench export",
         description="Write a run's weights, its method merged into them, as a plain timm model.",

@@ -29,6 +29,7 @@ from vpeft_bench.drawing import Panel, class_name, coloured, enlarged, save, she
 from vpeft_bench.errors import VpeftBenchError
 from vpeft_bench.files import typed_path
 from vpeft_bench.finished import finished_model, finished_run
+from vpeft_bench.flags import refuse_config_dir
 from vpeft_bench.record import RECORD_NAME
 from vpeft_bench.tasks.base import Task
 from vpeft_bench.tasks.classification import Classification
@@ -41,13 +42,14 @@ COLUMNS = 3  # of pairs
 MIN_SCORE = 0.5  # weaker detections would hide the picture
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], own: Path | None = None) -> int:
     """Draw what a run predicts; the process's exit status.
 
     Raises:
         VpeftBenchError: as :func:`show`.
         OSError: the picture cannot be written.
     """
+    refuse_config_dir(own, "show")
     parser = argparse.ArgumentParser(
         prog="python -m vpeft_bench show",
         description="Draw what a finished run predicts, beside the truth.",

@@ -10,9 +10,6 @@ from typing import Any, TypeVar
 
 from vpeft_bench import variants
 from vpeft_bench.config import (
-    HEADS,
-    MASK_HEADS,
-    TWO_STAGE_HEADS,
     HeadConfig,
     HeadNorm,
     Inference,
@@ -22,6 +19,7 @@ from vpeft_bench.config import (
     RunConfig,
     Schedule,
 )
+from vpeft_bench.data.readers import READERS
 from vpeft_bench.data.schema import RENDERED
 from vpeft_bench.errors import (
     ConfigError,
@@ -35,6 +33,9 @@ from vpeft_bench.errors import (
 )
 from vpeft_bench.fields import settings
 from vpeft_bench.files import in_the_way
+from vpeft_bench.heads.names import HEADS, of_task, predict_masks
+from vpeft_bench.heads.names import masks as predicts_masks
+from vpeft_bench.loggers import LOGGERS
 from vpeft_bench.metric_names import BoxMetric
 
 NOT_EMPTY = ("backbone.name", "backbone.model", "backbone.weights")
@@ -221,6 +222,9 @@ def _texts(config: RunConfig) -> Iterator[Problem]:
     if not config.method.get("name"):
         what = "has no value; the file that method= chooses must state it"
         yield Problem("method.name", what, "name: NAME")
+    if config.data.reader not in READERS:
+        yield READERS.unknown(config.data.reader)
+    yield from (LOGGERS.unknown(name) for name in config.logger.also if name not in LOGGERS)
     for key in (*NOT_EMPTY, *FOLDERS):
         if _value(config, key) == "":
             yield Problem(f"{key}=", "is empty", f"type {key}=...")
@@ -245,37 +249,38 @@ def _device(config: RunConfig) -> Iterator[Problem]:
 def _dense(config: RunConfig) -> Iterator[Problem]:
     """Task, head, metric and input sizes that do not fit each other."""
     task, head, sizes = config.task.name, config.head, config.input
-    if task not in HEADS:
+    if not (heads := of_task(task)):
         return
     if task == "classification":
         if config.data.num_classes == 1:
             yield Problem("data.num_classes=1", "out of range", "it must be at least 2")
-        if head is not None and head.name not in HEADS[task]:
-            fix = f"leave head= out for the backbone's own classifier, or head={HEADS[task][0]}"
+        if head is not None and head.name not in heads:
+            fix = f"leave head= out for the backbone's own classifier, or head={heads[0]}"
             yield Problem(f"head={head.name}", f"is no head for {task}", fix)
         return
     if sizes is None or head is None:
         yield Problem(
             f"data={config.data.name}",
             f"its task, {task}, needs a head",
-            f"head={HEADS[task][0]}",
+            f"head={heads[0]}",
         )
         return
-    if head.name not in HEADS[task]:
-        problem = unknown_name("head", head.name, HEADS[task])
+    if head.name not in heads:
+        problem = HEADS.unknown(head.name, heads)
         yield Problem(problem.where, f"is no head for {task}", problem.fix)
-    masks = head.name in MASK_HEADS
+    masks = predicts_masks(head.name)
     if task == "detection" and config.data.box_metric is BoxMetric.coco_masks and not masks:
         yield Problem(
             f"head={head.name}",
             f"predicts no masks, and {config.data.name} is ranked by them",
-            f"head={MASK_HEADS[0]}, or data.box_metric=coco",
+            f"head={predict_masks()[0]}, or data.box_metric=coco",
         )
     if head.name != "cascade_mask_rcnn":
         yield from _only_of_the_cascade(head)
-    if head.box != HeadConfig.box and head.name not in TWO_STAGE_HEADS:
+    if head.box != HeadConfig.box and head.name in HEADS and not HEADS.get(head.name).regions:
         what = f"head={head.name} has no heads on regions"
-        yield Problem(f"head.box={head.box}", what, f"head={TWO_STAGE_HEADS[0]}")
+        others = [name for name in heads if HEADS.get(name).regions]
+        yield Problem(f"head.box={head.box}", what, f"head={others[0]}")
     if sizes.crop_shorter_sides:
         yield from _cut_out(sizes)
     sides = [*sizes.shorter_sides, sizes.test_shorter_side]
@@ -337,6 +342,8 @@ def _data(config: RunConfig, seen: Seen) -> Iterator[Problem]:
     from vpeft_bench.data.dataset import open_dataset
 
     yield from _background(config)
+    if config.data.reader not in READERS:  # which is told with the values
+        return
     try:
         dataset = seen(open_dataset, config.data)
     except MissingDataError as error:
@@ -363,8 +370,8 @@ def _data(config: RunConfig, seen: Seen) -> Iterator[Problem]:
                 f"of {pictures} pictures in batches of {size} one is alone, and has no deviation",
                 f"train.batch_size={fits}, or {instead}",
             )
-    if config.head is not None and config.head.name in MASK_HEADS and not dataset.has_masks:
-        boxes = ", ".join(name for name in HEADS["detection"] if name not in MASK_HEADS)
+    if config.head is not None and predicts_masks(config.head.name) and not dataset.has_masks:
+        boxes = ", ".join(name for name in of_task("detection") if not predicts_masks(name))
         lacking = "some objects of" if dataset.unmasked else "the objects of"
         yield Problem(
             f"head={config.head.name}",

@@ -25,15 +25,16 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.ops import box_iou, masks_to_boxes
 
 from vpeft_bench.backbones.features import StageFeatures
-from vpeft_bench.config import HEADS, HeadConfig, InputConfig
+from vpeft_bench.config import HeadConfig, InputConfig
 from vpeft_bench.errors import ConfigError
 from vpeft_bench.heads.detectors import Detector, build_detector
+from vpeft_bench.heads.names import of_task
 from vpeft_bench.heads.pyramid import LevelAnchors, Pyramid
 from vpeft_bench.heads.regions import RegionPool
 from vpeft_bench.heads.resizing import Resizing, pasted, random_part
 from vpeft_bench.sizes import resized_size
 
-EVERY_DETECTOR = pytest.mark.parametrize("name", HEADS["detection"])
+EVERY_DETECTOR = pytest.mark.parametrize("name", of_task("detection"))
 EVERY_KIND = pytest.mark.parametrize("kind", ["vit", "swin"])
 
 

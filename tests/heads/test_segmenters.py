@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from tests.conftest import REPOSITORY
 from vpeft_bench.backbones.block_map import block_map
 from vpeft_bench.backbones.features import StageFeatures
-from vpeft_bench.config import HEADS, HeadConfig, HeadNorm, Inference, InputConfig
+from vpeft_bench.config import HeadConfig, HeadNorm, Inference, InputConfig
 from vpeft_bench.errors import ConfigError, VpeftBenchError
 from vpeft_bench.heads.decoders import AuxiliaryFCN, LinearDecoder, UPerNet, resized
+from vpeft_bench.heads.names import of_task
 from vpeft_bench.heads.segmenters import (
     Segmenter,
     build_segmenter,
@@ -101,7 +102,7 @@ def known(decoder: nn.Module | None = None, **options: Any) -> tuple[Segmenter, 
     return Segmenter(levels, decoder or nn.Identity(), **{"size_divisor": 1, **options}), levels  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", HEADS["segmentation"])
+@pytest.mark.parametrize("name", of_task("segmentation"))
 @pytest.mark.parametrize(
     ("kind", "size"),
     [("swin", (64, 64)), ("swin", (1, 1)), ("swin", (45, 70)), ("vit", (32, 32)), ("vit", (20, 1))],
@@ -124,7 +125,7 @@ def test_long_pictures(inference: Inference) -> None:
     assert segmenter.segment(pictures(1, 5, 400), (50, 4000)).shape == (50, 4000)
 
 
-@pytest.mark.parametrize("name", HEADS["segmentation"])
+@pytest.mark.parametrize("name", of_task("segmentation"))
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_losses_reach_every_parameter(name: str, kind: str) -> None:
     segmenter = build(kind, name).train()
@@ -140,7 +141,7 @@ def test_losses_reach_every_parameter(name: str, kind: str) -> None:
     assert not still
 
 
-@pytest.mark.parametrize("name", HEADS["segmentation"])
+@pytest.mark.parametrize("name", of_task("segmentation"))
 def test_loss_is_the_mean_over_pixels_with_a_class(name: str) -> None:
     segmenter = build("swin", name).eval()
     images, labels = pictures(2, 45, 70), truth(2, 45, 70)
@@ -155,7 +156,7 @@ def test_loss_is_the_mean_over_pixels_with_a_class(name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", HEADS["segmentation"])
+@pytest.mark.parametrize("name", of_task("segmentation"))
 def test_nothing_to_learn_from(name: str) -> None:
     segmenter = build("swin", name).train()
     losses = segmenter.losses(pictures(2, 32, 32), torch.full((2, 32, 32), 255))
@@ -164,7 +165,7 @@ def test_nothing_to_learn_from(name: str) -> None:
     assert all((p.grad == 0).all() for p in segmenter.decoder.parameters())
 
 
-@pytest.mark.parametrize("name", HEADS["segmentation"])
+@pytest.mark.parametrize("name", of_task("segmentation"))
 def test_bfloat16(name: str) -> None:
     segmenter = build("swin", name).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -176,7 +177,7 @@ def test_bfloat16(name: str) -> None:
     assert all(p.grad.isfinite().all() for p in segmenter.decoder.parameters())  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", HEADS["segmentation"])
+@pytest.mark.parametrize("name", of_task("segmentation"))
 def test_a_picture_is_scored_alike_in_any_batch(name: str) -> None:
     segmenter = build("swin", name, {"dropout": 0.0}).train()
     images = pictures(3, 64, 64)
@@ -344,7 +345,7 @@ def test_label_map_is_the_argmax_of_all_resized_scores(classes: int, size: Seque
     assert not label_map(torch.zeros_like(scores), (height, width)).any()  # of equals the first
 
 
-@pytest.mark.parametrize("name", HEADS["segmentation"])
+@pytest.mark.parametrize("name", of_task("segmentation"))
 def test_configs_build(name: str) -> None:
     file = REPOSITORY / "configs" / "head" / f"{name}.yaml"
     merged = OmegaConf.merge(OmegaConf.structured(HeadConfig), OmegaConf.load(file))

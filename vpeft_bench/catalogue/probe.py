@@ -49,11 +49,6 @@ _SMALL: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-_SHORT_SEARCH: dict[str, dict[str, Any]] = {
-    "noah": {"supernet_epochs": 1, "generations": 1, "population": 2, "parents": 1}
-}
-"""Options that cut a search short on the small models; it decides sizes, not capabilities."""
-
 _CLASSES = 4
 _MERGED = 1e-6
 """Largest relative difference between the logits of a merged model and those before, in float64."""
@@ -174,7 +169,7 @@ def _observe(name: str, family: str) -> _Observation:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, pictures, before = copy.deepcopy(_small_model(family))
-        attached = attach(model, name, **_SHORT_SEARCH.get(name, {}))
+        attached = attach(model, build_method(name, {}).shortened())
         selects = _awaits_data(attached)
         if selects:
             attached.select(_training_data(pictures.shape[1:]))

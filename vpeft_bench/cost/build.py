@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +16,6 @@ from vpeft_bench.cost.request import Request
 from vpeft_bench.cost.steps import Batches
 from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.registry import build_method
-
-SHORT_SEARCH: dict[str, dict[str, Any]] = {
-    "noah": {"supernet_epochs": 1, "generations": 1, "population": 2, "parents": 1}
-}
-"""Options that cut a search short; what it finds on meaningless pictures means nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +49,9 @@ def build_subject(request: Request, device: torch.device) -> Subject:
     images, _ = batches.draw(1)
     plain = count(lambda: model(images))
 
-    attached = attach_method(model, _method(request))
+    attached = attach_method(model, _method(request), detachable=False)
     if attached.method.selects:
         attached.select(batches.for_selection())
-    # What detaching would need: copies of trained weights, which nobody asks for here.
-    attached._saved.clear()
     if not request.hardware.fused_attention:
         unfuse_attention(model)
     if request.hardware.channels_last:
@@ -94,8 +87,7 @@ def _plain_model(request: Request) -> tuple[Any, tuple[int, int]]:
 
 def _method(request: Request) -> Method:
     options = dict(request.method)
-    method = build_method(options.pop("name"), options)
-    return replace(method, **SHORT_SEARCH[method.name]) if method.name in SHORT_SEARCH else method
+    return build_method(options.pop("name"), options).shortened()
 
 
 def _memory_format(request: Request) -> torch.memory_format:

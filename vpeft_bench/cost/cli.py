@@ -31,6 +31,7 @@ from vpeft_bench.errors import (
     VpeftBenchError,
 )
 from vpeft_bench.files import write_atomically
+from vpeft_bench.flags import config_dir_flag
 from vpeft_bench.launch import EXIT_FAILED, Command, SingleJob
 from vpeft_bench.launch import main as launch
 from vpeft_bench.purpose import Purpose
@@ -87,11 +88,17 @@ class Outcome:
     reason: str = ""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Measure what the command line asks for; the process's exit status."""
+def main(arguments: Sequence[str], own: Path | None = None) -> int:
+    """Measure what the command line asks for; the process's exit status.
+
+    Args:
+        arguments: what follows the command's name.
+        own: a further folder of configs (``--config-dir``).
+    """
     if any(argument in ("-h", "--help") for argument in arguments):
         print(USAGE, end="")
         return 0
+    arguments = [*config_dir_flag(own), *arguments]
     notes = "hydra.sweep.dir"
     if not any(argument.startswith(f"{notes}=") for argument in arguments):
         now = "${now:%Y-%m-%d_%H-%M-%S-%f}"

@@ -8,12 +8,15 @@ raises MissingDataError with every problem that it finds.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 from vpeft_bench.data.schema import DataConfig
-from vpeft_bench.data.splits import Dataset
 from vpeft_bench.registry import Registry
 
-ReadDataset = Callable[[DataConfig], Dataset]
+if TYPE_CHECKING:
+    from vpeft_bench.data.splits import Dataset
+
+ReadDataset: TypeAlias = "Callable[[DataConfig], Dataset]"
 
 READERS: Registry[ReadDataset] = Registry(
     "data.reader",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from vpeft_bench.config import HeadConfig
+
 
 class BatchNormLinear(nn.Linear):
     """W BN(x) + b with a BatchNorm without affine parameters.
@@ -36,3 +38,8 @@ def norm_before_classifier(model: nn.Module, eps: float) -> None:
     (path,) = (name for name, module in model.named_modules() if module is linear)
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, BatchNormLinear(linear, eps).train(linear.training))
+
+
+def add_norm(model: nn.Module, head: HeadConfig) -> None:
+    """``head=batch_norm``: see :func:`norm_before_classifier`."""
+    norm_before_classifier(model, head.norm_eps)

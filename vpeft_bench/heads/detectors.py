@@ -14,9 +14,11 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from vpeft_bench.backbones.features import StageFeatures
-from vpeft_bench.config import HEADS, MASK_HEADS, HeadConfig, InputConfig
-from vpeft_bench.errors import ConfigError, unknown_name
+from vpeft_bench.config import HeadConfig, InputConfig
+from vpeft_bench.errors import ConfigError
 from vpeft_bench.heads.cascade import CascadeHeads, Stage
+from vpeft_bench.heads.names import HEADS, of_task
+from vpeft_bench.heads.names import masks as masks_of
 from vpeft_bench.heads.pyramid import ASPECT_RATIOS, LevelAnchors, Pyramid
 from vpeft_bench.heads.regions import (
     BOX_PLACES,
@@ -114,8 +116,8 @@ def build_detector(
     Raises:
         ConfigError: there is no such detector.
     """
-    if head.name not in HEADS["detection"]:
-        raise ConfigError([unknown_name("head.name", head.name, HEADS["detection"])])
+    if head.name not in of_task("detection"):
+        raise ConfigError([HEADS.unknown(head.name, of_task("detection"))])
     one_stage = head.name == "retinanet"
     pyramid = Pyramid(features, head.channels, two_stage=not one_stage)
     resizing = Resizing(sizes, square, mean, std)
@@ -125,7 +127,7 @@ def build_detector(
     else:
         regions = _region_heads(head, pyramid, num_classes + 1)
         model = GeneralizedRCNN(pyramid, _proposals(head, pyramid), regions, resizing)
-    return Detector(model, predicts_masks=head.name in MASK_HEADS)
+    return Detector(model, predicts_masks=masks_of(head.name))
 
 
 class _Float32RetinaNetHead(RetinaNetHead):
@@ -187,7 +189,7 @@ def _region_heads(head: HeadConfig, pyramid: Pyramid, outputs: int) -> RoIHeads:
     if head.name == "cascade_mask_rcnn":
         return CascadeHeads(head, outputs, pyramid.strides)
     masks: dict[str, Any] = {}
-    if head.name in MASK_HEADS:
+    if masks_of(head.name):
         masks = {
             "mask_roi_pool": RegionPool(pyramid.strides, MASK_PLACES),
             "mask_head": mask_head(head.channels),

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.features import StageFeatures
-from vpeft_bench.config import HEADS, IGNORED_LABEL, HeadConfig, HeadNorm, Inference, InputConfig
-from vpeft_bench.errors import ConfigError, Problem, VpeftBenchError, unknown_name
+from vpeft_bench.config import IGNORED_LABEL, HeadConfig, HeadNorm, Inference, InputConfig
+from vpeft_bench.errors import ConfigError, Problem, VpeftBenchError
 from vpeft_bench.heads.decoders import AuxiliaryFCN, LinearDecoder, SemanticFPN, UPerNet
 from vpeft_bench.heads.levels import Levels
+from vpeft_bench.heads.names import HEADS, of_task
 
 AUXILIARY_LEVEL = 2
 CLASSES_AT_ONCE = 16
@@ -191,8 +192,8 @@ def build_segmenter(
     Raises:
         ConfigError: no such head, too many classes, or windows that would leave gaps.
     """
-    if head.name not in HEADS["segmentation"]:
-        raise ConfigError([unknown_name("head", head.name, HEADS["segmentation"])])
+    if head.name not in of_task("segmentation"):
+        raise ConfigError([HEADS.unknown(head.name, of_task("segmentation"))])
     if num_classes > IGNORED_LABEL:
         what = f"label maps hold at most {IGNORED_LABEL} classes"
         raise ConfigError([Problem(f"data.num_classes={num_classes}", what)])

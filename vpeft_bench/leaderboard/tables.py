@@ -26,7 +26,7 @@ from vpeft_bench.leaderboard.cells import PROTOCOL_SPLIT, Cell, Entry
 from vpeft_bench.leaderboard.costs import card_columns, card_csv_columns
 from vpeft_bench.leaderboard.departures import departures, short_keys
 from vpeft_bench.leaderboard.scores import Scored, Scores
-from vpeft_bench.metric_names import BESIDE, TITLES
+from vpeft_bench.metric_names import METRICS, beside, title
 from vpeft_bench.record import Split, Status
 
 _SHORT_HASH = 8
@@ -229,7 +229,7 @@ def what_is_shown(protocol: str, cells: Iterable[Cell]) -> str:
     """What the numbers of a table of ``cells`` under ``protocol`` are, in a few words."""
     split = _SPLIT_WORD[PROTOCOL_SPLIT[protocol]]
     headlines = {cell.headline for cell in cells if cell.headline}
-    what = TITLES[headlines.pop()] if len(headlines) == 1 else "headline metric"
+    what = title(headlines.pop()) if len(headlines) == 1 else "headline metric"
     return f"protocol {protocol}: {what} on {split} images, %, last epoch, mean ± std (n seeds)"
 
 
@@ -340,9 +340,9 @@ def dataset_csv_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
 def dataset_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
     """Every cell for a reader: rounded, short names, units in the column names."""
     headlines = {cell.headline for cell in cells if cell.headline}
-    score = f"{TITLES[next(iter(headlines))]} %" if len(headlines) == 1 else "metric %"
-    beside = {name for headline in headlines for name in BESIDE.get(headline, ())}
-    shown_beside = [name for name in _metrics(cells) if name in beside]
+    score = f"{title(next(iter(headlines)))} %" if len(headlines) == 1 else "metric %"
+    others = {name for headline in headlines for name in beside(headline)}
+    shown_beside = [name for name in _metrics(cells) if name in others]
     with_cards = any(cell.card for cell in cells)
     named = _distinctly_named((cell.name, cell.options, cell.entry) for cell in cells)
     departing = [short_keys(row) for row in departures([[cell] for cell in cells]).rows]
@@ -371,11 +371,11 @@ def dataset_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
             "config": cell.config_hash[:_SHORT_HASH]
             if alike[cell.benchmark, cell.data, cell.entry, departs] > 1
             else "",
-            "metric": TITLES[cell.headline] if cell.headline and len(headlines) > 1 else "",
+            "metric": title(cell.headline) if cell.headline and len(headlines) > 1 else "",
             score: "diverged" if cell.diverged else percent(cell.score.mean),
             "± std": percent(cell.score.std),
             "n": str(len(cell.finished)),
-            **{f"{TITLES[name]} %": percent(cell.value(name)) for name in shown_beside},
+            **{f"{title(name)} %": percent(cell.value(name)) for name in shown_beside},
             "params": quantity(_largest(_parameters(cell))),
             "head params": quantity(_largest(_head_parameters(cell))),
             "delta KiB": quantity(_largest(_delta_bytes(cell)), KIB),
@@ -472,7 +472,7 @@ def _reasons(cell: Cell) -> list[str]:
 def _metrics(cells: Iterable[Cell]) -> list[str]:
     """Every metric that some run has, in the order of their list."""
     found = {name for cell in cells for metrics in cell.metrics for name in metrics.values}
-    return [name for name in TITLES if name in found]
+    return [name for name in METRICS.names() if name in found]
 
 
 def _parameters(cell: Cell) -> list[int]:

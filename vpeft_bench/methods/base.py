@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -224,6 +224,14 @@ class Method:
     def selects(self) -> bool:
         """Whether the method looks at training data before anything is placed."""
         return False
+
+    def shortened(self) -> Self:
+        """The method with the least work before training, for measuring and trying it out.
+
+        What it then finds means nothing, but it costs the same to train and can do the same. Itself
+        by default; for methods with ``selects`` that search for long.
+        """
+        return self
 
     def select(self, backbone: Backbone, data: SelectionData) -> Selection:
         """Decide from data on the plain, frozen model; for methods with ``selects``."""

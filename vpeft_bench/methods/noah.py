@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -75,6 +76,10 @@ class NOAH(SearchOptions, Method):
     def selects(self) -> bool:
         """Where no sub-network is given."""
         return self._given == [None] * len(PARTS)
+
+    def shortened(self) -> Self:
+        """One epoch of the supernet and the smallest search; what it finds means nothing."""
+        return replace(self, supernet_epochs=1, generations=1, population=2, parents=1)
 
     def check(self, backbone: Backbone) -> None:
         """As every method; given or searched widths must fit the blocks there are."""

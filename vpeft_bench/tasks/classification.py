@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from vpeft_bench.metric_names import METRICS
 from vpeft_bench.tasks.base import Task, Training
 
 Inputs = Tensor | dict[str, Tensor]
@@ -71,13 +72,14 @@ class Classification(Task):
         self.pairs.reset()
 
     def metrics(self) -> dict[str, float | None]:
-        """``top1``, and the mean accuracy over the classes that occur."""
+        """``top1``, the mean accuracy over the classes that occur, and what plug-ins add."""
         pairs = self.confusion()
         right, images = pairs.diagonal().double(), pairs.sum(dim=1).double()
         occurring = images > 0
         return {
             "top1": 100.0 * float(right.sum() / images.sum()),
             "mean_per_class_accuracy": 100.0 * float((right / images)[occurring].mean()),
+            **{name: of_pairs(pairs) for name, of_pairs in _added()},
         }
 
     def per_class(self) -> list[dict[str, float | None]]:
@@ -97,3 +99,10 @@ class Classification(Task):
         """``(C, C)`` images by true and predicted class."""
         pairs: Tensor = self.pairs.compute().cpu()
         return pairs
+
+
+def _added() -> Iterator[tuple[str, Callable[[Tensor], float]]]:
+    """The metrics that are computed from the pairs of classes alone."""
+    for name in METRICS.names():
+        if (of_pairs := METRICS.get(name).of_pairs) is not None:
+            yield name, of_pairs

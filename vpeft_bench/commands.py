@@ -1,0 +1,28 @@
+"""The sub-commands by name: ``python -m vpeft_bench NAME ...``.
+
+Each imports what it needs, and no more; importing this module imports none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vpeft_bench.registry import Registry
+
+Run = Callable[[Sequence[str], Path | None], int]
+"""From what follows the name, and the folder that ``--config-dir`` names, to the exit status."""
+
+COMMANDS: Registry[Run] = Registry(
+    "sub-command",
+    {
+        "leaderboard": "vpeft_bench.leaderboard.cli:main",
+        "methods": "vpeft_bench.catalogue.listing:main",
+        "data": "vpeft_bench.data.listing:main",
+        "show": "vpeft_bench.show:main",
+        "export": "vpeft_bench.serving:main",
+        "cost": "vpeft_bench.cost.cli:main",
+    },
+)
+OWN = ("leaderboard", "methods", "data", "show", "export", "cost")
+"""Those of this package, which ``--help`` explains."""
