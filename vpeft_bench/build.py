@@ -238,19 +238,13 @@ def compile_in_place(attached: Attached, *, any_size: bool = False) -> None:
 def trained_parameters(attached: Attached, network: nn.Module, train: TrainConfig) -> list[Trained]:
     """What the optimizer trains: the method's parameters, then the head's, with their rates.
 
-    Under a dense head a Swin's position tables are not decayed, as in the published recipes.
+    Under a dense head position tables are not decayed, as in the published recipes for Swin.
     """
     factors = layer_factors(attached.backbone, train.layer_decay)
-    tables = set() if network is attached.model else position_tables(attached.backbone)
+    tables = set() if network is attached.model else set(attached.backbone.position_tables())
     method = [Trained(p, factors[p], p not in tables) for p in attached.trainable_parameters()]
     head = [Trained(p, train.head_lr_factor) for p in head_parameters(attached, network)]
     return [*method, *head]
-
-
-def position_tables(backbone: Backbone) -> set[nn.Parameter]:
-    """The relative position biases of a Swin's attention; none in a ViT."""
-    tables = (getattr(b.attention, "relative_position_bias_table", None) for b in backbone.blocks)
-    return {table for table in tables if isinstance(table, nn.Parameter)}
 
 
 def layer_factors(backbone: Backbone, decay: float) -> dict[nn.Parameter, float]:

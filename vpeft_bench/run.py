@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 from vpeft_bench import benchmarks, interruption, plugins
 from vpeft_bench import record as records
 from vpeft_bench.attachment import Attached
-from vpeft_bench.backbones.load import LoadedBackbone
-from vpeft_bench.backbones.weights import family_of, weights_source
+from vpeft_bench.backbones.load import LoadedBackbone, traits_of
+from vpeft_bench.backbones.weights import weights_source
 from vpeft_bench.build import (
     Model,
     build_batches,
@@ -137,7 +137,7 @@ def _run(config: RunConfig, console: Console) -> Outcome:
     inspection.require_sound()
     dataset = replace(dataset, fingerprint=data_identity(dataset, inspection))
     weights = weights_source(config.backbone.weights, config.backbone.model).identity()
-    uncounted = method.uncounted(family_of(config.backbone.model))
+    uncounted = method.uncounted(traits_of(config.backbone.model))
     hash_ = config_hash(config, dataset.fingerprint, weights, uncounted, method.version)
     directory = records.run_directory(
         Path(config.results_dir),
@@ -565,7 +565,7 @@ class _Run:
             where=where,
             labels=self.labels,
             variant=self.config.variant.name or self.method.described(),
-            uncounted=self.method.uncounted(family_of(self.config.backbone.model)),
+            uncounted=self.method.uncounted(traits_of(self.config.backbone.model)),
             method_version=self.method.version,
         )
         records.write(record, self.files.record)

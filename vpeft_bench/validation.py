@@ -441,7 +441,7 @@ def _method_and_backbone(config: RunConfig, seen: Seen) -> Iterator[Problem]:
                     f"is not offered: {reason}",
                     "a method for dense prediction: python -m vpeft_bench methods",
                 )
-        if config.input is not None and outlined.family == "vit":
+        if config.input is not None and outlined.family.any_size is None:
             model: Any = outlined.model
             yield from _fixed_square(config, model.patch_embed.img_size[0])
     except UnsupportedBackboneError as error:

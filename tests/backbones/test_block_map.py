@@ -313,7 +313,7 @@ def test_every_slot_sees_its_tensor(kind: str) -> None:
             block.place(slot, probe)
         assert torch.equal(probed(x), plain(x))
         given, out = recorded(plain, block.path, x)
-        swin = backbone.family == "swin"
+        swin = backbone.family.name == "swin"
         attention = plain.get_submodule(block.path)._attn(out["norm1"]) if swin else out["ls1"]
         expected = {
             name: value.reshape(given[""].shape)  # timm flattens a Swin's map for the MLP
@@ -674,7 +674,7 @@ def test_real_names_map(
         model = timm.create_model(name)
     backbone = block_map(model)
     last = backbone.blocks[-1]
-    assert (backbone.family, len(backbone.blocks)) == (family, blocks)
+    assert (backbone.family.name, len(backbone.blocks)) == (family, blocks)
     assert (last.width, last.heads, backbone.prefix_tokens) == (width, heads, prefix)
     assert backbone.final_norm is model.get_submodule(final_norm)
     assert [b.index for b in backbone.blocks] == list(range(blocks))

@@ -18,6 +18,7 @@ from vpeft_bench.catalogue.wording import features, sentences
 from vpeft_bench.methods import registry
 from vpeft_bench.methods.base import Category, MergeableModule, Method
 from vpeft_bench.methods.names import METHODS
+from vpeft_bench.traits import Trait
 
 
 @pytest.mark.parametrize("name", vpeft_bench.list_methods())
@@ -78,7 +79,7 @@ class SaysItServesNoDenseHead(Honest):
 
 
 class Local(Honest):
-    families = ("vit",)
+    needs = {Trait.ONE_RESOLUTION: "it says so"}
 
     def check(self, backbone: Backbone) -> None:
         pass
@@ -185,7 +186,7 @@ def test_capabilities_of_one_method(cli: Cli, tmp_path: Path) -> None:
     done = cli("methods", "linear", "--capabilities")
     assert done.returncode == 0, done.stderr
     (row,) = [line for line in done.stdout.splitlines() if line.startswith("linear")]
-    expected = ["linear", "vit,", "swin", "yes", "yes", "yes", "features", "0", "0", "no", "1"]
+    expected = ["linear", "all", "yes", "yes", "yes", "features", "0", "0", "no", "1"]
     assert row.split() == expected
 
 

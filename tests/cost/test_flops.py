@@ -11,11 +11,12 @@ from torch import nn
 
 from vpeft_bench.attachment import attach
 from vpeft_bench.backbones import block_map
-from vpeft_bench.backbones.load import SWIN_ANY_SIZE
+from vpeft_bench.backbones.swin import FAMILY
 from vpeft_bench.build import unfuse_attention
 from vpeft_bench.cost.flops import closed_form, count, per_image
 
 SWIN = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4, "patch_size": 2}
+SWIN_ANY = SWIN | dict(FAMILY.any_size)
 MODELS: dict[str, tuple[str, tuple[int, int], dict[str, Any]]] = {
     "demo": ("vpeft_demo_vit", (32, 32), {}),
     "ViT-Ti/16": ("vit_tiny_patch16_224", (224, 224), {}),
@@ -33,8 +34,8 @@ MODELS: dict[str, tuple[str, tuple[int, int], dict[str, Any]]] = {
     ),
     "CLIP": ("vit_base_patch16_clip_224", (32, 32), {"img_size": 32, "depth": 1}),
     "Swin, whole windows": ("swin_tiny_patch4_window7_224", (64, 64), SWIN | {"img_size": 64}),
-    "Swin, padded windows": ("swin_tiny_patch4_window7_224", (60, 76), SWIN | SWIN_ANY_SIZE),
-    "Swin, odd maps": ("swin_tiny_patch4_window7_224", (50, 38), SWIN | SWIN_ANY_SIZE),
+    "Swin, padded windows": ("swin_tiny_patch4_window7_224", (60, 76), SWIN_ANY),
+    "Swin, odd maps": ("swin_tiny_patch4_window7_224", (50, 38), SWIN_ANY),
     "Swin-T": ("swin_tiny_patch4_window7_224", (224, 224), {}),
 }
 

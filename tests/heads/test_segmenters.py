@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from tests.conftest import REPOSITORY
-from vpeft_bench.backbones.block_map import block_map
+from vpeft_bench.backbones import block_map
 from vpeft_bench.backbones.features import StageFeatures
 from vpeft_bench.config import HeadConfig, HeadNorm, Inference, InputConfig
 from vpeft_bench.errors import ConfigError, VpeftBenchError

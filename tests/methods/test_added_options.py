@@ -18,6 +18,7 @@ from tiny_models import build
 import vpeft_bench
 from vpeft_bench import always_counted
 from vpeft_bench.attachment import HEADER_KEY
+from vpeft_bench.backbones.load import traits_of
 from vpeft_bench.config import (
     BackboneConfig,
     HeadConfig,
@@ -55,7 +56,9 @@ def config_of(name: str, family: str, **changes: Any) -> RunConfig:
 def identity(config: RunConfig, family: str) -> str:
     options = dict(config.method)
     method = build_method(options.pop("name"), options)
-    return config_hash(config, "d", "w", method.uncounted(family), method.version)
+    return config_hash(
+        config, "d", "w", method.uncounted(traits_of(MODELS[family])), method.version
+    )
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -86,7 +89,9 @@ def test_records_of_that_time_leave_out_what_methods_say(name: str, family: str)
     options += [added["where"] for added in _ADDED_BY_THEN[name].values() if "where" in added]
     for changes in options:
         config = config_of(name, family, **changes)
-        assert uncounted(plain(config)) == build_method(name, changes).uncounted(family)
+        assert uncounted(plain(config)) == build_method(name, changes).uncounted(
+            traits_of(MODELS[family])
+        )
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 import vpeft_bench
 from vpeft_bench.attachment import HEADER_KEY, Attached, attach_method
 from vpeft_bench.backbones import Backbone, block_map
+from vpeft_bench.backbones.families import FAMILIES
 from vpeft_bench.backbones.trunk import OpenedModel, SideNetwork, resumes
 from vpeft_bench.catalogue.wording import sentences
 from vpeft_bench.errors import (
@@ -130,15 +132,16 @@ def _dtype(model: nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype
 
 
+@functools.cache
 def _family(kind: str) -> str:
-    return "swin" if kind == "swin" else "vit"
+    return block_map(build(kind)).family.name
 
 
 def _cases() -> Iterator[Case]:
     defaults = [(name, SMALL.get(name, {})) for name in vpeft_bench.list_methods()]
     for name, options in defaults + VARIANTS:
         for kind in MODELS:
-            if _family(kind) in method_class(name).families:
+            if _family(kind) in method_class(name).supported():
                 yield Case(name, options, kind)
 
 
@@ -205,17 +208,21 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 # ---- where it runs ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@EVERY_METHOD
+REFUSED = [
+    (name, kind)
+    for name in vpeft_bench.list_methods()
+    for kind in MODELS
+    if _family(kind) in method_class(name).unsupported()
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), REFUSED)
 def test_unsupported_family_is_refused(name: str, kind: str) -> None:
-    found = method_class(name)
-    if _family(kind) in found.families:
-        return
     model = build(kind)
     before = state(model)
     with pytest.raises(UnsupportedBackboneError, match=name) as error:
         vpeft_bench.attach(model, name)
-    assert found.unsupported[_family(kind)] in str(error.value)
+    assert method_class(name).unsupported()[_family(kind)] in str(error.value)
     assert_same(state(model), before)
 
 
@@ -225,8 +232,9 @@ def test_states_its_facts(name: str) -> None:
     assert found.title
     assert found.source
     assert found.category
-    assert set(found.families) <= {"vit", "swin"}
-    assert set(found.unsupported) == {"vit", "swin"} - set(found.families)
+    assert "vit" in found.supported()
+    assert set(found.unsupported()) == set(FAMILIES.names()) - set(found.supported())
+    assert all(found.needs.values())
     assert all(field.metadata["help"] for field in fields(found))
     assert sentences(found.idea) == 2
     assert all(isinstance(deviation, str) and deviation for deviation in found.deviations)

@@ -202,7 +202,7 @@ def test_ssf_count_of_a_swin() -> None:
     ],
 )
 @pytest.mark.parametrize(
-    "method", [m for m in vpeft_bench.list_methods() if "vit" in method_class(m).families]
+    "method", [m for m in vpeft_bench.list_methods() if "vit" in method_class(m).supported()]
 )
 def test_counts_of_unusual_vits(name: str, method: str) -> None:
     """Norms in front, map pooling, patches without a bias: formula and model still agree."""

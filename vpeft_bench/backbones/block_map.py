@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from timm.layers.norm import RmsNorm
 from torch import nn
 
+from vpeft_bench.backbones.family import Family
 from vpeft_bench.backbones.sites import (
     OpenedAttention,
     OpenedBlock,
@@ -19,7 +20,7 @@ from vpeft_bench.backbones.sites import (
     open_module,
     opened_leaf_class,
 )
-from vpeft_bench.errors import UnsupportedBackboneError
+from vpeft_bench.traits import Trait
 
 LINEARS = ("qkv", "proj", "fc1", "fc2")
 NORMS = ("norm1", "norm2")
@@ -82,6 +83,11 @@ class Block:
         return self.attention.num_heads  # type: ignore[return-value]
 
     @property
+    def attended_tokens(self) -> int:
+        """Tokens that attend to each other: of the picture with its prefix, or of a window."""
+        return self._backbone.family.attended_tokens(self._backbone, self)
+
+    @property
     def drop_path(self) -> float:
         """Drop-path rate of the block, for branches that draw their own."""
         return getattr(self.module.drop_path1, "drop_prob", 0.0) or 0.0
@@ -116,12 +122,12 @@ class Backbone:
 
     Attributes:
         model: the timm model itself; opening and placing changes it in place.
-        family: "vit" or "swin".
+        family: what is particular to models of this kind.
         blocks: every transformer block, in order.
         patch_leaves: the patch embedding's convolution, then its norm where it has one.
-        merge_norms: the norms of Swin's patch merging.
-        final_norm: the norm in front of the classifier (``norm``, or ``fc_norm`` after pooling).
-        prefix_tokens: class and register tokens in front of the patches (0 in a Swin).
+        merge_norms: the norms of patch merging.
+        final_norm: the norm before the classifier (``norm``, or ``fc_norm`` after pooling).
+        prefix_tokens: class and register tokens before the patches (0 where the stream is a map).
         guest: what a method keeps beside the model from one call to the next (another library's
             handle on what it placed); None where there is nothing.
     """
@@ -129,7 +135,7 @@ class Backbone:
     def __init__(
         self,
         model: nn.Module,
-        family: str,
+        family: Family,
         opened: OpenedClasses,
         patch_leaves: list[nn.Module],
         final_norm: nn.Module,
@@ -155,8 +161,41 @@ class Backbone:
 
     @property
     def head(self) -> nn.Module:
-        """The classifier; never part of a method."""
-        return self.model.get_classifier()  # type: ignore[operator, no-any-return]
+        """The classifier; never part of a method. Several of them as one module, in their order."""
+        return self.heads[0] if len(self.heads) == 1 else nn.ModuleList(self.heads)
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """The classifiers: one, or one for each token that is classified."""
+        found: Any = self.model.get_classifier()  # type: ignore[operator]  # timm's
+        return list(found) if isinstance(found, tuple) else [found]
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there are classes."""
+        return not isinstance(self.heads[0], nn.Identity)
+
+    @property
+    def reads_prefix_only(self) -> bool:
+        """Whether the classifier reads no patch: class token pooling."""
+        return self.has_head and getattr(self.model, "global_pool", None) == "token"
+
+    @property
+    def drops_patches(self) -> bool:
+        """Whether patches are dropped at random in training, so that they form no grid."""
+        dropout = getattr(self.model, "patch_drop", None)
+        return not isinstance(dropout, nn.Identity | None)
+
+    @property
+    def any_grid(self) -> bool:
+        """Whether the number of tokens that attend to each other depends on the picture."""
+        takes_any = bool(getattr(self.model, "dynamic_img_size", False))
+        return takes_any and Trait.GLOBAL_ATTENTION in self.family.traits
+
+    def position_tables(self) -> list[nn.Parameter]:
+        """Learned biases of attention by relative position."""
+        tables = (getattr(m, "relative_position_bias_table", None) for m in self.modules())
+        return [table for table in tables if isinstance(table, nn.Parameter)]
 
     def modules(self) -> Iterator[nn.Module]:
         """Every module outside the head."""
@@ -256,17 +295,17 @@ class Backbone:
         For methods whose features are not as wide as the backbone's. Without a head (no classes)
         there is nothing to replace.
         """
-        head = self.head
-        if not isinstance(head, nn.Linear):
-            return
-        fresh = nn.Linear(in_features, head.out_features, head.bias is not None)
-        nn.init.trunc_normal_(fresh.weight, std=0.02)
-        if fresh.bias is not None:
-            nn.init.zeros_(fresh.bias)
-        parent, _, name = self._names[head].rpartition(".")
-        host = self.model.get_submodule(parent)
-        self._replaced.append((host, name, head))
-        setattr(host, name, fresh.to(head.weight).train(head.training))
+        for head in self.heads:
+            if not isinstance(head, nn.Linear):
+                continue
+            fresh = nn.Linear(in_features, head.out_features, head.bias is not None)
+            nn.init.trunc_normal_(fresh.weight, std=0.02)
+            if fresh.bias is not None:
+                nn.init.zeros_(fresh.bias)
+            parent, _, name = self._names[head].rpartition(".")
+            host = self.model.get_submodule(parent)
+            self._replaced.append((host, name, head))
+            setattr(host, name, fresh.to(head.weight).train(head.training))
 
     def _open(self, module: nn.Module, opened_class: type[nn.Module]) -> None:
         self._original_classes.setdefault(module, type(module))
@@ -304,36 +343,6 @@ class Backbone:
         self._original_attributes.clear()
         self.placements.clear()
         self.guest = None
-
-
-# timm's models are Any to a mapper: nn.Module types every attribute as a tensor or a module.
-BlockMapper = Callable[[Any], Backbone]
-_FAMILIES: dict[type[nn.Module], BlockMapper] = {}
-
-
-def register_family(model_class: type[nn.Module]) -> Callable[[BlockMapper], BlockMapper]:
-    """Declare the function that maps models of ``model_class``."""
-
-    def register(mapper: BlockMapper) -> BlockMapper:
-        _FAMILIES[model_class] = mapper
-        return mapper
-
-    return register
-
-
-def block_map(model: nn.Module) -> Backbone:
-    """The block map of a timm model.
-
-    Raises:
-        UnsupportedBackboneError: no family's map fits the model.
-    """
-    mapper = _FAMILIES.get(type(model))
-    if mapper is None:
-        known = ", ".join(sorted(c.__name__ for c in _FAMILIES))
-        raise UnsupportedBackboneError(
-            f"{type(model).__name__} has no block map; mapped families: {known} (of timm)"
-        )
-    return mapper(model)
 
 
 def fingerprint(tensors: Iterator[tuple[str, torch.Tensor]]) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone
 
 
 class StageFeatures(nn.Module):
-    """Images to feature maps: one of a ViT, one for each of a Swin's four stages.
+    """Images to feature maps: one for each stage of the backbone.
 
     The last map passes the backbone's own final norm, which a method may train or change as it does
     in front of a classifier; the others are the residual stream as it leaves its stage, in front of
@@ -39,16 +38,15 @@ class StageFeatures(nn.Module):
         self.model = backbone.model
         # By name: a method may put another module in the place of the norm.
         self._final_norm = backbone.path(backbone.final_norm)
-        info: Any = self.model.feature_info
-        stages = info if isinstance(self.model, SwinTransformer) else info[-1:]
+        stages = backbone.family.levels(self.model)
         self.widths = tuple(int(stage["num_chs"]) for stage in stages)
         self.strides = tuple(int(stage["reduction"]) for stage in stages)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images ``(B, 3, H, W)`` to maps ``(B, width, H / stride, W / stride)``.
 
-        A Swin takes any size (built with ``strict_img_size=False``), a ViT the square that it was
-        built for.
+        Some backbones take any size (a Swin built with ``strict_img_size=False``), others the
+        square that they were built for.
         """
         model = cast(Any, self.model)
         maps: list[Tensor] = model.forward_intermediates(

@@ -7,11 +7,14 @@ leaves what it does not ask for without a word), and blocks that DINOv2's traini
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from vpeft_bench.backbones.families import family_of
 
 State = dict[str, Tensor]
 
@@ -37,13 +40,7 @@ def to_timm(state: Mapping[str, Tensor], model: nn.Module) -> Translation:
     Raises:
         Exception: whatever timm's filters raise on tensors that they did not expect.
     """
-    from timm.models import swin_transformer, vision_transformer
-
-    filters: dict[type[nn.Module], Callable[..., Mapping[str, Tensor]]] = {
-        vision_transformer.VisionTransformer: vision_transformer.checkpoint_filter_fn,
-        swin_transformer.SwinTransformer: swin_transformer.checkpoint_filter_fn,
-    }
-    options = {}
+    options: dict[str, Any] = {}
     own_names: dict[str, str] = {}
     source = dict(state)
     if "embedding/kernel" in source:
@@ -51,10 +48,10 @@ def to_timm(state: Mapping[str, Tensor], model: nn.Module) -> Translation:
         options = {"interpolation": "bilinear", "antialias": False}  # as timm's reader of .npz
     else:
         source = {re.sub(r"^blocks\.\d+\.(?=\d+\.)", "blocks.", n): t for n, t in source.items()}
-    to_timm = filters.get(type(model))
-    if to_timm is None:
+    family = family_of(model)
+    if family is None:
         return Translation(source, own_names)
-    translated = dict(to_timm(dict(source), model, **options))
+    translated = dict(family.to_timm(source, model, **options))
     return Translation(translated, own_names, tuple(_resampled(source, translated)))
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vpeft_bench.backbones import demo_vit as _demo_vit  # noqa: F401  registers the demo with timm
-from vpeft_bench.backbones.block_map import Backbone, block_map
+from vpeft_bench.backbones.block_map import Backbone
+from vpeft_bench.backbones.families import block_map
 from vpeft_bench.backbones.weights import WeightsSource, load_weights, weights_source
-from vpeft_bench.errors import Problem, nearest
+from vpeft_bench.errors import Problem, UnsupportedBackboneError, nearest
+from vpeft_bench.traits import Trait
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,6 @@ class LoadedBackbone:
     image_size: tuple[int, int]
     any_size: bool = False
     notes: tuple[str, ...] = ()
-
-
-# What lets a Swin take pictures of any size: attention masks are made for the size at hand, and
-# windows keep their size on maps that are smaller.
-SWIN_ANY_SIZE = {"strict_img_size": False, "always_partition": True}
 
 
 def create(model: str, num_classes: int, image_size: int | None, **model_args: Any) -> nn.Module:
@@ -68,37 +64,24 @@ def load_backbone(
     """A timm model filled from ``weights`` ("hub", "none" or a file).
 
     Args:
-        any_size: prepare it for pictures of any size, as dense heads need; a ViT stays with the
-            square of ``image_size``.
+        any_size: prepare it for pictures of any size, as dense heads need; some families stay with
+            the square of ``image_size``.
 
     Raises:
         WeightsMismatchError, MissingWeightsError: see :mod:`vpeft_bench.backbones.weights`.
+        UnsupportedBackboneError: the model has no block map.
     """
-    swin = isinstance(outline(model, image_size).model, SwinTransformer)
-    if any_size and swin:
-        model_args = SWIN_ANY_SIZE | model_args
+    family = outline(model, image_size).family
+    any_size = any_size and family.any_size is not None
+    if any_size:
+        model_args = dict(family.any_size or {}) | model_args
     built = create(model, num_classes, image_size, **model_args)
-    _keep_tokens_contiguous(built)
+    family.prepare(built)
     source = weights_source(weights, model)
     notes = load_weights(built, source)
     config: dict[str, Any] = dict(built.pretrained_cfg)  # type: ignore[arg-type]  # timm's own dict
     size = (image_size, image_size) if image_size else tuple(config["input_size"][1:])
-    any_size = any_size and swin
     return LoadedBackbone(built, source, config, (int(size[0]), int(size[1])), any_size, notes)
-
-
-def _keep_tokens_contiguous(model: nn.Module) -> None:
-    """Lay patches out as rows of channels.
-
-    timm's are a transposed view of the convolution's output. Where no class token is put in front
-    of them, the residual stream would keep that layout, and every norm would copy it.
-    """
-    if isinstance(model, VisionTransformer) and model.num_prefix_tokens == 0:
-        model.patch_embed.register_forward_hook(_contiguous)
-
-
-def _contiguous(module: nn.Module, inputs: object, patches: torch.Tensor) -> torch.Tensor:
-    return patches.contiguous()
 
 
 def check_model(model: str) -> list[Problem]:
@@ -123,3 +106,12 @@ def outline(model: str, image_size: int | None = None, **model_args: Any) -> Bac
     """
     with torch.device("meta"):
         return block_map(create(model, 0, image_size, **model_args))
+
+
+@functools.cache
+def traits_of(model: str) -> frozenset[Trait]:
+    """What the backbones of a timm model's family have; nothing where it has no block map."""
+    try:
+        return outline(model).family.traits
+    except UnsupportedBackboneError:
+        return frozenset()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
 
-from timm.models._features import feature_take_indices
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
-from torch import Tensor, nn
+from timm.models.swin_transformer import (
+    SwinTransformer,
+    SwinTransformerBlock,
+    WindowAttention,
+    checkpoint_filter_fn,
+)
+from torch import Tensor
 
-from vpeft_bench.backbones.block_map import Backbone, Block, OpenedClasses, register_family
+from vpeft_bench.backbones.block_map import OpenedClasses
 from vpeft_bench.backbones.sites import OpenedAttention, OpenedBlock
-from vpeft_bench.backbones.trunk import OpenedModel, Stage
+from vpeft_bench.backbones.windowed import OpenedWindowed, Windowed
 
 
 class OpenedSwinBlock(OpenedBlock, SwinTransformerBlock):
@@ -44,77 +48,35 @@ class OpenedWindowAttention(OpenedAttention, WindowAttention):
         return cast(Tensor, self.proj_drop(self.proj(out)))
 
 
-class OpenedSwin(OpenedModel, SwinTransformer):  # type: ignore[misc]  # takes no mask
+class OpenedSwin(OpenedWindowed, SwinTransformer):  # type: ignore[misc]  # takes no mask
     """timm's Swin with something placed around its trunk."""
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Patches, ``(B, H, W, D)``."""
-        return cast(Tensor, self.patch_embed(images))
 
-    def stages(self) -> list[Stage]:
-        """One stage per resolution, each with the patch merging in front of it."""
-        layers: Any = self.layers
-        return [Stage(stage.downsample, list(stage.blocks)) for stage in layers]
+class Swin(Windowed):
+    """Swin Transformers, version 1."""
 
-    def pooled(self, stream: Tensor) -> Tensor:
-        """Final norm and pooling, ``(B, D)``."""
-        return cast(Tensor, self.head.global_pool(self.norm(stream)))
-
-    def classify(self, features: Tensor) -> Tensor:
-        """Dropout and the linear head."""
-        return cast(Tensor, self.head.fc(self.head.drop(features)))
-
-    def intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """As timm's; ``stop_early`` saves nothing, since the last stream may depend on all."""
-        streams = self.around(x).streams
-        last_of_stage = itertools.accumulate(len(stage.blocks) for stage in self.stages())
-        outputs = [streams[blocks - 1] for blocks in last_of_stage]
-        last = outputs[-1] if intermediates_only and not norm else self.norm(outputs[-1])
-        if norm:
-            outputs[-1] = last
-        taken, _ = feature_take_indices(len(outputs), indices)
-        maps = [outputs[i].permute(0, 3, 1, 2).contiguous() for i in taken]
-        return maps if intermediates_only else (last, maps)
-
-
-@register_family(SwinTransformer)
-def map_swin(model: Any) -> Backbone:
-    """Block map of a timm ``SwinTransformer``; blocks are counted over all stages."""
-    merges = [stage.downsample for stage in model.layers]
-    patch_embed = model.patch_embed
-    patch_leaves = [patch_embed.proj]
-    if not isinstance(patch_embed.norm, nn.Identity):
-        patch_leaves.append(patch_embed.norm)
-    backbone = Backbone(
-        model,
-        family="swin",
-        opened=OpenedClasses(OpenedSwin, OpenedSwinBlock, OpenedWindowAttention),
-        patch_leaves=patch_leaves,
-        final_norm=model.norm,
-        merge_norms=[merge.norm for merge in merges if not isinstance(merge, nn.Identity)],
-        prefix_tokens=0,
+    name = "swin"
+    title = "Swin Transformer"
+    models = (SwinTransformer,)
+    modules = ("swin_transformer",)
+    shown = ("Swin-B", "swin_base_patch4_window7_224")
+    small: ClassVar = (
+        "swin_tiny_patch4_window7_224",
+        {
+            "img_size": 32,
+            "patch_size": 4,
+            "window_size": 4,
+            "embed_dim": 128,
+            "depths": (2, 2),
+            "num_heads": (4, 8),
+            "drop_path_rate": 0.0,
+        },
     )
-    for s, stage in enumerate(model.layers):
-        for b, block in enumerate(stage.blocks):
-            leaves = {
-                "norm1": block.norm1,
-                "qkv": block.attn.qkv,
-                "proj": block.attn.proj,
-                "norm2": block.norm2,
-                "fc1": block.mlp.fc1,
-                "fc2": block.mlp.fc2,
-            }
-            path = f"layers.{s}.blocks.{b}"
-            width, index = block.attn.qkv.in_features, len(backbone.blocks)
-            backbone.blocks.append(
-                Block(index, path, block, block.attn, width, s, leaves, backbone)
-            )
-    return backbone
+    opened = OpenedClasses(OpenedSwin, OpenedSwinBlock, OpenedWindowAttention)
+
+    def to_timm(self, state: Mapping[str, Tensor], model: Any, **options: Any) -> Mapping[str, Any]:
+        """The original checkpoints, and other sizes."""
+        return checkpoint_filter_fn(dict(state), model, **options)  # type: ignore[no-any-return]
+
+
+FAMILY = Swin()

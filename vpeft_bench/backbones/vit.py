@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
 
 import torch
 from timm.layers.attention import Attention as TimmAttention
-from timm.layers.patch_embed import PatchEmbed
-from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Block as TimmBlock
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from vpeft_bench.backbones.block_map import (
-    LINEARS,
-    Backbone,
-    Block,
-    OpenedClasses,
-    register_family,
+from vpeft_bench.backbones.block_map import Backbone, Block, OpenedClasses
+from vpeft_bench.backbones.one_stage import (
+    OneStage,
+    OpenedOneStage,
+    kind_of,
+    leaves_of,
+    patch_leaves,
 )
 from vpeft_bench.backbones.sites import OpenedAttention, OpenedBlock
-from vpeft_bench.backbones.trunk import OpenedModel, Stage
 from vpeft_bench.errors import UnsupportedBackboneError
+from vpeft_bench.traits import Trait
 
 
 class OpenedViTBlock(OpenedBlock, TimmBlock):
@@ -34,6 +34,11 @@ class OpenedViTBlock(OpenedBlock, TimmBlock):
     def mlp_branch(self, normed: Tensor) -> Tensor:
         """MLP and its LayerScale, ``(B, N, D)``."""
         return cast(Tensor, self.ls2(self.mlp(normed)))
+
+    def queried(self, p: Tensor, x: Tensor) -> Tensor:
+        """What the attention adds to queries p ``(B, T, D)`` that read the tokens x."""
+        read = self.attn.query(self.norm1(p), self.norm1(x))  # type: ignore[operator]  # opened
+        return cast(Tensor, self.drop_path1(self.ls1(read)))
 
 
 class OpenedViTAttention(OpenedAttention, TimmAttention):
@@ -68,7 +73,7 @@ class OpenedViTAttention(OpenedAttention, TimmAttention):
         return cast(Tensor, self.proj_drop(self.proj(out)))
 
 
-class OpenedViT(OpenedModel, VisionTransformer):  # type: ignore[misc]  # takes no mask
+class OpenedViT(OpenedOneStage, VisionTransformer):  # type: ignore[misc]  # takes no mask
     """timm's ViT with something placed around its trunk."""
 
     def embed(self, images: Tensor) -> Tensor:
@@ -76,97 +81,64 @@ class OpenedViT(OpenedModel, VisionTransformer):  # type: ignore[misc]  # takes 
         x = self._pos_embed(self.patch_embed(images))
         return cast(Tensor, self.norm_pre(self.patch_drop(x)))
 
-    def stages(self) -> list[Stage]:
-        """One stage; all blocks have one resolution."""
-        return [Stage(nn.Identity(), list(self.blocks))]  # type: ignore[arg-type]  # all are opened
 
-    def pooled(self, stream: Tensor) -> Tensor:
-        """Final norm, pooling, norm behind the pooling, ``(B, D)``."""
-        return cast(Tensor, self.fc_norm(self.pool(self.norm(stream))))
+class ViT(OneStage):
+    """Vision Transformers."""
 
-    def classify(self, features: Tensor) -> Tensor:
-        """Dropout and the linear head."""
-        return cast(Tensor, self.head(self.head_drop(features)))
+    name = "vit"
+    title = "Vision Transformer (ViT, DeiT, DINOv2, CLIP, SigLIP)"
+    models = (VisionTransformer,)
+    modules = ("vision_transformer", "demo_vit")
+    traits = OneStage.traits | {Trait.FREE_TOKENS}
+    shown = ("ViT-B/16", "vit_base_patch16_224")
+    small: ClassVar = ("vit_tiny_patch16_224", {"img_size": 64})
+    opened = OpenedClasses(OpenedViT, OpenedViTBlock, OpenedViTAttention)
 
-    def intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """As timm's; ``stop_early`` saves nothing, since the last stream may depend on all."""
-        streams = self.around(x).streams
-        taken, _ = feature_take_indices(len(streams), indices)
-        chosen = [self.norm(streams[i]) if norm else streams[i] for i in taken]
-        prefixes = [stream[:, : self.num_prefix_tokens] for stream in chosen]
-        maps = [stream[:, self.num_prefix_tokens :] for stream in chosen]
-        if output_fmt == "NCHW":
-            height, width = self.patch_embed.dynamic_feat_size(x.shape[-2:])
-            maps = [m.transpose(1, 2).unflatten(2, (height, width)).contiguous() for m in maps]
-        intermediates = (
-            list(zip(maps, prefixes, strict=True))
-            if return_prefix_tokens and prefixes[0].numel()
-            else maps
+    def map(self, model: Any) -> Backbone:
+        """Block map of a timm ``VisionTransformer``.
+
+        Raises:
+            UnsupportedBackboneError: patches or blocks of another kind (a convolutional stem;
+                parallel or post-norm blocks, an MLP with separate gates).
+        """
+        backbone = Backbone(
+            model,
+            family=self,
+            opened=self.opened,
+            patch_leaves=patch_leaves(model.patch_embed),
+            final_norm=model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm,
+            merge_norms=[],
+            prefix_tokens=model.num_prefix_tokens,
         )
-        return intermediates if intermediates_only else (self.norm(streams[-1]), intermediates)
-
-
-@register_family(VisionTransformer)
-def map_vit(model: Any) -> Backbone:
-    """Block map of a timm ``VisionTransformer``.
-
-    Raises:
-        UnsupportedBackboneError: patches or blocks of another kind (a convolutional stem; parallel
-            or post-norm blocks, an MLP with separate gates).
-    """
-    patch_embed = model.patch_embed
-    if type(patch_embed) is not PatchEmbed:
-        raise UnsupportedBackboneError(
-            f"patch_embed is a {type(patch_embed).__name__}; the ViT block map covers plain "
-            "patches (one convolution), not hybrids with a convolutional stem"
-        )
-    patch_leaves: list[nn.Module] = [patch_embed.proj]
-    if not isinstance(patch_embed.norm, nn.Identity):
-        patch_leaves.append(patch_embed.norm)
-    backbone = Backbone(
-        model,
-        family="vit",
-        opened=OpenedClasses(OpenedViT, OpenedViTBlock, OpenedViTAttention),
-        patch_leaves=patch_leaves,
-        final_norm=model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm,
-        merge_norms=[],
-        prefix_tokens=model.num_prefix_tokens,
-    )
-    for index, block in enumerate(model.blocks):
-        leaves = _leaves(block)
-        if leaves is None:
-            raise UnsupportedBackboneError(
-                f"blocks.{index} is {_kind(block)}; the ViT block map covers timm's pre-norm Block "
-                "with fused qkv and an MLP of two linears"
+        for index, block in enumerate(model.blocks):
+            leaves = leaves_of(block) if type(block) is TimmBlock else None
+            if leaves is None:
+                raise UnsupportedBackboneError(
+                    f"blocks.{index} is {kind_of(block)}; the ViT block map covers timm's pre-norm "
+                    "Block with fused qkv and an MLP of two linears"
+                )
+            width, path = leaves["qkv"].in_features, f"blocks.{index}"
+            backbone.blocks.append(
+                Block(index, path, block, block.attn, width, 0, leaves, backbone)
             )
-        width, path = leaves["qkv"].in_features, f"blocks.{index}"
-        backbone.blocks.append(Block(index, path, block, block.attn, width, 0, leaves, backbone))
-    return backbone
+        return backbone
+
+    def prepare(self, model: Any) -> None:
+        """Lay patches out as rows of channels.
+
+        timm's are a transposed view of the convolution's output. Where no class token is put before
+        them, the residual stream would keep that layout, and every norm would copy it.
+        """
+        if model.num_prefix_tokens == 0:
+            model.patch_embed.register_forward_hook(_contiguous)
+
+    def to_timm(self, state: Mapping[str, Tensor], model: Any, **options: Any) -> Mapping[str, Any]:
+        """The original JAX checkpoints, DINOv2, CLIP, and other sizes."""
+        return checkpoint_filter_fn(dict(state), model, **options)  # type: ignore[no-any-return]
 
 
-def _kind(block: nn.Module) -> str:
-    parts = [f"{n}: {type(m).__name__}" for n, m in block.named_children() if n in ("attn", "mlp")]
-    return f"{type(block).__name__}({', '.join(parts)})"
+FAMILY = ViT()
 
 
-def _leaves(block: Any) -> dict[str, Any] | None:
-    if type(block) is not TimmBlock:
-        return None
-    leaves = {
-        "norm1": block.norm1,
-        "qkv": getattr(block.attn, "qkv", None),
-        "proj": getattr(block.attn, "proj", None),
-        "norm2": block.norm2,
-        "fc1": getattr(block.mlp, "fc1", None),
-        "fc2": getattr(block.mlp, "fc2", None),
-    }
-    return leaves if all(isinstance(leaves[name], nn.Linear) for name in LINEARS) else None
+def _contiguous(module: nn.Module, inputs: object, patches: Tensor) -> Tensor:
+    return patches.contiguous()

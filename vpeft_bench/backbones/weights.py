@@ -260,8 +260,3 @@ def _read(source: WeightsSource) -> Any:
         raise WeightsMismatchError(
             f"{source.name} cannot be read as weights: {reason} (an incomplete copy? {again})"
         ) from error
-
-
-def family_of(model: str) -> str:
-    """The family of a timm model by its name: of those with a block map, Swin's start with it."""
-    return "swin" if model.startswith("swin_") else "vit"

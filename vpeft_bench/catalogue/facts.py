@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FILE = Path(__file__).with_name("methods.json")
 CODE = Path(__file__).resolve().parents[1] / "methods"
+BACKBONES = CODE.with_name("backbones")
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def facts_of(method: type[Method]) -> MethodFacts:
         category=method.category.value,
         arxiv=method.arxiv or "",
         source=method.source,
-        families=list(method.families),
-        unsupported=dict(method.unsupported),
+        families=list(method.supported()),
+        unsupported=method.unsupported(),
         not_mergeable=method.not_mergeable or "",
         doc=inspect.cleandoc(method.__doc__ or ""),
         options=[
@@ -154,6 +155,31 @@ def method(name: str) -> MethodFacts:
     return facts_of(method_class(name))
 
 
+def families_of_peft() -> dict[str, list[str]]:
+    """The families that each method of the peft library attaches to; the library need not be there.
+
+    What a type needs of a backbone is said here, whatever the library's version.
+    """
+    if (stored := _stored()) is not None:
+        return {raw["name"]: raw["families"] for raw in stored["of_peft"]}
+    from vpeft_bench.backbones.families import families_with
+
+    prefix = hf_types.PREFIX
+    return {
+        name: list(families_with(hf_types.OFFERED[name.removeprefix(prefix)].needs))
+        for name in hf_types.names()
+    }
+
+
+def family_names() -> list[str]:
+    """Every family of backbones."""
+    if (stored := _stored()) is not None:
+        return list(stored["families"])
+    from vpeft_bench.backbones.families import families
+
+    return [family.name for family in families()]
+
+
 def _stored() -> dict[str, Any] | None:
     """What the file holds, if it is of this code."""
     try:
@@ -192,17 +218,27 @@ def collected() -> list[MethodFacts]:
     return sorted(found, key=lambda facts: (order.index(facts.category), facts.name))
 
 
-def code_fingerprint(folder: Path = CODE) -> str:
-    """What tells one state of the methods' code from another."""
-    paths = sorted(folder.rglob("*.py"))
-    lines = [f"{path.relative_to(folder).as_posix()} {sha256(path)}\n" for path in paths]
+def code_fingerprint(*folders: Path) -> str:
+    """What tells one state of the code of methods and families from another.
+
+    Args:
+        folders: of that code; by default those of this package.
+    """
+    lines = [
+        f"{path.relative_to(folder).as_posix()} {sha256(path)}\n"
+        for folder in folders or (CODE, BACKBONES)
+        for path in sorted(folder.rglob("*.py"))
+    ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def write() -> None:
     """Write ``methods.json`` from the classes."""
+    from vpeft_bench.backbones.families import families
+
     content = {
         "code": code_fingerprint(),
+        "families": [family.name for family in families()],
         "methods": [asdict(facts) for facts in collected()],
         "peft": hf_types.version(),
         "of_peft": [asdict(facts) for facts in collected_of_peft()],

@@ -12,7 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vpeft_bench.catalogue.facts import MethodFacts, method, methods_of_plugins, native_methods
+from vpeft_bench.catalogue.facts import (
+    MethodFacts,
+    families_of_peft,
+    family_names,
+    method,
+    methods_of_plugins,
+    native_methods,
+)
 from vpeft_bench.choices import choices_on_disk
 from vpeft_bench.errors import MethodOptionError
 from vpeft_bench.methods.parts import hf_types
@@ -56,6 +63,11 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
     return 0
 
 
+def named(families: Sequence[str]) -> str:
+    """Families by name; "all" for all of them."""
+    return "all" if list(families) == family_names() else ", ".join(families)
+
+
 def _presets(own: Path) -> dict[str, str]:
     """The method of each file below ``own/method``, by the name that chooses the file."""
     files = choices_on_disk(own).get("method", ())
@@ -88,7 +100,7 @@ def print_methods(methods: Iterable[MethodFacts], console: Console) -> None:
             table.add_row(
                 Text(facts.name, "bold"),
                 facts.arxiv or "-",
-                ", ".join(facts.families),
+                named(facts.families),
                 "" if facts.not_mergeable else "merges",
                 Text(" ".join(f"{option.name}={option.default}" for option in facts.options)),
             )
@@ -106,11 +118,12 @@ def print_hf_types(console: Console) -> None:
     for _ in range(4):
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
+    families = families_of_peft()
     for name in hf_types.names():
         facts = hf_types.OFFERED[name.removeprefix(hf_types.PREFIX)]
-        families = ", ".join(f for f in ("vit", "swin") if f not in facts.unsupported)
         merges = "" if facts.not_mergeable else "merges"
-        table.add_row(Text(name, "bold"), facts.arxiv or "-", families, merges, facts.title)
+        where = named(families[name])
+        table.add_row(Text(name, "bold"), facts.arxiv or "-", where, merges, facts.title)
     console.print(table)
     others = ", ".join(f"{hf_types.PREFIX}{name}" for name in hf_types.NOT_OFFERED)
     console.print(f"not offered (methods hf/NAME says why): {others}", soft_wrap=True)
@@ -144,7 +157,7 @@ def describe(found: MethodFacts, console: Console) -> None:
     console.print(f"{found.name}: {found.title}", style="bold", soft_wrap=True)
     paper = f"arXiv {found.arxiv}; {found.source}" if found.arxiv else found.source
     console.print(paper, soft_wrap=True)
-    console.print(f"category {found.category}; backbones: {', '.join(found.families)}")
+    console.print(f"category {found.category}; backbones: {named(found.families)}")
     for family, reason in found.unsupported.items():
         console.print(f"not on {family}: {reason}", soft_wrap=True)
     merge = f"no: {found.not_mergeable}" if found.not_mergeable else "yes"

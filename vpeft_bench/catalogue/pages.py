@@ -10,13 +10,15 @@ from dataclasses import fields
 from pathlib import Path
 
 from vpeft_bench.catalogue.counts import BACKBONES, Published, mean_classes, read_published
-from vpeft_bench.catalogue.probe import TITLES, Facts, probe, reference_vectors
+from vpeft_bench.catalogue.listing import named
+from vpeft_bench.catalogue.probe import Facts, probe, reference_vectors
 from vpeft_bench.catalogue.wording import (
     CAPABILITIES,
     NUMBERS,
     VECTORS,
     capabilities,
     features,
+    first_size,
     number,
     option_value,
 )
@@ -74,9 +76,7 @@ def _paper(found: type[Method]) -> str:
 
 
 def _command(found: type[Method]) -> str:
-    # The default backbone is a ViT.
-    elsewhere = "" if "vit" in found.families else " backbone=swin_b data=vtab1k/cifar"
-    return f"python -m vpeft_bench method={found.name}{elsewhere}"
+    return f"python -m vpeft_bench method={found.name}"
 
 
 def _options(found: type[Method]) -> str:
@@ -111,7 +111,7 @@ def _sizes(facts: Facts) -> str:
         ["bytes of the delta checkpoint's tensors", *(number(s.stored_bytes) for s in sizes)],
         ["frozen features that training reads", *(features(s.reads) for s in sizes)],
     ]
-    return _table(["", *(TITLES[family] for family in facts.sizes)], rows, right=TITLES.values())
+    return _table(["", *facts.sizes], rows, right=list(facts.sizes))
 
 
 def _facts(found: type[Method], facts: Facts, vectors: Sequence[str]) -> list[str]:
@@ -121,9 +121,9 @@ def _facts(found: type[Method], facts: Facts, vectors: Sequence[str]) -> list[st
         f"Count: {_said(found, 'parameter_count')}",
         f"Start: {start}. {_said(found, 'identity_at_start')}",
         f"Merging: {_text(merge)}. {_said(found, 'merge_refusal')}",
-        f"Backbones: {', '.join(facts.families)}.",
+        f"Backbones: {named(facts.families)}.",
     ]
-    lines += [f"Not on {family}: {_text(why)}." for family, why in found.unsupported.items()]
+    lines += [f"Not on {family}: {_text(why)}." for family, why in found.unsupported().items()]
     if not facts.dense:
         refusal = found().dense_refusal or "some of what it trains gets no gradient there"
         lines.append(f"Not under dense heads: {_text(refusal)}.")
@@ -180,9 +180,8 @@ def _arxiv(found: type[Method]) -> str:
 
 
 def _first_size(facts: Facts) -> str:
-    family = facts.families[0]
-    on = "" if family == "vit" else f" ({TITLES[family]})"
-    return f"{number(facts.sizes[family].parameters)}{on}"
+    size, on = first_size(facts)
+    return f"{number(size.parameters)}{on}"
 
 
 def with_methods(readme: str) -> str:

@@ -23,32 +23,14 @@ from torch import Tensor, nn
 
 from vpeft_bench.attachment import Attached, attach
 from vpeft_bench.backbones import block_map
+from vpeft_bench.backbones.families import families
+from vpeft_bench.backbones.family import Family
 from vpeft_bench.backbones.features import StageFeatures
 from vpeft_bench.errors import NotMergeableError, NotSelectedError, UnsupportedBackboneError
 from vpeft_bench.methods.base import MergeableModule, Method
 from vpeft_bench.methods.data_pass import BatchData
 from vpeft_bench.methods.registry import build_method
 
-FULL_SIZE = {"vit": "vit_base_patch16_224", "swin": "swin_base_patch4_window7_224"}
-"""The backbone of each family on which sizes are stated, as timm calls it."""
-
-TITLES = {"vit": "ViT-B/16", "swin": "Swin-B"}
-
-_SMALL: dict[str, tuple[str, dict[str, Any]]] = {
-    "vit": ("vit_tiny_patch16_224", {"img_size": 64}),
-    "swin": (
-        "swin_tiny_patch4_window7_224",
-        {
-            "img_size": 32,
-            "patch_size": 4,
-            "window_size": 4,
-            "embed_dim": 128,
-            "depths": (2, 2),
-            "num_heads": (4, 8),
-            "drop_path_rate": 0.0,
-        },
-    ),
-}
 _CLASSES = 4
 _MERGED = 1e-6
 """Largest relative difference between the logits of a merged model and those before, in float64."""
@@ -56,7 +38,7 @@ _MERGED = 1e-6
 
 @dataclass(frozen=True)
 class Size:
-    """What a method costs on the backbone of :data:`FULL_SIZE`.
+    """What a method costs on the backbone that its family shows.
 
     Attributes:
         parameters: trainable without the head; None where the data decide.
@@ -74,12 +56,12 @@ class Facts:
     """What probing a method showed.
 
     Attributes:
-        families: those it attaches to.
+        families: those it attaches to, as it says; it was tried on those with a small model.
         identity_at_start: the logits stay the same, bit for bit.
         mergeable: the merged model is a plain one with the same logits.
         selects: nothing is placed before a data pass.
         dense: under a dense head all that it trains learns.
-        sizes: by family.
+        sizes: by title of the backbone.
         contradictions: claims of the method that do not hold.
     """
 
@@ -98,26 +80,29 @@ def probe(name: str) -> Facts:
     """Attach the method ``name`` wherever it can be, and see."""
     method = build_method(name, {})
     seen, contradictions = {}, []
-    for family in _SMALL:
-        claimed = family in method.families
+    for family in families():
+        if family.small is None:
+            continue
+        claimed = family.name in method.supported()
         try:
             seen[family] = _observe(name, family)
         except UnsupportedBackboneError as error:
             if claimed:
-                contradictions.append(f"{family}: said to be supported, but {error}")
+                contradictions.append(f"{family.name}: said to be supported, but {error}")
             continue
         if not claimed:
-            contradictions.append(f"{family}: said to be unsupported, but it attaches")
-        contradictions += [f"{family}: {text}" for text in seen[family].against(method)]
+            contradictions.append(f"{family.name}: said to be unsupported, but it attaches")
+        contradictions += [f"{family.name}: {text}" for text in seen[family].against(method)]
     observed = list(seen.values())
     sizes = {}
     for family in seen:
-        size, wrong = _size(method, family)
-        sizes[family] = size
-        contradictions += [f"{TITLES[family]}: {text}" for text in wrong]
+        if family.shown is not None:
+            title, model = family.shown
+            sizes[title], wrong = _size(method, model)
+            contradictions += [f"{title}: {text}" for text in wrong]
     return Facts(
         name=name,
-        families=tuple(seen),
+        families=method.supported(),
         identity_at_start=all(o.identity_at_start for o in observed),
         mergeable=all(o.mergeable for o in observed),
         selects=any(o.selects for o in observed),
@@ -165,7 +150,7 @@ class _Observation:
             yield "the delta checkpoint holds more than header and tensors"
 
 
-def _observe(name: str, family: str) -> _Observation:
+def _observe(name: str, family: Family) -> _Observation:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, pictures, before = copy.deepcopy(_small_model(family))
@@ -195,12 +180,13 @@ def _observe(name: str, family: str) -> _Observation:
 
 
 @functools.cache
-def _small_model(family: str) -> tuple[nn.Module, Tensor, Tensor]:
+def _small_model(family: Family) -> tuple[nn.Module, Tensor, Tensor]:
     """A small model in float64, two pictures, and their logits.
 
     No weight is left at a value that hides mistakes, such as a norm's ones and zeros.
     """
-    name, overrides = _SMALL[family]
+    assert family.small is not None
+    name, overrides = family.small
     model: nn.Module = timm.create_model(name, num_classes=_CLASSES, **overrides)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -340,15 +326,15 @@ def _merges(attached: Attached, pictures: Tensor) -> bool:
 
 
 @functools.cache
-def full_size(family: str) -> nn.Module:
-    """The backbone of :data:`FULL_SIZE` with one class, without memory for its weights."""
+def full_size(model: str) -> nn.Module:
+    """A timm model with one class, without memory for its weights."""
     with torch.device("meta"):
-        return timm.create_model(FULL_SIZE[family], num_classes=1)  # type: ignore[no-any-return]
+        return timm.create_model(model, num_classes=1)  # type: ignore[no-any-return]
 
 
-def _size(method: Method, family: str) -> tuple[Size, list[str]]:
+def _size(method: Method, name: str) -> tuple[Size, list[str]]:
     """The size on the large backbone, and what of it contradicts the closed form."""
-    model = full_size(family)
+    model = full_size(name)
     backbone = block_map(model)
     expected, reads = method.parameter_count(backbone), method.reads(backbone)
     if method.selects:

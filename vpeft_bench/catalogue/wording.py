@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from vpeft_bench.catalogue.probe import TITLES, Facts
+from vpeft_bench.backbones.families import families
+from vpeft_bench.catalogue.listing import named
+from vpeft_bench.catalogue.probe import Facts, Size
 
 CAPABILITIES = (
     "method",
@@ -29,12 +31,10 @@ def capabilities(facts: Facts, vectors: Mapping[str, Sequence[str]] | None) -> l
     Args:
         vectors: names of the reference vectors by method, or None for no such column.
     """
-    family = facts.families[0]
-    size = facts.sizes[family]
-    on = "" if family == "vit" else f" ({TITLES[family]})"
+    size, on = first_size(facts)
     row = [
         facts.name,
-        ", ".join(facts.families),
+        named(facts.families),
         "yes" if facts.identity_at_start else "no",
         "yes" if facts.mergeable else "no",
         "yes" if facts.dense else "no",
@@ -44,6 +44,13 @@ def capabilities(facts: Facts, vectors: Mapping[str, Sequence[str]] | None) -> l
         "yes" if facts.selects else "no",
     ]
     return row if vectors is None else [*row, str(len(vectors.get(facts.name, ()))) or "-"]
+
+
+def first_size(facts: Facts) -> tuple[Size, str]:
+    """What it costs on the first backbone that it attaches to; which, if not the usual one."""
+    usual = next(family.shown[0] for family in families() if family.shown is not None)
+    title, size = next(iter(facts.sizes.items()))
+    return size, "" if title == usual else f" ({title})"
 
 
 def features(names: Iterable[str]) -> str:

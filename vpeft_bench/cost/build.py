@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vpeft_bench.attachment import Attached, attach_method
-from vpeft_bench.backbones.block_map import block_map
+from vpeft_bench.backbones.families import block_map
 from vpeft_bench.backbones.load import load_backbone, outline
 from vpeft_bench.build import unfuse_attention
 from vpeft_bench.cost.flops import closed_form, count
@@ -62,12 +62,12 @@ def build_subject(request: Request, device: torch.device) -> Subject:
 def _plain_model(request: Request) -> tuple[Any, tuple[int, int]]:
     """The backbone, and the height and width of its input.
 
-    A ViT is built for ``cost.image_size``; a Swin takes any size, with windows of its own one.
+    What takes one size only is built for ``cost.image_size``; what takes any keeps its windows.
     """
     backbone, size = request.backbone, request.cost.image_size
     arguments = dict(backbone.model_args)
     family = outline(backbone.model, backbone.image_size, **arguments).family
-    if size is not None and family == "vit":
+    if size is not None and family.any_size is None:
         arguments["img_size"] = tuple(size)
     loaded = load_backbone(
         backbone.model,

@@ -72,7 +72,7 @@ class Request:
 
 def request_of(config: RunConfig) -> Request:
     """The part of a whole config that is measured; ``config`` has no problem."""
-    from vpeft_bench.backbones.weights import family_of
+    from vpeft_bench.backbones.load import traits_of
     from vpeft_bench.methods.registry import build_method
 
     options = dict(config.method)
@@ -82,7 +82,7 @@ def request_of(config: RunConfig) -> Request:
         backbone=replace(config.backbone, weights="none"),
         hardware=config.hardware,
         cost=config.cost,
-        uncounted=method.uncounted(family_of(config.backbone.model)),
+        uncounted=method.uncounted(traits_of(config.backbone.model)),
         method_version=method.version,
     )
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vpeft_bench.backbones.block_map import Backbone, Block
+from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.methods.base import Category, MergeableModule, Method, add_in_float64, option
 from vpeft_bench.methods.registry import register
@@ -110,11 +109,7 @@ class AttnScale(Method):
     def check(self, backbone: Backbone) -> None:
         """As every method; and n must be one number for ``granularity=map``."""
         super().check(backbone)
-        model: Any = backbone.model
-        if self.granularity == "map" and (
-            getattr(model, "dynamic_img_size", False)
-            or not isinstance(getattr(model, "patch_drop", nn.Identity()), nn.Identity)
-        ):
+        if self.granularity == "map" and (backbone.any_grid or backbone.drops_patches):
             raise UnsupportedBackboneError(
                 f"method {self.name} does not support dynamic_img_size=True or patch dropout: the "
                 "number of tokens would not be that of the scales (nearest: granularity=head)"
@@ -124,7 +119,7 @@ class AttnScale(Method):
         """Scales in every attention, offsets behind its projection and behind the MLP."""
         for block in backbone.blocks:
             if self.granularity == "map":
-                block.place("attention_map", MapScale(_tokens(backbone, block)))
+                block.place("attention_map", MapScale(block.attended_tokens))
             else:
                 block.place("qkv", HeadScale(block.heads))
             if self.dra:
@@ -134,16 +129,7 @@ class AttnScale(Method):
     def parameter_count(self, backbone: Backbone) -> int:
         """n^2 L or HL, and 2DL: for ViT-B/16 465,708 or 144, and 18,432."""
         return sum(
-            (_tokens(backbone, block) ** 2 if self.granularity == "map" else block.heads)
+            (block.attended_tokens**2 if self.granularity == "map" else block.heads)
             + 2 * block.width * self.dra
             for block in backbone.blocks
         )
-
-
-def _tokens(backbone: Backbone, block: Block) -> int:
-    """Tokens that attend to each other: of a window, or of the image with the prefix."""
-    attention: Any = block.attention
-    if backbone.family == "swin":
-        return int(attention.window_area)
-    model: Any = backbone.model
-    return int(model.patch_embed.num_patches) + backbone.prefix_tokens

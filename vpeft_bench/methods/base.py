@@ -1,13 +1,13 @@
 """The method contract: a dataclass of hyper-parameters that places modules on a block map.
 
-A method states facts (paper, families, count, merge); everything else (the trainable set, the delta
+A method states facts (paper, needs, count, merge); everything else (the trainable set, the delta
 checkpoint, the counts, the optimizer's groups) is derived from what it placed and unfroze, never
 from parameter names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, ClassVar, Self
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from vpeft_bench import always_counted
 from vpeft_bench.backbones.block_map import Backbone, Block
+from vpeft_bench.backbones.families import families, families_with
 from vpeft_bench.errors import Problem, UnsupportedBackboneError
 from vpeft_bench.fields import DEFAULT, neutral
 from vpeft_bench.formats import option_text
 from vpeft_bench.methods.data_pass import Selection, SelectionData
+from vpeft_bench.traits import Trait
 
 
 class Category(StrEnum):
@@ -42,7 +44,7 @@ def option(
     choices: Iterable[str] = (),
     distinct: bool = False,
     neutral: Any = DEFAULT,
-    only_on: Iterable[str] = (),
+    only_on: Iterable[Trait] = (),
     only_where: Mapping[str, Any] | None = None,
 ) -> Any:
     """A hyper-parameter of a method: a dataclass field that knows its range and meaning.
@@ -59,7 +61,7 @@ def option(
             strings always do, while other numbers are quantities and may be equal.
         neutral: the value at which the method does what it did before it had the option; needed
             where that is not the default.
-        only_on: the backbone families where it has an effect; empty: all.
+        only_on: what a backbone must have for it to have an effect.
         only_where: values of other options without which it has no effect.
     """
     metadata = {
@@ -113,8 +115,7 @@ class Method:
         idea: what it does, in two sentences.
         deviations: each place where code, papers or published tables disagree, what is the default
             here, and the option that gives the other; which published row used which.
-        families: backbone families it is defined on.
-        unsupported: for families it is not defined on, the reason shown to the user.
+        needs: what it asks of a backbone, each with the reason that is shown where it is missing.
         not_mergeable: why it cannot be merged with its default options, or None where it can; where
             other options decide otherwise, :attr:`merge_refusal` does.
         not_dense: why it cannot serve dense heads (detection, segmentation), or None where it can.
@@ -130,8 +131,7 @@ class Method:
     category: ClassVar[Category]
     idea: ClassVar[str] = ""
     deviations: ClassVar[tuple[str, ...]] = ()
-    families: ClassVar[tuple[str, ...]] = ("vit", "swin")
-    unsupported: ClassVar[dict[str, str]] = {}
+    needs: ClassVar[Mapping[Trait, str]] = {}
     not_mergeable: ClassVar[str | None] = None
     not_dense: ClassVar[str | None] = None
     batch_statistics: ClassVar[bool] = False
@@ -264,12 +264,23 @@ class Method:
         Raises:
             UnsupportedBackboneError: names the method, the family and the reason.
         """
-        if backbone.family not in self.families:
-            reason = self.unsupported.get(backbone.family, "it is not defined there")
+        family = backbone.family
+        if (reason := self.unsupported().get(family.name)) is not None:
             raise UnsupportedBackboneError(
-                f"method {self.name} does not support {backbone.family} backbones: {reason} "
-                f"(supported: {', '.join(self.families)})"
+                f"method {self.name} does not support {family.name} backbones: {reason} "
+                f"(supported: {', '.join(self.supported())})"
             )
+
+    @classmethod
+    def supported(cls) -> tuple[str, ...]:
+        """Names of the families that have what it needs."""
+        return families_with(cls.needs)
+
+    @classmethod
+    def unsupported(cls) -> dict[str, str]:
+        """For each other family the reason."""
+        missing = {f.name: [t for t in cls.needs if t not in f.traits] for f in families()}
+        return {name: cls.needs[traits[0]] for name, traits in missing.items() if traits}
 
     def options(self) -> dict[str, Any]:
         """The hyper-parameters by name, as plain values."""
@@ -281,8 +292,8 @@ class Method:
         differing = {k: v for k, v in self.options().items() if v != defaults[k]}
         return f"{self.name} {option_text(differing)}".rstrip()
 
-    def uncounted(self, family: str) -> list[str]:
-        """Options that are no part of the identity of a run on a backbone of ``family``.
+    def uncounted(self, traits: Collection[Trait]) -> list[str]:
+        """Options that are no part of the identity of a run on a backbone with ``traits``.
 
         They have no effect there, or came later and are neutral.
         """
@@ -291,13 +302,12 @@ class Method:
             one.name
             for one in fields(self)
             if one.name not in always
-            and (not self._has_effect(one, family) or getattr(self, one.name) == neutral(one))
+            and (not self._has_effect(one, traits) or getattr(self, one.name) == neutral(one))
         ]
 
-    def _has_effect(self, option: Field[Any], family: str) -> bool:
-        families = option.metadata.get("only_on", ())
+    def _has_effect(self, option: Field[Any], traits: Collection[Trait]) -> bool:
         needed: Mapping[str, Any] = option.metadata.get("only_where", {})
-        return (not families or family in families) and all(
+        return set(option.metadata.get("only_on", ())) <= set(traits) and all(
             getattr(self, name) == value for name, value in needed.items()
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -54,7 +54,7 @@ class BitFit(Method):
             if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
                 yield bias
         if self.relative_position_bias:
-            yield from _tables(backbone)
+            yield from backbone.position_tables()
 
     def parameter_count(self, backbone: Backbone) -> int:
         """2D + 11DL for a ViT (102,912 for B/16); a Swin's 11 sum(D_l) + norms + tables.
@@ -62,10 +62,3 @@ class BitFit(Method):
         Summed over the biases there are: CLIP's patches have none, q/k norms and pooling add some.
         """
         return sum(parameter.numel() for parameter in set(self.unfrozen(backbone)))
-
-
-def _tables(backbone: Backbone) -> Iterator[nn.Parameter]:
-    for block in backbone.blocks:
-        table = getattr(block.module.attn, "relative_position_bias_table", None)
-        if table is not None:
-            yield table

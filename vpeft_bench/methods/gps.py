@@ -113,7 +113,7 @@ class GPS(Method):
         """Loss of one batch: the views of its pictures, one after another."""
         model = backbone.model
         if self.loss == "ce":
-            if isinstance(backbone.head, nn.Identity):
+            if not backbone.has_head:
                 raise UnsupportedBackboneError("method.loss=ce needs a head (num_classes)")
             return nn.functional.cross_entropy(model(images[0]), labels)
         maps = model.forward_features(torch.cat(images))  # type: ignore[operator]

@@ -14,6 +14,7 @@ from vpeft_bench.methods.base import Category, Method, option
 from vpeft_bench.methods.parts.pyramid_side import MetaTokens, PyramidSide
 from vpeft_bench.methods.parts.spatial import require_grid
 from vpeft_bench.methods.registry import register
+from vpeft_bench.traits import Trait
 
 
 @register
@@ -45,8 +46,11 @@ class HST(Method):
         "backbones of other depth than 12: the blocks are spread over the stages as evenly as "
         "possible",
     )
-    families = ("vit",)
-    unsupported = {"swin": "its meta tokens and bridges expect one width and one grid of patches"}
+    needs = {
+        Trait.ONE_RESOLUTION: (
+            "its meta tokens and bridges expect one width and one grid of patches"
+        ),
+    }
     batch_statistics = True
     not_dense = "its pyramid gives one vector per picture, for a classifier"
     not_mergeable = "the side network replaces what the head reads"

@@ -13,6 +13,7 @@ from vpeft_bench.backbones.trunk import OpenedModel, SideNetwork, TrunkOutput
 from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.methods.base import Category, Method, option
 from vpeft_bench.methods.registry import register
+from vpeft_bench.traits import Trait
 
 
 class LowRankAttention(nn.Module):
@@ -89,8 +90,11 @@ class LAST(Method):
         "38,045) or 13 modules without; it cannot be decided, and the default is 12 without "
         "(608,256)",
     )
-    families = ("vit",)
-    unsupported = {"swin": "its side stream keeps one width and one resolution through all blocks"}
+    needs = {
+        Trait.ONE_RESOLUTION: (
+            "its side stream keeps one width and one resolution through all blocks"
+        ),
+    }
     not_mergeable = "its modules attend to the frozen tokens, beside the backbone"
 
     rank: int = option(16, "r, width of query, key and value (from memory: 16)", minimum=1)

@@ -13,6 +13,7 @@ from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.methods.base import Category, Method, option
 from vpeft_bench.methods.parts.side_blocks import MLP_RATIO, prune_into, side_block
 from vpeft_bench.methods.registry import register
+from vpeft_bench.traits import Trait
 
 
 class Ladder(SideNetwork):
@@ -74,8 +75,9 @@ class LST(Method):
         "number of side heads: not stated, and not visible in the count; the backbone's here",
         "the official code can drop side layers; all are kept here",
     )
-    families = ("vit",)
-    unsupported = {"swin": "its ladder keeps one width and one resolution through all blocks"}
+    needs = {
+        Trait.ONE_RESOLUTION: "its ladder keeps one width and one resolution through all blocks",
+    }
     not_mergeable = "the ladder is a network of its own, whose output replaces the backbone's"
 
     bottleneck: int | None = option(

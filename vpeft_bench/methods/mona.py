@@ -113,7 +113,4 @@ class Mona(Method):
 
 def _read_blocks(backbone: Backbone) -> list[Block]:
     """All blocks but a last one of whose output only the class token is read."""
-    class_token_only = getattr(backbone.model, "global_pool", None) == "token"
-    if class_token_only and isinstance(backbone.head, nn.Linear):
-        return backbone.blocks[:-1]
-    return backbone.blocks
+    return backbone.blocks[:-1] if backbone.reads_prefix_only else backbone.blocks

@@ -14,6 +14,7 @@ from vpeft_bench.methods.data_pass import Selection, SelectionData
 from vpeft_bench.methods.parts.noah_search import Search, SearchOptions, search_widths
 from vpeft_bench.methods.parts.subnetwork import PARTS, Subnetwork, Widths, live_parameters
 from vpeft_bench.methods.registry import register
+from vpeft_bench.traits import Trait
 
 PER_BLOCK = "one per block, or one for all; all three null: searched (the paper)"
 
@@ -32,8 +33,9 @@ class NOAH(SearchOptions, Method):
     arxiv = "2206.04673"
     source = "section 3; modules, search space and evolution of the authors' code"
     category = Category.UNIFIED
-    families = ("vit",)
-    unsupported = {"swin": "its prompts have no place in windows; the paper is on ViT only"}
+    needs = {
+        Trait.GLOBAL_ATTENTION: "its prompts have no place in windows; the paper is on ViT only",
+    }
     not_mergeable = "prompts are tokens, and its adapters hold an activation"
     idea = (
         "A supernet holds prompts, low-rank updates and adapters of the largest width in every "

@@ -119,7 +119,7 @@ class SPT(Method):
 
     def select(self, backbone: Backbone, data: SelectionData) -> Selection:
         """Chosen entries of each tensor, as indices into it, and which matrices are structured."""
-        if isinstance(backbone.head, nn.Identity):
+        if not backbone.has_head:
             raise UnsupportedBackboneError(f"method {self.name} needs a head (num_classes)")
         pictures = data.training(shuffle=True, batch_size=self.batch_size)
         batches = itertools.islice(pictures, self.batches)

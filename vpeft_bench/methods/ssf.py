@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.methods.base import Category, MergeableModule, Method, option
 from vpeft_bench.methods.registry import register
+from vpeft_bench.traits import Trait
 
 
 class ScaleShift(MergeableModule):
@@ -81,7 +82,7 @@ class SSF(Method):
         False,
         "a pair after the norms of a Swin's patch merging, too (authors' code: none)",
         neutral=True,
-        only_on=("swin",),
+        only_on=(Trait.PATCH_MERGING,),
     )
 
     def place(self, backbone: Backbone) -> None:

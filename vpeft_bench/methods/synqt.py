@@ -8,6 +8,7 @@ from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.methods.base import Category, Method, option
 from vpeft_bench.methods.parts.query_synthesis import QuerySide, Synthesis, WeightedRows
 from vpeft_bench.methods.registry import register
+from vpeft_bench.traits import Trait
 
 
 @register
@@ -46,8 +47,11 @@ class SynQT(Method):
         "of the authors' side network, 1e-5; head_norm_eps=null keeps the backbone's own eps",
         "the authors' backbone keeps drop-path 0.1 in training; here it is the backbone's own",
     )
-    families = ("vit",)
-    unsupported = {"swin": "its queries read all tokens of a block, which attends within windows"}
+    needs = {
+        Trait.GLOBAL_ATTENTION: (
+            "its queries read all tokens of a block, which attends within windows"
+        ),
+    }
     not_dense = "its queries give one vector per picture, for a classifier"
     not_mergeable = "the head reads the queries, not the backbone's tokens"
 

@@ -12,6 +12,7 @@ from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.methods.base import Category, Method, option
 from vpeft_bench.methods.registry import register
+from vpeft_bench.traits import Trait
 
 
 class InsertPrompts(nn.Module):
@@ -61,8 +62,9 @@ class VPT(Method):
     title = "Visual Prompt Tuning"
     arxiv = "2203.12119"
     category = Category.ADDITION
-    families = ("vit",)
-    unsupported = {"swin": "prompts inside windows (VPT's Swin variant) are not offered"}
+    needs = {
+        Trait.GLOBAL_ATTENTION: "prompts inside windows (VPT's Swin variant) are not offered",
+    }
     not_mergeable = "prompts are tokens, not weights"
 
     prompt_length: int = option(10, "p, prompts per insertion", minimum=1)

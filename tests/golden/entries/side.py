@@ -36,7 +36,7 @@ def _dtl_names(hyper: Hyper, backbone: Backbone) -> Names:
     }
     if hyper["fusion_kernel"]:
         stages = sorted({backbone.blocks[int(i)].stage for i in hyper["add_after_blocks"]})
-        theirs = "lora_fusion" if backbone.family == "vit" else "lora_fusions.{}"
+        theirs = "lora_fusion" if not backbone.merge_norms else "lora_fusions.{}"
         names |= {f"{theirs.format(i)}.weight": f"trunk.fusions.{i}.weight" for i in stages}
     return names
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from vpeft_bench.traits import Trait
+
 PREFIX = "hf/"
 INSTALL = "pip install 'vpeft_bench[hf]'"
 
@@ -42,7 +44,7 @@ class HfType:
         fixed: arguments of the config class that are always given.
         limits: which values fit the widths of the linears, by option: names of rules of
             :mod:`vpeft_bench.methods.parts.hf_limits`.
-        unsupported: reason, by family, where it is not defined there.
+        needs: what it asks of a backbone, with the reason shown where it is missing.
         not_mergeable: why it cannot be folded into the weights, or None where it can.
         notes: where library and paper disagree, or what a user should know.
     """
@@ -58,7 +60,7 @@ class HfType:
     hidden: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
     limits: Mapping[str, str] = field(default_factory=dict)
-    unsupported: Mapping[str, str] = field(default_factory=dict)
+    needs: Mapping[Trait, str] = field(default_factory=dict)
     not_mergeable: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -166,7 +168,7 @@ OFFERED: dict[str, HfType] = {
         start=Start.ROUNDED,
         hidden=("progressbar", "runtime_offload_base_weight"),
         fixed={"progressbar": False},
-        unsupported={"swin": "its common basis needs the same width in every block"},
+        needs={Trait.ONE_RESOLUTION: "its common basis needs the same width in every block"},
         notes=("the delta holds the frozen bases: it is as large as the adapted weights",),
     ),
     "glora": HfType(

@@ -155,7 +155,7 @@ class QuerySide(SideNetwork):
 
 def query_block(block: Any, p: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries p through a frozen block: attention branch, MLP branch, and what leaves the block."""
-    attn = block.drop_path1(block.ls1(block.attn.query(block.norm1(p), block.norm1(x))))
+    attn = block.queried(p, x)
     p = p + attn
     mlp = block.drop_path2(block.mlp_branch(block.norm2(p)))
     return attn, mlp, p + mlp

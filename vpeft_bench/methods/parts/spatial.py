@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import isqrt
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.errors import UnsupportedBackboneError
@@ -18,7 +18,7 @@ class TokenGrid:
 
     Attributes:
         prefix_tokens: class and register tokens, which lie nowhere; None where the stream is a map
-            already (Swin).
+            already.
         size: rows and columns of the patch embedding, where it has a fixed grid.
     """
 
@@ -28,7 +28,7 @@ class TokenGrid:
     @classmethod
     def of(cls, backbone: Backbone) -> TokenGrid:
         """The grid of ``backbone``; the same for all of its blocks."""
-        if backbone.family == "swin":
+        if backbone.family.stream_is_map:
             return cls(None, None)
         embedding = backbone.model.patch_embed
         return cls(backbone.prefix_tokens, getattr(embedding, "grid_size", None))
@@ -37,7 +37,7 @@ class TokenGrid:
         """The prefix tokens ``(B, P, D)`` and the map ``(B, D, h, w)``.
 
         Args:
-            x: tokens ``(B, P + h * w, D)``, or a Swin's ``(B, h, w, D)``; there P is 0.
+            x: tokens ``(B, P + h * w, D)``, or a map ``(B, h, w, D)``; there P is 0.
         """
         if self.prefix_tokens is None:
             return x[:, 0, :0], x.permute(0, 3, 1, 2)
@@ -67,7 +67,7 @@ def require_grid(method: str, backbone: Backbone) -> None:
     Raises:
         UnsupportedBackboneError: the model drops patches at random.
     """
-    if not isinstance(getattr(backbone.model, "patch_drop", nn.Identity()), nn.Identity):
+    if backbone.drops_patches:
         raise UnsupportedBackboneError(
             f"method {method} does not support patch dropout: the tokens that are left form no "
             "grid to convolve over (build the model with patch_drop_rate=0)"

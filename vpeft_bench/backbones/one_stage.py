@@ -1,0 +1,128 @@
+"""What plain transformers share: one stage of blocks on a sequence of tokens, all of one width."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from timm.layers.attention_pool import AttentionPoolLatent
+from timm.layers.patch_embed import PatchEmbed
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from vpeft_bench.backbones import operations
+from vpeft_bench.backbones.block_map import LINEARS, Backbone, Block
+from vpeft_bench.backbones.family import Family
+from vpeft_bench.backbones.trunk import OpenedModel, Stage
+from vpeft_bench.errors import UnsupportedBackboneError
+from vpeft_bench.traits import Trait
+
+
+class OpenedOneStage(OpenedModel):
+    """A timm model of one stage with something placed around its trunk."""
+
+    def stages(self) -> list[Stage]:
+        """One stage; all blocks have one resolution."""
+        model: Any = self
+        return [Stage(nn.Identity(), list(model.blocks))]
+
+    def pooled(self, stream: Tensor) -> Tensor:
+        """Final norm, pooling, norm after the pooling, ``(B, D)``."""
+        model: Any = self
+        return cast(Tensor, model.fc_norm(model.pool(model.norm(stream))))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Dropout and the linear head."""
+        model: Any = self
+        return cast(Tensor, model.head(model.head_drop(features)))
+
+    def intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """As timm's; ``stop_early`` saves nothing, since the last stream may depend on all."""
+        model: Any = self
+        streams = self.around(x).streams
+        taken, _ = feature_take_indices(len(streams), indices)
+        chosen = [model.norm(streams[i]) if norm else streams[i] for i in taken]
+        prefixes = [stream[:, : model.num_prefix_tokens] for stream in chosen]
+        maps = [stream[:, model.num_prefix_tokens :] for stream in chosen]
+        if output_fmt == "NCHW":
+            height, width = model.patch_embed.dynamic_feat_size(x.shape[-2:])
+            maps = [m.transpose(1, 2).unflatten(2, (height, width)).contiguous() for m in maps]
+        intermediates = (
+            list(zip(maps, prefixes, strict=True))
+            if return_prefix_tokens and prefixes[0].numel()
+            else maps
+        )
+        return intermediates if intermediates_only else (model.norm(streams[-1]), intermediates)
+
+
+class OneStage(Family):
+    """Families whose models are one stage of blocks."""
+
+    traits = frozenset({Trait.GLOBAL_ATTENTION, Trait.ONE_RESOLUTION})
+
+    def attended_tokens(self, backbone: Backbone, block: Block) -> int:
+        """All of them: prefix and patches."""
+        model: Any = backbone.model
+        return int(model.patch_embed.num_patches) + backbone.prefix_tokens
+
+    def flops(self, backbone: Backbone, image_size: tuple[int, int]) -> int | None:
+        """Patches, blocks, pooling and heads."""
+        model: Any = backbone.model
+        height, width = model.patch_embed.dynamic_feat_size(image_size)
+        tokens = backbone.prefix_tokens + height * width
+        of_pool = 0
+        if (pool := getattr(model, "attn_pool", None)) is not None:
+            if type(pool) is not AttentionPoolLatent:
+                return None
+            include = getattr(model, "pool_include_prefix", True)
+            of_pool = operations.latent_pool(pool, tokens if include else height * width)
+        return (
+            operations.patches(backbone, height * width)
+            + sum(operations.block(block, tokens, tokens, tokens) for block in backbone.blocks)
+            + of_pool
+            + operations.heads(backbone)
+        )
+
+
+def patch_leaves(patch_embed: Any) -> list[nn.Module]:
+    """The convolution of plain patches, then their norm where there is one.
+
+    Raises:
+        UnsupportedBackboneError: patches of another kind, such as a convolutional stem.
+    """
+    if type(patch_embed) is not PatchEmbed:
+        raise UnsupportedBackboneError(
+            f"patch_embed is a {type(patch_embed).__name__}; the block map covers plain "
+            "patches (one convolution), not hybrids with a convolutional stem"
+        )
+    leaves: list[nn.Module] = [patch_embed.proj]
+    if not isinstance(patch_embed.norm, nn.Identity):
+        leaves.append(patch_embed.norm)
+    return leaves
+
+
+def leaves_of(block: Any) -> dict[str, Any] | None:
+    """The norms and linears of a block; None where a linear is missing or of another kind."""
+    leaves = {
+        "norm1": block.norm1,
+        "qkv": getattr(block.attn, "qkv", None),
+        "proj": getattr(block.attn, "proj", None),
+        "norm2": block.norm2,
+        "fc1": getattr(block.mlp, "fc1", None),
+        "fc2": getattr(block.mlp, "fc2", None),
+    }
+    return leaves if all(isinstance(leaves[name], nn.Linear) for name in LINEARS) else None
+
+
+def kind_of(block: nn.Module) -> str:
+    """A block and its parts by the names of their classes."""
+    parts = [f"{n}: {type(m).__name__}" for n, m in block.named_children() if n in ("attn", "mlp")]
+    return f"{type(block).__name__}({', '.join(parts)})"
