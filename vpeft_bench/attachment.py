@@ -66,26 +66,21 @@ def attach(
 ) -> Attached:
     """Attach a method to ``model``, in place.
 
-        Every original parameter outside the head is frozen, except those the method itself trains. The
-        head is left as it is: it is never part of a method.
+    Every original parameter outside the head is frozen, except those the method itself trains. The
+    head is left as it is: it is never part of a method.
 
-        Args:
-    <<<<<<< HEAD
-            model: a timm model with a block map (``VisionTransformer``, ``SwinTransformer``).
-            method: a name, see :func:`vpeft_bench.list_methods`; or a method itself.
-    =======
-            model: a timm model with a block map (``python -m vpeft_bench backbones``).
-            name: one of :func:`vpeft_bench.list_methods`.
-    >>>>>>> 57cadaa (A family of backbones is one object; methods ask for traits, not for families)
-            data: batches ``(images, labels)`` for a method that looks at training data before it is
-                placed (as :meth:`Attached.select`); ignored by all others.
-            options: the hyper-parameters of a method that is given by name.
+    Args:
+        model: a timm model with a block map (``python -m vpeft_bench backbones`` lists them).
+        method: a name, see :func:`vpeft_bench.list_methods`; or a method itself.
+        data: batches ``(images, labels)`` for a method that looks at training data before it is
+            placed (as :meth:`Attached.select`); ignored by all others.
+        options: the hyper-parameters of a method that is given by name.
 
-        Raises:
-            TypeError: options beside a method that has its own.
-            MethodOptionError: unknown method or option, wrong type, value out of range.
-            UnsupportedBackboneError: no block map, or the method asks for what it has not.
-            AlreadyAttachedError: the model carries a method; detach or merge it first.
+    Raises:
+        TypeError: options beside a method that has its own.
+        MethodOptionError: unknown method or option, wrong type, value out of range.
+        UnsupportedBackboneError: no block map, or the method needs what it has not.
+        AlreadyAttachedError: the model carries a method; detach or merge it first.
     """
     if isinstance(method, Method):
         if options:
