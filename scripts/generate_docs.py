@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vpeft_bench.catalogue import facts
+from vpeft_bench.catalogue import backbones, facts
 from vpeft_bench.catalogue.pages import FOLDER, all_pages
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     facts.write()
+    backbones.write()
     pages = all_pages(REPOSITORY)
     (REPOSITORY / FOLDER).mkdir(parents=True, exist_ok=True)
     for path, text in pages.items():

@@ -16,6 +16,7 @@ usage: python -m vpeft_bench [GROUP=CHOICE ...] [KEY=VALUE ...]     one run
        python -m vpeft_bench -m [KEY=VALUE,VALUE ...] ...           a sweep, one run per combination
        python -m vpeft_bench leaderboard [--records DIR] [--out DIR]
        python -m vpeft_bench methods [NAME] [--capabilities]        every method and its options
+       python -m vpeft_bench backbones [PATTERN]                    what timm offers; does it fit?
        python -m vpeft_bench data                                   every data set; is it there?
        python -m vpeft_bench data check data=NAME [data.root=DIR]   is all of it sound?
        python -m vpeft_bench data show data=NAME [--split train]    pictures and their truth, drawn

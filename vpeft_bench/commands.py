@@ -18,11 +18,12 @@ COMMANDS: Registry[Run] = Registry(
     {
         "leaderboard": "vpeft_bench.leaderboard.cli:main",
         "methods": "vpeft_bench.catalogue.listing:main",
+        "backbones": "vpeft_bench.catalogue.backbones:main",
         "data": "vpeft_bench.data.listing:main",
         "show": "vpeft_bench.show:main",
         "export": "vpeft_bench.serving:main",
         "cost": "vpeft_bench.cost.cli:main",
     },
 )
-OWN = ("leaderboard", "methods", "data", "show", "export", "cost")
+OWN = ("leaderboard", "methods", "backbones", "data", "show", "export", "cost")
 """Those of this package, which ``--help`` explains."""

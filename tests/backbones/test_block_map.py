@@ -665,6 +665,13 @@ def test_average_pooling_leaves_prompts_out() -> None:
         ("vit_base_patch16_siglip_224", "vit", 12, 768, 12, 0, "norm"),
         ("vit_little_patch16_reg4_gap_256", "vit", 14, 320, 5, 4, "fc_norm"),
         ("swin_base_patch4_window7_224", "swin", 24, 1024, 32, 0, "norm"),
+        ("deit_small_distilled_patch16_224", "deit", 12, 384, 6, 2, "norm"),
+        ("beitv2_base_patch16_224", "beit", 12, 768, 12, 1, "fc_norm"),
+        ("vit_base_patch16_dinov3", "eva", 12, 768, 12, 5, "norm"),
+        ("eva02_large_patch14_448", "eva", 24, 1024, 16, 1, "fc_norm"),
+        ("eva_giant_patch14_224", "eva", 40, 1408, 16, 1, "fc_norm"),
+        ("vit_pe_core_base_patch16_224", "eva", 12, 768, 12, 1, "norm"),
+        ("swinv2_base_window8_256", "swinv2", 24, 1024, 32, 0, "norm"),
     ],
 )
 def test_real_names_map(
@@ -679,7 +686,7 @@ def test_real_names_map(
     assert backbone.final_norm is model.get_submodule(final_norm)
     assert [b.index for b in backbone.blocks] == list(range(blocks))
     assert all(model.get_submodule(b.path) is b.module for b in backbone.blocks)
-    if family == "swin":
+    if family in ("swin", "swinv2"):
         assert [b.stage for b in backbone.blocks] == [0] * 2 + [1] * 2 + [2] * 18 + [3] * 2
         assert [b.width for b in backbone.blocks[::6]] == [128, 512, 512, 512]
         assert len(backbone.merge_norms) == 3
@@ -690,9 +697,10 @@ def test_real_names_map(
 @pytest.mark.parametrize(
     ("name", "overrides", "says"),
     [
-        ("resnet18", {}, "ResNet has no block map; mapped families: SwinTransformer, VisionTr"),
-        ("swinv2_tiny_window8_256", {}, "SwinTransformerV2 has no block map"),
-        ("deit_tiny_distilled_patch16_224", {}, "VisionTransformerDistilled has no block map"),
+        ("resnet18", {}, "ResNet has no block map; mapped families: Beit, Eva, SwinTransformer"),
+        ("swinv2_cr_tiny_224", {}, "SwinTransformerV2Cr has no block map"),
+        ("eva02_enormous_patch14_clip_224", {}, r"blocks\.0 is EvaBlockPostNorm"),
+        ("vit_small_patch16_dinov3", {"patch_drop_rate": 0.5}, "covers no patch dropout"),
         ("vit_small_patch16_18x2_224", {}, r"blocks\.0 is ParallelThingsBlock"),
         (
             "vit_tiny_patch16_224",

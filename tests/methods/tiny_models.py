@@ -40,6 +40,33 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "deit": ("deit_tiny_distilled_patch16_224", VIT),
+    # biases by position in each block, LayerScale, query and value biases beside the qkv linear
+    "beit": ("beit_base_patch16_224", VIT | {"init_values": 0.5}),
+    # as DINOv3: rotary positions, registers, LayerScale, no biases of qkv
+    "dinov3": ("vit_small_patch16_dinov3", VIT | {"init_values": 0.5, "dynamic_img_size": False}),
+    # as EVA-02 small: rotary and learned positions, a packed gate, query and value biases
+    "eva02": ("eva02_tiny_patch14_224", VIT | {"ref_feat_shape": (4, 4)}),
+    # as EVA-02 base: query, key, value, and gate and MLP, in linears of their own
+    "eva02_split": (
+        "eva02_base_patch14_448",
+        VIT | {"ref_feat_shape": (4, 4)},
+    ),
+    # norms after the branches, cosine attention, biases by position through an MLP
+    "swinv2": (
+        "swinv2_tiny_window8_256",
+        {
+            "img_size": SIZE,
+            "patch_size": 2,
+            "window_size": 4,
+            "embed_dim": 16,
+            "depths": (2, 2),
+            "num_heads": (2, 4),
+        },
+    ),
+}
+"""Kinds of the further families."""
 
 
 def build(kind: str, seed: int = 0) -> Any:
@@ -47,7 +74,7 @@ def build(kind: str, seed: int = 0) -> Any:
 
     No weight is left at a start value that hides mistakes, such as a norm's ones and zeros.
     """
-    name, overrides = MODELS[kind]
+    name, overrides = (MODELS | FURTHER)[kind]
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         # Swin's default drop-path would make every training pass another one.

@@ -13,7 +13,9 @@ from timm.layers.norm import RmsNorm
 from torch import nn
 
 from vpeft_bench.backbones.family import Family
+from vpeft_bench.backbones.joined import JoinedLinear
 from vpeft_bench.backbones.sites import (
+    JOINED,
     OpenedAttention,
     OpenedBlock,
     close_module,
@@ -81,6 +83,23 @@ class Block:
     def heads(self) -> int:
         """Attention heads."""
         return self.attention.num_heads  # type: ignore[return-value]
+
+    @property
+    def mlp_reader(self) -> nn.Module:
+        """What reads the stream between the halves: norm2, or fc1 where norms come last."""
+        return self.leaves["fc1" if self._backbone.family.norms_last else "norm2"]
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether timm has some of its linears as several."""
+        return any(isinstance(x, JoinedLinear) and len(x.pieces) > 1 for x in self.leaves.values())
+
+    def layer_scale(self, site: str) -> nn.Parameter | None:
+        """The factors of what ``proj`` or ``fc2`` adds to the stream, where there are any."""
+        number = {"proj": 1, "fc2": 2}.get(site)
+        layer = getattr(self.module, f"ls{number}", None)
+        gamma = getattr(layer, "gamma", None)
+        return getattr(self.module, f"gamma_{number}", None) if gamma is None else gamma
 
     @property
     def attended_tokens(self) -> int:
@@ -156,6 +175,25 @@ class Backbone:
         self._original_attributes: dict[str, object] = {}
         self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
         self._names: dict[nn.Module, str] = {m: name for name, m in model.named_modules()}
+        self._joined_paths: dict[nn.Module, str] = {}
+        self._whole: dict[nn.Module, JoinedLinear] = {}
+
+    def add_block(self, path: str, leaves: dict[str, nn.Module], stage: int = 0) -> None:
+        """The next block, by its name in the model and its norms and linears.
+
+        A linear in pieces becomes a child of what calls it once that is opened: ``qkv`` of the
+        attention, ``fc1`` of the block.
+        """
+        module: Any = self.model.get_submodule(path)
+        width = leaves["proj"].out_features
+        assert isinstance(width, int)
+        index = len(self.blocks)
+        self.blocks.append(Block(index, path, module, module.attn, width, stage, leaves, self))
+        for site, host in (("qkv", f"{path}.attn"), ("fc1", path)):
+            if isinstance(joined := leaves[site], JoinedLinear):
+                self._joined_paths[joined] = f"{host}.{JOINED}"
+                if len(joined.pieces) == 1:
+                    self._whole[joined.pieces[0]] = joined
 
     # ---- what there is -------------------------------------------------------------------------
 
@@ -217,9 +255,16 @@ class Backbone:
         kinds = (nn.LayerNorm, nn.GroupNorm, batch_norm, nn.RMSNorm, RmsNorm)
         return [module for module in self.modules() if isinstance(module, kinds)]
 
+    def biases(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+        """Every bias outside the head, with the module that holds it."""
+        for module in self.modules():
+            for name in ("bias", "q_bias", "v_bias"):
+                if isinstance(bias := getattr(module, name, None), nn.Parameter):
+                    yield module, bias
+
     def path(self, module: nn.Module) -> str:
         """The name in the model that one of its own modules has, or had before it was replaced."""
-        return self._names[module]
+        return self._joined_paths.get(module) or self._names[module]
 
     def original_tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers of the model as timm built it, whatever is placed by now.
@@ -238,10 +283,28 @@ class Backbone:
     def open_block(self, block: Block) -> None:
         """Open one block; a method that places something there does it by itself."""
         self._open(block.module, self._opened.block)
+        if self.family.attention_knows_positions:
+            self.open_attention(block)  # timm's own takes no further token
 
     def open_attention(self, block: Block) -> None:
         """Open the attention of one block."""
         self._open(block.attention, self._opened.attention)
+        self._connect(block.attention, block.leaves["qkv"])
+
+    def _connect(self, host: nn.Module, leaf: nn.Module) -> None:
+        """Let an opened attention or block call the whole of a linear in pieces."""
+        if isinstance(leaf, JoinedLinear) and getattr(host, JOINED) is None:
+            setattr(host, JOINED, leaf.train(host.training))
+
+    def call_whole(self, leaf: nn.Module) -> None:
+        """Make sure that ``leaf`` is what the model calls, and no pieces of it."""
+        if isinstance(leaf, JoinedLinear):
+            for block in self.blocks:
+                if block.leaves["qkv"] is leaf:
+                    self.open_attention(block)
+                elif block.leaves["fc1"] is leaf:
+                    self.open_block(block)
+                    self._connect(block.module, leaf)
 
     def place_in_block(self, block: Block, slot: str, module: nn.Module) -> None:
         """Put ``module`` into a stream slot of ``block``."""
@@ -255,6 +318,8 @@ class Backbone:
 
     def place_on_leaf(self, leaf: nn.Module, module: nn.Module, slot: str = "delta") -> None:
         """Put ``module`` on a linear, norm or convolution: behind it, before it, on its weight."""
+        leaf = self._whole.get(leaf, leaf)
+        self.call_whole(leaf)
         self._open(leaf, opened_leaf_class(self._original_classes.get(leaf, type(leaf))))  # type: ignore[arg-type]  # a class hashes
         self._place(leaf, slot, module)
 
@@ -276,18 +341,21 @@ class Backbone:
         Whatever stands there afterwards counts as placed, also where an error ended it half-way:
         :meth:`close` puts the leaves back.
         """
+        leaves = list(leaves)
+        for leaf in leaves:
+            self.call_whole(leaf)
         try:
             yield
         finally:
             for leaf in leaves:
-                parent, _, name = self._names[leaf].rpartition(".")
+                parent, _, name = self.path(leaf).rpartition(".")
                 host = self.model.get_submodule(parent)
                 module = getattr(host, name)
                 if module is not leaf:
-                    like = next(leaf.parameters())
+                    like = _like(leaf)
                     module.to(device=like.device, dtype=like.dtype).train(leaf.training)
                     self._replaced.append((host, name, leaf))
-                    self.placements.append(Placement(leaf, name, module, self._names[leaf]))
+                    self.placements.append(Placement(leaf, name, module, self.path(leaf)))
 
     def replace_head(self, in_features: int) -> None:
         """Give the model a fresh linear head that reads ``in_features`` channels.
@@ -312,13 +380,23 @@ class Backbone:
         open_module(module, opened_class)
 
     def _place(self, host: nn.Module, slot: str, module: nn.Module) -> None:
-        path = f"{self._names[host]}.{slot}".lstrip(".")  # the model itself has no name
+        path = f"{self.path(host)}.{slot}".lstrip(".")  # the model itself has no name
         if getattr(host, slot) is not None:
             raise ValueError(f"{path} already holds a {type(getattr(host, slot)).__name__}")
-        like = next(host.parameters())
+        like = _like(host)
         module.to(device=like.device, dtype=like.dtype).train(host.training)
         setattr(host, slot, module)
         self.placements.append(Placement(host, slot, module, path))
+
+    @contextmanager
+    def folding(self, leaf: nn.Module) -> Iterator[nn.Module]:
+        """What a module is folded into in the place of ``leaf``; its values are then the leaf's."""
+        if not isinstance(leaf, JoinedLinear):
+            yield leaf
+            return
+        plain = leaf.plain()
+        yield plain
+        leaf.take(plain)
 
     def add_prefix_tokens(self, count: int) -> None:
         """Tell timm that ``count`` more tokens stand in front of the patches.
@@ -329,20 +407,28 @@ class Backbone:
         tokens: Any = self.model.num_prefix_tokens
         self._original_attributes.setdefault("num_prefix_tokens", tokens)
         self.model.num_prefix_tokens = tokens + count
+        if self.family.attention_knows_positions:
+            for block in self.blocks:
+                self.open_attention(block)
 
     def close(self) -> None:
         """Take out everything placed and give every module its own class back."""
+        for host, name, module in self._replaced:
+            setattr(host, name, module)
         for module, original in self._original_classes.items():
             close_module(module, original)
         for name, value in self._original_attributes.items():
             setattr(self.model, name, value)
-        for host, name, module in self._replaced:
-            setattr(host, name, module)
         self._replaced.clear()
         self._original_classes.clear()
         self._original_attributes.clear()
         self.placements.clear()
         self.guest = None
+
+
+def _like(host: nn.Module) -> torch.Tensor:
+    """A tensor on whose device, and of whose type, is what stands at ``host``."""
+    return host.weight if isinstance(host, JoinedLinear) else next(host.parameters())
 
 
 def fingerprint(tensors: Iterator[tuple[str, torch.Tensor]]) -> str:

@@ -16,9 +16,14 @@ FAMILIES: Registry[Family] = Registry(
     "backbone.family",
     {
         "vit": "vpeft_bench.backbones.vit:FAMILY",
+        "deit": "vpeft_bench.backbones.deit:FAMILY",
+        "beit": "vpeft_bench.backbones.beit:FAMILY",
+        "eva": "vpeft_bench.backbones.eva:FAMILY",
         "swin": "vpeft_bench.backbones.swin:FAMILY",
+        "swinv2": "vpeft_bench.backbones.swinv2:FAMILY",
     },
 )
+
 
 def families() -> list[Family]:
     """All of them, in the order in which they were declared."""

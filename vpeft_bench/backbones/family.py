@@ -31,6 +31,8 @@ class Family:
         traits: what its backbones have.
         any_size: arguments of timm's model that let it take pictures of any size, as dense heads
             need; None where it stays with the square that it was built for.
+        norms_last: norms stand after the branches, not before them.
+        attention_knows_positions: it is opened with its block, to let further tokens pass.
         stream_is_map: blocks pass on ``(B, H, W, D)``, not ``(B, N, D)``.
         shown: the model on which the sizes of methods are stated, its title and timm's name; None
             where they are stated on another family only.
@@ -43,6 +45,8 @@ class Family:
     modules: ClassVar[tuple[str, ...]]
     traits: ClassVar[frozenset[Trait]]
     any_size: ClassVar[Mapping[str, Any] | None] = None
+    norms_last: ClassVar[bool] = False
+    attention_knows_positions: ClassVar[bool] = False
     stream_is_map: ClassVar[bool] = False
     shown: ClassVar[tuple[str, str] | None] = None
     small: ClassVar[tuple[str, Mapping[str, Any]] | None] = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from timm.layers.attention_pool import AttentionPoolLatent
 from timm.layers.patch_embed import PatchEmbed
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from vpeft_bench.backbones import operations
 from vpeft_bench.backbones.block_map import LINEARS, Backbone, Block
 from vpeft_bench.backbones.family import Family
+from vpeft_bench.backbones.joined import joined_fc1, joined_qkv
+from vpeft_bench.backbones.sites import JOINED, OpenedBlock
 from vpeft_bench.backbones.trunk import OpenedModel, Stage
 from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.traits import Trait
@@ -63,6 +65,30 @@ class OpenedOneStage(OpenedModel):
         return intermediates if intermediates_only else (model.norm(streams[-1]), intermediates)
 
 
+class OpenedScaledBlock(OpenedBlock):
+    """A block whose LayerScale factors are its own parameters, and whose MLP may have a gate."""
+
+    SLOTS: ClassVar[tuple[str, ...]] = (*OpenedBlock.SLOTS, JOINED)
+
+    def attn_branch(self, normed: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Attention and its LayerScale, ``(B, N, D)``."""
+        block: Any = self
+        branch: Tensor = block.attn(normed, *args, **kwargs)
+        return branch if block.gamma_1 is None else block.gamma_1 * branch
+
+    def mlp_branch(self, normed: Tensor) -> Tensor:
+        """MLP and its LayerScale, ``(B, N, D)``."""
+        block: Any = self
+        mlp, joined = block.mlp, self._modules[JOINED]
+        if joined is None:
+            branch: Tensor = mlp(normed)
+        else:
+            gate, x = joined(normed).chunk(2, dim=-1)
+            gate = gate.contiguous()  # as timm's own, for the same rounding
+            branch = mlp.drop2(mlp.fc2(mlp.norm(mlp.drop1(mlp.act(gate) * x))))
+        return branch if block.gamma_2 is None else block.gamma_2 * branch
+
+
 class OneStage(Family):
     """Families whose models are one stage of blocks."""
 
@@ -109,14 +135,18 @@ def patch_leaves(patch_embed: Any) -> list[nn.Module]:
     return leaves
 
 
-def leaves_of(block: Any) -> dict[str, Any] | None:
-    """The norms and linears of a block; None where a linear is missing or of another kind."""
+def leaves_of(block: Any, key_bias_counts: bool = False) -> dict[str, Any] | None:
+    """The norms and linears of a block; None where a linear is missing or of another kind.
+
+    Args:
+        key_bias_counts: see :class:`~vpeft_bench.backbones.joined.JoinedLinear`.
+    """
     leaves = {
         "norm1": block.norm1,
-        "qkv": getattr(block.attn, "qkv", None),
+        "qkv": joined_qkv(block.attn, key_bias_counts),
         "proj": getattr(block.attn, "proj", None),
         "norm2": block.norm2,
-        "fc1": getattr(block.mlp, "fc1", None),
+        "fc1": joined_fc1(block.mlp),
         "fc2": getattr(block.mlp, "fc2", None),
     }
     return leaves if all(isinstance(leaves[name], nn.Linear) for name in LINEARS) else None

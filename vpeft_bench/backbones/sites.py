@@ -13,6 +13,9 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
+JOINED = "joined"
+"""Where the whole of a linear in pieces stands in what calls it."""
+
 
 def apply(slot: Any, x: Tensor) -> Tensor:
     """``slot(x)``, or ``x`` itself where the slot (a module or None) is empty."""
@@ -26,7 +29,7 @@ class OpenedBlock(nn.Module):
 
     ========================  ==========================================================
     ``stream_in``             residual stream entering the block
-    ``attn_in``, ``mlp_in``   output of norm1 / norm2
+    ``attn_in``, ``mlp_in``   what the branch reads: output of norm1 / norm2
     ``attn_out``, ``mlp_out`` branch output (after LayerScale), before drop-path and addition
     ``attn_added``, ...       branch output behind drop-path: what is added to the stream
     ``attn_parallel``, ...    a branch of its own, fed by the un-normed stream, added at the
@@ -106,10 +109,14 @@ class OpenedBlock(nn.Module):
             added.append(residual)
         return self._add_branch("mlp", x, normed, residual)
 
-    def branches(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the block adds: attention branch, MLP branch, and the stream behind both."""
+    def branches(self, x: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """What the block adds: attention branch, MLP branch, and the stream behind both.
+
+        Args:
+            kwargs: what the attention takes beside the stream.
+        """
         added: list[Tensor] = []
-        x = self(x, added=added)
+        x = self(x, added=added, **kwargs)
         attn, mlp = added
         return attn, mlp, x
 
@@ -130,6 +137,36 @@ class OpenedBlock(nn.Module):
         if parallel_normed is not None:
             x = x + parallel_normed(normed)
         return x
+
+
+class OpenedPostNormBlock(OpenedBlock):
+    """The same slots where the norms stand after the branches, before the addition.
+
+    What a branch reads (``attn_in``, ``mlp_in``, ``*_parallel_normed``) is then the stream itself,
+    and what it puts out (``attn_out``, ``mlp_out``) has passed the norm.
+    """
+
+    def _attention_half(
+        self, x: Tensor, args: Any, kwargs: Any, added: list[Tensor] | None
+    ) -> Tensor:
+        block: Any = self
+        slots = self._modules
+        read = apply(slots["attn_in"], x)
+        residual = apply(slots["attn_out"], block.norm1(self.attn_branch(read, *args, **kwargs)))
+        residual = apply(slots["attn_added"], block.drop_path1(residual))
+        if added is not None:
+            added.append(residual)
+        return self._add_branch("attn", x, read, residual)
+
+    def _mlp_half(self, x: Tensor, added: list[Tensor] | None) -> Tensor:
+        block: Any = self
+        slots = self._modules
+        read = apply(slots["mlp_in"], x)
+        residual = apply(slots["mlp_out"], block.norm2(self.mlp_branch(read)))
+        residual = apply(slots["mlp_added"], block.drop_path2(residual))
+        if added is not None:
+            added.append(residual)
+        return self._add_branch("mlp", x, read, residual)
 
 
 class OpenedAttention(nn.Module):
@@ -161,6 +198,11 @@ class OpenedAttention(nn.Module):
         split = projected.reshape(batch, tokens, parts, heads, -1)
         return tuple(part.transpose(1, 2) for part in split.unbind(2))
 
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """How well queries ``(B, heads, N, d)`` and keys ``(B, heads, M, d)`` fit."""
+        attention: Any = self
+        return cast(Tensor, (q * attention.scale) @ k.transpose(-2, -1))
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, biases: list[Tensor]) -> Tensor:
         """softmax(q k^T / sqrt(d) + biases) v with the slots applied, ``(B, heads, N, d)``.
 
@@ -176,7 +218,7 @@ class OpenedAttention(nn.Module):
             biases = [nn.functional.pad(bias, (0, k.shape[-2] - rows)) for bias in biases]
         probabilities = None
         if attention_map is not None or not attention.fused_attn:
-            scores = (q * attention.scale) @ k.transpose(-2, -1)
+            scores = self.scores(q, k)
             for bias in biases:
                 scores = scores + bias
             probabilities = scores.softmax(dim=-1)
@@ -198,6 +240,18 @@ class OpenedAttention(nn.Module):
         if attention_parallel is not None:
             out = out + attention_parallel(q)
         return cast(Tensor, out)
+
+
+class OpenedJoinedAttention(OpenedAttention):
+    """An attention whose qkv linear may be in pieces; the whole of them is a child while open."""
+
+    SLOTS: ClassVar[tuple[str, ...]] = (*OpenedAttention.SLOTS, JOINED)
+
+    def projected(self, x: Tensor) -> Tensor:
+        """Queries, keys and values, ``(B, N, 3D)``."""
+        attention: Any = self
+        joined = self._modules[JOINED]
+        return cast(Tensor, attention.qkv(x) if joined is None else joined(x))
 
 
 class OpenedLeaf(nn.Module):

@@ -7,7 +7,7 @@ go (HST, NOAH). They are placed as one module on the opened model, which hands i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -28,7 +28,28 @@ class Stage:
     """
 
     merge: Callable[[Tensor], Tensor]
-    blocks: list[OpenedBlock]
+    blocks: Sequence[OpenedBlock | BoundBlock]
+
+
+@dataclass(frozen=True)
+class BoundBlock:
+    """A block together with what its attention takes beside the stream: positions.
+
+    Attributes:
+        arguments: from the stream that enters the block.
+    """
+
+    block: OpenedBlock
+    arguments: Callable[[Tensor], Mapping[str, Tensor]]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The stream through the block."""
+        x = self.block(x, **self.arguments(x))
+        return x
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As those of the block."""
+        return self.block.branches(x, **self.arguments(x))
 
 
 @dataclass
@@ -80,7 +101,7 @@ class OpenedModel(nn.Module):
 
     # ---- running -------------------------------------------------------------------------------
 
-    def steps(self) -> list[tuple[Callable[[Tensor], Tensor], OpenedBlock]]:
+    def steps(self) -> list[tuple[Callable[[Tensor], Tensor], OpenedBlock | BoundBlock]]:
         """Every block in order, with what stands in front of it: patch merging or the identity."""
         return [
             (stage.merge if position == 0 else _same, block)
@@ -88,13 +109,13 @@ class OpenedModel(nn.Module):
             for position, block in enumerate(stage.blocks)
         ]
 
-    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+    def run(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """``block(x)``, recomputed in the backward pass where timm was asked for checkpointing."""
         model: Any = self
         owner = model if hasattr(model, "grad_checkpointing") else model.layers[0]
         if owner.grad_checkpointing and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(block, x, use_reentrant=False))
-        return cast(Tensor, block(x))
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
 
     def around(self, images: Tensor) -> TrunkOutput:
         """The trunk with what is placed around it."""

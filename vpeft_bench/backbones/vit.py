@@ -11,7 +11,8 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from vpeft_bench.backbones.block_map import Backbone, Block, OpenedClasses
+from vpeft_bench.backbones.block_map import Backbone, OpenedClasses
+from vpeft_bench.backbones.joined import JoinedLinear
 from vpeft_bench.backbones.one_stage import (
     OneStage,
     OpenedOneStage,
@@ -88,10 +89,13 @@ class ViT(OneStage):
     name = "vit"
     title = "Vision Transformer (ViT, DeiT, DINOv2, CLIP, SigLIP)"
     models = (VisionTransformer,)
-    modules = ("vision_transformer", "demo_vit")
+    modules: ClassVar[tuple[str, ...]] = ("vision_transformer", "demo_vit")
     traits = OneStage.traits | {Trait.FREE_TOKENS}
-    shown = ("ViT-B/16", "vit_base_patch16_224")
-    small: ClassVar = ("vit_tiny_patch16_224", {"img_size": 64})
+    shown: ClassVar[tuple[str, str] | None] = ("ViT-B/16", "vit_base_patch16_224")
+    small: ClassVar[tuple[str, Mapping[str, Any]] | None] = (
+        "vit_tiny_patch16_224",
+        {"img_size": 64},
+    )
     opened = OpenedClasses(OpenedViT, OpenedViTBlock, OpenedViTAttention)
 
     def map(self, model: Any) -> Backbone:
@@ -112,15 +116,12 @@ class ViT(OneStage):
         )
         for index, block in enumerate(model.blocks):
             leaves = leaves_of(block) if type(block) is TimmBlock else None
-            if leaves is None:
+            if leaves is None or any(isinstance(leaf, JoinedLinear) for leaf in leaves.values()):
                 raise UnsupportedBackboneError(
                     f"blocks.{index} is {kind_of(block)}; the ViT block map covers timm's pre-norm "
                     "Block with fused qkv and an MLP of two linears"
                 )
-            width, path = leaves["qkv"].in_features, f"blocks.{index}"
-            backbone.blocks.append(
-                Block(index, path, block, block.attn, width, 0, leaves, backbone)
-            )
+            backbone.add_block(f"blocks.{index}", leaves)
         return backbone
 
     def prepare(self, model: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vpeft_bench.backbones import operations
 from vpeft_bench.backbones.block_map import Backbone, Block, OpenedClasses
 from vpeft_bench.backbones.family import Family
+from vpeft_bench.backbones.joined import joined_qkv
 from vpeft_bench.backbones.trunk import OpenedModel, Stage
 from vpeft_bench.traits import Trait
 
@@ -96,17 +97,13 @@ class Windowed(Family):
             for b, block in enumerate(stage.blocks):
                 leaves = {
                     "norm1": block.norm1,
-                    "qkv": block.attn.qkv,
+                    "qkv": joined_qkv(block.attn, key_bias_counts=True),
                     "proj": block.attn.proj,
                     "norm2": block.norm2,
                     "fc1": block.mlp.fc1,
                     "fc2": block.mlp.fc2,
                 }
-                path = f"layers.{s}.blocks.{b}"
-                width, index = block.attn.qkv.in_features, len(backbone.blocks)
-                backbone.blocks.append(
-                    Block(index, path, block, block.attn, width, s, leaves, backbone)
-                )
+                backbone.add_block(f"layers.{s}.blocks.{b}", leaves, s)
         return backbone
 
     def levels(self, model: Any) -> Sequence[Mapping[str, Any]]:

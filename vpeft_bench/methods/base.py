@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from vpeft_bench import always_counted
-from vpeft_bench.backbones.block_map import Backbone, Block
+from vpeft_bench.backbones.block_map import Backbone, Block, Placement
 from vpeft_bench.backbones.families import families, families_with
+from vpeft_bench.backbones.joined import JoinedLinear
 from vpeft_bench.errors import Problem, UnsupportedBackboneError
 from vpeft_bench.fields import DEFAULT, neutral
 from vpeft_bench.formats import option_text
@@ -176,14 +177,15 @@ class Method:
         for placement in backbone.placements:
             if not isinstance(placement.module, MergeableModule):
                 yield f"{placement.path}: a {type(placement.module).__name__} cannot be folded"
-            elif obstacle := placement.module.obstacle(placement.host):
+            elif obstacle := placement.module.obstacle(placement.host) or _unheld(placement):
                 yield f"{placement.path}: {obstacle}"
 
     def merge(self, backbone: Backbone) -> None:
         """Fold what is placed into the backbone's own weights; nothing stands against it."""
         for placement in backbone.placements:
             assert isinstance(placement.module, MergeableModule)
-            placement.module.merge_into(placement.host)
+            with backbone.folding(placement.host) as leaf:
+                placement.module.merge_into(leaf)
 
     def parameter_count(self, backbone: Backbone) -> int | None:
         """Trainable parameters without the head, in closed form; None where the data decide."""
@@ -315,6 +317,15 @@ class Method:
     def completed(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         """Recorded ``options``, those that came later at the value that changes nothing."""
         return {one.name: neutral(one) for one in fields(cls)} | dict(options)
+
+
+def _unheld(placement: Placement) -> str | None:
+    """What the pieces of a linear could not hold once the module were folded, or None."""
+    if not isinstance(placement.host, JoinedLinear):
+        return None
+    trial = placement.host.plain()
+    placement.module.merge_into(trial)  # type: ignore[operator]  # a MergeableModule
+    return placement.host.obstacle(trial.bias)
 
 
 def default_options(method_class: type[Method]) -> dict[str, Any]:

@@ -50,9 +50,8 @@ class BitFit(Method):
 
     def unfrozen(self, backbone: Backbone) -> Iterable[nn.Parameter]:
         """The ``bias`` of every layer, and the tables where asked for."""
-        for module in backbone.modules():
-            if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
-                yield bias
+        for _, bias in backbone.biases():
+            yield bias
         if self.relative_position_bias:
             yield from backbone.position_tables()
 

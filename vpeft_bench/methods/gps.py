@@ -88,11 +88,11 @@ class GPS(Method):
     def unfrozen(self, backbone: Backbone) -> Iterable[nn.Parameter]:
         """Every bias but those of norms, and the tables where asked for."""
         norms = set(backbone.norms())
-        names = ["bias", "relative_position_bias_table"][: 1 + self.relative_position_bias]
-        for module in backbone.modules():
-            for name in names if module not in norms else ():
-                if isinstance(bias := getattr(module, name, None), nn.Parameter):
-                    yield bias
+        for module, bias in backbone.biases():
+            if module not in norms:
+                yield bias
+        if self.relative_position_bias:
+            yield from backbone.position_tables()
 
     def select(self, backbone: Backbone, data: SelectionData) -> Selection:
         """For each matrix its K largest gradients per row, as indices into the flat matrix."""
@@ -148,6 +148,6 @@ class GPS(Method):
 def _matrices(backbone: Backbone) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
     """Every weight matrix outside the head, by its name in the model."""
     inside = set(backbone.modules())
-    for name, module in backbone.model.named_modules():
+    for module, name in backbone.original_modules():
         if module in inside and isinstance(module, nn.Linear | nn.Conv2d):
             yield name, module

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone
+from vpeft_bench.backbones.joined import JoinedLinear
 from vpeft_bench.errors import (
     MethodOptionError,
     MissingExtraError,
@@ -163,9 +164,14 @@ class HfMethod(Method):
     def merge(self, backbone: Backbone) -> None:
         """The library merges a copy of each layer in float64; then all weights are taken over."""
         merged: list[tuple[Tensor, Tensor]] = []
+        whole: list[tuple[JoinedLinear, nn.Linear]] = []
         for placement in backbone.placements:
             leaf = placement.host
-            layer: Any = copy.deepcopy(placement.module).double()
+            layer: Any = copy.deepcopy(placement.module)
+            if isinstance(leaf, JoinedLinear):
+                whole.append((leaf, plain := leaf.plain()))
+                leaf, layer.base_layer = plain, copy.deepcopy(plain)
+            layer = layer.double()
             try:
                 layer.merge()
             except _REFUSALS as error:
@@ -181,8 +187,15 @@ class HfMethod(Method):
                     f"method {self.name} cannot be merged: {placement.path} has no "
                     f"{' and no '.join(folded)} to fold it into"
                 )
+        values = dict(merged)
+        for joined, plain in whole:
+            bias = None if plain.bias is None else values[plain.bias]
+            if obstacle := joined.obstacle(bias):
+                raise NotMergeableError(f"method {self.name} cannot be merged: {obstacle}")
         for parameter, value in merged:
             parameter.copy_(value)
+        for joined, plain in whole:
+            joined.take(plain)
 
 
 def _library_class(role: str, kind: str) -> Any:

@@ -50,6 +50,7 @@ class HST(Method):
         Trait.ONE_RESOLUTION: (
             "its meta tokens and bridges expect one width and one grid of patches"
         ),
+        Trait.FREE_TOKENS: "its meta tokens stand first, where attention expects the class token",
     }
     batch_statistics = True
     not_dense = "its pyramid gives one vector per picture, for a classifier"

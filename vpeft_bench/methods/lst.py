@@ -110,7 +110,13 @@ class LST(Method):
                 f"method.bottleneck={bottleneck} does not split into {heads} heads "
                 f"(nearest: method.bottleneck={nearest}, or set method.heads)"
             )
-        fits = width % heads == 0 and bottleneck <= width and MLP_RATIO * bottleneck <= hidden
+        if self.init == "pruned" and backbone.blocks[0].linear("fc2").in_features != hidden:
+            raise UnsupportedBackboneError(
+                "method.init=pruned: the backbone's MLPs have a gate, side blocks have none "
+                "(init=standard has no such limit)"
+            )
+        narrower = bottleneck <= width and MLP_RATIO * bottleneck <= hidden
+        fits = width % heads == 0 and narrower
         if self.init == "pruned" and not fits:
             raise UnsupportedBackboneError(
                 f"method.init=pruned: side blocks of width {bottleneck} with {heads} heads cannot "

@@ -35,6 +35,7 @@ class NOAH(SearchOptions, Method):
     category = Category.UNIFIED
     needs = {
         Trait.GLOBAL_ATTENTION: "its prompts have no place in windows; the paper is on ViT only",
+        Trait.FREE_TOKENS: "its prompts stand after the patches, where attention expects none",
     }
     not_mergeable = "prompts are tokens, and its adapters hold an activation"
     idea = (

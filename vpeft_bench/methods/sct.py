@@ -136,7 +136,7 @@ class SCT(Method):
         """The K most important channels of every site, ascending."""
         seen: dict[str, Tensor] = {}
         energies: dict[tuple[str, int], Tensor] = {}  # squares summed, by block and class: (D,)
-        hooks = [self._watch(block, seen) for block in backbone.blocks]
+        hooks = [self._watch(backbone, block, seen) for block in backbone.blocks]
         try:
             with evaluating(backbone.model), torch.no_grad():
                 for images, labels in data.training():
@@ -164,13 +164,14 @@ class SCT(Method):
                 selection[block.path] = self._largest(importance)
         return selection
 
-    def _watch(self, block: Block, seen: dict[str, Tensor]) -> RemovableHandle:
+    def _watch(self, backbone: Backbone, block: Block, seen: dict[str, Tensor]) -> RemovableHandle:
         """Keep in ``seen`` what the importance is taken of."""
         if self.placement == "attn":
-            return block.leaf("norm2").register_forward_pre_hook(
+            return block.mlp_reader.register_forward_pre_hook(
                 lambda _, inputs: seen.update({block.path: inputs[0]})
             )
         watched = block.module if self.placement == "mlp" else block.leaf("qkv")
+        backbone.call_whole(watched)
         return watched.register_forward_hook(
             lambda _, __, output: seen.update({block.path: output})
         )

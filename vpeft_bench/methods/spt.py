@@ -100,6 +100,12 @@ class SPT(Method):
     def check(self, backbone: Backbone) -> None:
         """As every method; and the class token must fit in."""
         super().check(backbone)
+        if any(block.in_pieces for block in backbone.blocks):
+            raise UnsupportedBackboneError(
+                f"method {self.name} does not support {backbone.family.name} backbones with "
+                "query, key and value, or gate and MLP, in linears of their own: it ranks the "
+                "entries of a whole weight"
+            )
         if self.budget < (needed := sum(p.numel() for p in self.unfrozen(backbone))):
             raise UnsupportedBackboneError(
                 f"method.budget={self.budget}: the class token alone has {needed} parameters"

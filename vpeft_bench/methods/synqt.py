@@ -51,6 +51,7 @@ class SynQT(Method):
         Trait.GLOBAL_ATTENTION: (
             "its queries read all tokens of a block, which attends within windows"
         ),
+        Trait.FREE_TOKENS: "its queries have no positions, and attention asks every token for one",
     }
     not_dense = "its queries give one vector per picture, for a classifier"
     not_mergeable = "the head reads the queries, not the backbone's tokens"

@@ -112,7 +112,8 @@ class VPT(Method):
                 f"method {self.name} does not support pool_include_prefix=True: the prompts would "
                 "be pooled with the image's own tokens"
             )
-        if getattr(backbone.model, "dynamic_img_size", False):
+        learned = getattr(backbone.model, "pos_embed", None) is not None
+        if learned and getattr(backbone.model, "dynamic_img_size", False):
             raise UnsupportedBackboneError(
                 f"method {self.name} does not support dynamic_img_size=True: timm would count the "
                 "prompts as position-embedded tokens"
@@ -208,6 +209,15 @@ class VPTDeep(VPT):
         "prepend: behind the class token; append: at the end",
         choices=("prepend", "append"),
     )
+
+    def check(self, backbone: Backbone) -> None:
+        """As every method; and behind the patches only where attention knows no positions."""
+        super().check(backbone)
+        if self.position == "append" and Trait.FREE_TOKENS not in backbone.family.traits:
+            raise UnsupportedBackboneError(
+                f"method {self.name} does not support position=append on {backbone.family.name} "
+                "backbones: attention takes the tokens at the end for patches (position=prepend)"
+            )
 
     def place(self, backbone: Backbone) -> None:
         """Prompts enter and leave every block."""

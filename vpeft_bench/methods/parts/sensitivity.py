@@ -114,7 +114,7 @@ def all_groups(
     for name, leaf in leaves(backbone).items():
         for parameter in PARAMETERS:
             tensor = getattr(leaf, parameter)
-            if tensor is None:
+            if not isinstance(tensor, nn.Parameter):  # none, or kept in pieces beside the linear
                 continue
             targets = ("q", "k", "v") if name.endswith(".qkv") else (name.rpartition(".")[2],)
             rows = len(tensor) // len(targets)
