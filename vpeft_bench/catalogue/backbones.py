@@ -74,7 +74,7 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
         arguments: what follows the command's name.
         own: a further folder of configs; there is nothing to look for in it.
     """
-    refuse_config_dir(own, "backbones", "it lists timm's models, not configs")
+    refuse_config_dir(own, "backbones")
     parser = argparse.ArgumentParser(
         prog="python -m vpeft_bench backbones",
         description="List the models of timm, and whether methods attach to them.",
