@@ -38,7 +38,7 @@ def test_families_come_first(capsys: pytest.CaptureFixture[str]) -> None:
         ("vit_small_patch16_dinov3", "eva 256 21.6M yes lvd1689m", ""),
         ("VIT_SMALL_PATCH16_DINOV3.lvd1689m", "eva 256 21.6M yes lvd1689m", ""),
         ("swinv2_cr_tiny_224", "- 224 - no", "swin_transformer_v2_cr has no block map"),
-        ("vit_small_patch16_18x2_224", "vit 224 64.0M no", "blocks.0 is ParallelThingsBlock"),
+        ("vit_small_patch16_18x2_224", "vit 224 64.3M no", "blocks.0 is ParallelThingsBlock"),
         ("resnet1[08]", "- 224 - no", "timm's resnet has no block map"),
     ],
 )
