@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 FILE = Path(__file__).with_name("methods.json")
 CODE = Path(__file__).resolve().parents[1] / "methods"
 BACKBONES = CODE.with_name("backbones")
+OF_WEIGHTS = ("checkpoint_files", "fitting", "foreign_names", "load", "mismatch", "weights")
+"""Modules of the backbones that no family depends on."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,7 @@ def code_fingerprint(*folders: Path) -> str:
         f"{path.relative_to(folder).as_posix()} {sha256(path)}\n"
         for folder in folders or (CODE, BACKBONES)
         for path in sorted(folder.rglob("*.py"))
+        if path.stem not in OF_WEIGHTS
     ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
