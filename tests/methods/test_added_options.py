@@ -33,8 +33,8 @@ from vpeft_bench.errors import DeltaMismatchError
 from vpeft_bench.fields import neutral
 from vpeft_bench.identity import config_hash
 from vpeft_bench.leaderboard.cells import collect
-from vpeft_bench.methods import registry
 from vpeft_bench.methods.base import Method, option
+from vpeft_bench.methods.names import METHODS
 from vpeft_bench.methods.registry import build_method, list_methods, method_class, option_problems
 from vpeft_bench.overrides import check_overrides
 from vpeft_bench.record import find
@@ -184,7 +184,7 @@ def with_halve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         added = option(False, "halve the update")
         longer = make_dataclass("Lora", [("halve", bool, added)], bases=(lora,))
         longer.__doc__ = lora.__doc__
-        monkeypatch.setitem(registry._METHODS, "lora", longer)
+        monkeypatch.setitem(METHODS._things, "lora", longer)
         return longer
 
     return add
