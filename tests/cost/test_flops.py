@@ -36,6 +36,16 @@ MODELS: dict[str, tuple[str, tuple[int, int], dict[str, Any]]] = {
     "Swin, whole windows": ("swin_tiny_patch4_window7_224", (64, 64), SWIN | {"img_size": 64}),
     "Swin, padded windows": ("swin_tiny_patch4_window7_224", (60, 76), SWIN_ANY),
     "Swin, odd maps": ("swin_tiny_patch4_window7_224", (50, 38), SWIN_ANY),
+    "distilled DeiT": ("deit_tiny_distilled_patch16_224", (32, 32), {"img_size": 32, "depth": 2}),
+    "BEiT": ("beit_base_patch16_224", (32, 32), {"img_size": 32, "depth": 1}),
+    "DINOv3": ("vit_small_patch16_dinov3", (32, 48), {"img_size": (32, 48), "depth": 1}),
+    "EVA-02": ("eva02_base_patch14_448", (28, 28), {"img_size": 28, "depth": 1}),
+    "PE, pooled by attention": (
+        "vit_pe_core_base_patch16_224",
+        (32, 32),
+        {"img_size": 32, "depth": 1},
+    ),
+    "Swin V2, padded windows": ("swinv2_tiny_window8_256", (60, 76), SWIN_ANY),
     "Swin-T": ("swin_tiny_patch4_window7_224", (224, 224), {}),
 }
 

@@ -36,6 +36,7 @@ PAGES = [
 EXPECTED = {
     README: {"python": 1, "checked": 19, "run": 0, "file": 0},
     "docs/add-a-dataset.md": {"python": 1, "checked": 1, "run": 2, "file": 1},
+    "docs/add-a-family.md": {"python": 2, "checked": 0, "run": 1, "file": 0},
     "docs/add-a-method.md": {"python": 0, "checked": 0, "run": 3, "file": 2},
     "docs/cost.md": {"python": 1, "checked": 7, "run": 1, "file": 0},
     "docs/dense-data.md": {"python": 1, "checked": 12, "run": 1, "file": 1},
@@ -70,7 +71,7 @@ PROMISED = (
     "python -m vpeft_bench data",
 )
 
-SUB_COMMANDS = ("leaderboard", "methods", "data", "show", "export")
+SUB_COMMANDS = ("leaderboard", "methods", "backbones", "data", "show", "export")
 COST = "cost"
 """The sub-command that takes overrides, as a run does."""
 HYDRA_FLAGS = {"-m": 0, "--multirun": 0, "--help": 0, "--cfg": 1, "--config-dir": 1}
@@ -147,6 +148,7 @@ def problems_of(arguments: list[str]) -> list[str]:
 
 def _sub_command_problems(arguments: list[str]) -> list[str]:
     from vpeft_bench import list_methods
+    from vpeft_bench.catalogue.backbones import main as backbones
     from vpeft_bench.catalogue.listing import main as methods
     from vpeft_bench.data.listing import main as data
     from vpeft_bench.leaderboard.cli import main as leaderboard
@@ -160,6 +162,7 @@ def _sub_command_problems(arguments: list[str]) -> list[str]:
         commands = {
             "leaderboard": leaderboard,
             "methods": methods,
+            "backbones": backbones,
             "data": data,
             "show": show,
             "export": export,

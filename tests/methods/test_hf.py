@@ -148,6 +148,40 @@ def test_contract(check: Callable[..., None], case: Case, tmp_path: Path) -> Non
     check(**{name: known[name] for name in inspect.signature(check).parameters})
 
 
+def _on_linears_in_pieces() -> Iterator[Any]:
+    """Where qkv has its biases beside it: a few types in the quick suite, all of them by .ci/run."""
+    for name in OFFERED:
+        if name == "glora":
+            continue
+        case = Case(f"hf/{name}", SMALL.get(name, {}), "beit")
+        marks = [] if name in ("ia3", "lora", "oft") else pytest.mark.slow
+        for check in FEWER:
+            yield pytest.param(check, case, id=f"{check.__name__}-{case}", marks=marks)
+    for kind in ("eva02_split", "swinv2"):
+        for check in FEWER:
+            case = Case("hf/lora", {"use_dora": True, "targets": ["qkv", "fc1"]}, kind)
+            yield pytest.param(check, case, id=f"{check.__name__}-{case}")
+
+
+@pytest.mark.parametrize(("check", "case"), list(_on_linears_in_pieces()))
+def test_contract_on_linears_in_pieces(
+    check: Callable[..., None], case: Case, tmp_path: Path
+) -> None:
+    known = {"case": case, "tmp_path": tmp_path}
+    check(**{name: known[name] for name in inspect.signature(check).parameters})
+
+
+@pytest.mark.parametrize("kind", ["dinov3", "eva02", "swinv2"])
+def test_a_bias_of_the_keys_is_not_folded_where_there_is_none(kind: str) -> None:
+    model = build(kind)
+    attached = Case("hf/lora", {"targets": ["qkv"], "lora_bias": True}, kind).attach(model)
+    contract.randomise(attached)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(NotMergeableError, match="no bias"):
+        attached.merge()
+    contract.assert_same(model.state_dict(), before)
+
+
 # ---- what is said of a type ----------------------------------------------------------------------
 
 

@@ -20,9 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vpeft_bench.catalogue.facts import BACKBONES, code_fingerprint
-from vpeft_bench.errors import nearest
+from vpeft_bench.errors import ConfigError, Problem, nearest
 from vpeft_bench.files import write_atomically
-from vpeft_bench.flags import refuse_config_dir
 from vpeft_bench.terminal import Terminal
 
 FILE = Path(__file__).with_name("backbones.json")
@@ -74,7 +73,9 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
         arguments: what follows the command's name.
         own: a further folder of configs; there is nothing to look for in it.
     """
-    refuse_config_dir(own, "backbones")
+    if own is not None:
+        what = "has no meaning for backbones: it lists timm's models, not configs"
+        raise ConfigError([Problem("--config-dir", what, "leave it out")])
     parser = argparse.ArgumentParser(
         prog="python -m vpeft_bench backbones",
         description="List the models of timm, and whether methods attach to them.",

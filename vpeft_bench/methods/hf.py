@@ -174,7 +174,7 @@ class HfMethod(Method):
             layer = layer.double()
             try:
                 layer.merge()
-            except _REFUSALS as error:
+            except (*_REFUSALS, RuntimeError) as error:
                 raise NotMergeableError(
                     f"method {self.name} cannot be merged: {placement.path}: {error}"
                 ) from error
