@@ -36,7 +36,7 @@ PAGES = [
 EXPECTED = {
     README: {"python": 1, "checked": 19, "run": 0, "file": 0},
     "docs/add-a-dataset.md": {"python": 1, "checked": 1, "run": 2, "file": 1},
-    "docs/add-a-family.md": {"python": 2, "checked": 0, "run": 1, "file": 0},
+    "docs/add-a-family.md": {"python": 1, "checked": 0, "run": 1, "file": 0},
     "docs/add-a-method.md": {"python": 0, "checked": 0, "run": 3, "file": 2},
     "docs/cost.md": {"python": 1, "checked": 7, "run": 1, "file": 0},
     "docs/dense-data.md": {"python": 1, "checked": 12, "run": 1, "file": 1},

@@ -149,7 +149,7 @@ def test_contract(check: Callable[..., None], case: Case, tmp_path: Path) -> Non
 
 
 def _on_linears_in_pieces() -> Iterator[Any]:
-    """Where qkv has its biases beside it: a few types in the quick suite, all of them by .ci/run."""
+    """Where qkv has its biases beside it: a few types here, all of them by .ci/run."""
     for name in OFFERED:
         if name == "glora":
             continue
