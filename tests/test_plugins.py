@@ -54,8 +54,8 @@ DATA = "name: halves\nbenchmark: mine\nreader: halves\ntitle: bright halves\n"
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """The method of the documentation and a reader, as package ``mypeft``, and a config of data."""
-    page = (REPOSITORY / "docs" / "add-a-method.md").read_text(encoding="utf-8")
-    method = page.split("```python\n")[1].split("```")[0]
+    page = (REPOSITORY / "docs" / "extend.md").read_text(encoding="utf-8")
+    method = page.split("<!-- file: mypeft/branch_gain.py -->\n```python\n")[1].split("```")[0]
     folder = tmp_path / "mypeft"
     folder.mkdir()
     (folder / "__init__.py").write_text("from mypeft import branch_gain, halves\n")

@@ -154,7 +154,7 @@ def index_page(facts: Mapping[str, Facts]) -> str:
         f"{len(facts)} methods, in the categories of the survey (arXiv 2402.02242). Parameters are "
         "those that train on ViT-B/16 (else on Swin-B) with the default options, without the head.",
         "What each can do: [capabilities](capabilities.md). Our counts beside published ones: "
-        "[counts](counts.md). One more: [add a method](../add-a-method.md).",
+        "[counts](counts.md). One more: [a package of your own](../extend.md).",
     ]
     for category in Category:
         rows = [
