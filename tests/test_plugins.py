@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,6 +127,61 @@ def test_an_installed_package_names_itself(
     broken = cli("methods", "branch_gain")
     assert broken.returncode == 2
     assert "the plug-in mine of mypeft: cannot be imported: No module named" in broken.stderr
+
+
+@pytest.mark.slow
+def test_the_package_of_the_documentation_installed(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By pip, as anybody's: it names itself, is swept by joblib and stands in the leaderboard."""
+    source, site, work = (tmp_path / name for name in ("source", "site", "work"))
+    work.mkdir()
+    page = (REPOSITORY / "docs" / "extend.md").read_text(encoding="utf-8")
+    for path, text in re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", page, re.M | re.S):
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).write_text(text, encoding="utf-8")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    install = [*pip, "--no-build-isolation", "--target", str(site), str(source)]
+    subprocess.run(install, check=True, timeout=200)
+    monkeypatch.chdir(work)
+    exec("from pathlib" + page.split("\n```python\nfrom pathlib")[1].split("```")[0], {})
+    paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+    def run(*arguments: str) -> str:
+        done = cli(*arguments, cwd=work)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    listed = run("data")
+    assert "suffixes" in listed
+    run(
+        *("experiment=mypeft", "method=branch_gain,gated_low_rank", "hydra/launcher=joblib"),
+        *("head=cosine", "logger.also=[lines]", "hardware.threads=1"),
+    )
+    records = [json.loads(path.read_text()) for path in work.rglob("record.json")]
+    assert {(r["variant"], r["asked"]["data"]["name"]) for r in records} == {
+        (method, data)
+        for method in ("branch_gain", "gated_low_rank")
+        for data in ("suffixes", "demo/digits")
+    }
+    assert all("worst_class" in r["happened"]["last_epoch"]["values"] for r in records)
+    assert len(list(work.rglob("lines.jsonl"))) == 4
+    assert len(run("headlines").splitlines()) == 4
+    tables = run("leaderboard", "--benchmark", "mypeft")
+    assert "mean over 2 datasets" in tables
+    assert "worst class %" in tables
+    assert (work / "results" / "leaderboard" / "mypeft_final_summary.csv").is_file()
+    contract = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/methods/test_contract.py"]
+    tried = subprocess.run(
+        [sys.executable, *contract, "-k", "gated_low_rank or branch_gain"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert tried.returncode == 0, tried.stdout
+    assert " passed" in tried.stdout
 
 
 @pytest.fixture
