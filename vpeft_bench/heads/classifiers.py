@@ -34,10 +34,12 @@ def norm_before_classifier(model: nn.Module, eps: float) -> None:
 
     The method is attached already: some give the model a classifier of another width.
     """
-    linear = model.get_classifier()  # type: ignore[operator]  # timm's
-    (path,) = (name for name, module in model.named_modules() if module is linear)
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, BatchNormLinear(linear, eps).train(linear.training))
+    found = model.get_classifier()  # type: ignore[operator]  # timm's
+    for linear in found if isinstance(found, tuple) else (found,):  # one for each token it reads
+        (path,) = (name for name, module in model.named_modules() if module is linear)
+        parent, _, name = path.rpartition(".")
+        normed = BatchNormLinear(linear, eps).train(linear.training)
+        setattr(model.get_submodule(parent), name, normed)
 
 
 def add_norm(model: nn.Module, head: HeadConfig) -> None:
