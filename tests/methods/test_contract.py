@@ -137,6 +137,10 @@ QUICK = (
 )
 
 
+# The further families that are least like the others: there methods take their other paths, too.
+VARIED = ("eva02_split", "swinv2")
+
+
 @dataclass(frozen=True)
 class Case:
     """A method with options, on a kind of model."""
@@ -167,10 +171,12 @@ def _family(kind: str) -> str:
 def _cases() -> Iterator[Case]:
     defaults = [(name, SMALL.get(name, {})) for name in vpeft_bench.list_methods()]
     for name, options in defaults + VARIANTS:
-        for kind in MODELS | FURTHER:
-            if _family(kind) in method_class(name).supported() and not _refused(
-                name, options, kind
-            ):
+        kinds = MODELS | FURTHER
+        if (name, options) in VARIANTS:
+            kinds = MODELS | {kind: FURTHER[kind] for kind in VARIED}
+        for kind in kinds:
+            supported = _family(kind) in method_class(name).supported()
+            if supported and not _refused(name, options, kind):
                 yield Case(name, options, kind)
 
 
