@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -18,9 +19,12 @@ import torch
 import vpeft_bench
 from tests.conftest import REPOSITORY, Cli
 from vpeft_bench import plugins
+from vpeft_bench.choices import every_choice
 from vpeft_bench.data.readers import READERS
 from vpeft_bench.errors import AlreadyAttachedError, ConfigError, MethodOptionError
 from vpeft_bench.methods.lora import LoRA
+from vpeft_bench.methods.names import METHODS
+from vpeft_bench.overrides import check_overrides
 from vpeft_bench.registry import Registry
 
 READER = '''
@@ -243,6 +247,80 @@ def test_children_are_told(fresh: Path) -> None:
     assert plugins.loaded() == ["my_first", str(fresh / "my_first.py")]
     plugins.use(["my_first"])
     assert plugins.named() == ["my_first", str(fresh / "my_first.py")]
+
+
+METHOD = """
+from dataclasses import dataclass
+from vpeft_bench.methods.linear import Linear
+from vpeft_bench.methods.base import option
+from vpeft_bench.methods.registry import register
+
+@register
+@dataclass
+class {name}(Linear):
+    name = "{name}"
+    title = "linear of one's own"
+    width: int = option(3, "nothing", minimum=1)
+"""
+
+
+@pytest.fixture
+def methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test adds goes again."""
+    monkeypatch.setattr(METHODS, "_things", dict(METHODS._things))
+
+
+@pytest.mark.usefixtures("methods")
+def test_an_experiment_names_its_plug_ins(fresh: Path) -> None:
+    (fresh / "my_method.py").write_text(METHOD.format(name="mine"))
+    (fresh / "experiment").mkdir()
+    text = "# @package _global_\nplugins: [my_method]\ndefaults: [override /method: mine]\n"
+    (fresh / "experiment" / "mine.yaml").write_text(text)
+    checked = check_overrides(["method.width=4", "experiment=mine"], [str(fresh)], multirun=False)
+    assert checked.problems == []
+    (job,) = checked.jobs.valid
+    assert job.config.method == {"name": "mine", "width": 4}
+    assert job.config.plugins == ["my_method"]
+    assert plugins.named() == ["my_method"]
+
+
+@pytest.mark.usefixtures("methods")
+def test_a_package_is_named_by_its_folder_and_brings_configs(fresh: Path) -> None:
+    folder = fresh / "elsewhere" / "my_package"
+    (folder / "configs" / "data").mkdir(parents=True)
+    (folder / "__init__.py").write_text("from my_package import inner\n")
+    (folder / "inner.py").write_text(METHOD.format(name="inner"))
+    (folder / "configs" / "data" / "ours.yaml").write_text("name: ours\nreader: digits\n")
+    plugins.use([str(folder)])
+    assert plugins.config_folders() == [folder / "configs"]
+    choices = every_choice()
+    assert "ours" in choices["data"]
+    assert "inner" in choices["method"]
+    checked = check_overrides(["data=ours", "method=inner"], multirun=False)
+    assert checked.problems == []
+    assert [job.config.data.reader for job in checked.jobs.valid] == ["digits"]
+
+
+def test_one_that_is_not_there_names_the_nearest(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fresh / "my_methods.py").write_text("")
+    with pytest.raises(ConfigError, match=r"did you mean plugins=\[my_methods\]"):
+        plugins.use(["my-methods"])
+    (fresh / "below" / "my_tool").mkdir(parents=True)
+    monkeypatch.chdir(fresh / "below")
+    with pytest.raises(ConfigError, match=r"it lies in this folder: plugins=\[\./my_tool\]"):
+        plugins.use(["my_tool"])
+
+
+def test_jobs_carry_them_to_where_no_variable_tells(fresh: Path) -> None:
+    (fresh / "my_carried.py").write_text("")
+    plugins.use(["my_carried"])
+    sent = pickle.dumps(plugins.Carrying(len, plugins.named()))
+    plugins._modules.clear()
+    os.environ[plugins.VARIABLE] = ""
+    assert pickle.loads(sent)("abc") == 3
+    assert plugins.named() == plugins.loaded() == ["my_carried"]
 
 
 def test_a_registry_names_the_nearest() -> None:

@@ -146,6 +146,9 @@ def _import(name: str, where: str) -> None:
         return
     try:
         found = _from_path(Path(name)) if _is_path(name) else importlib.import_module(name)
+        if getattr(found, "__file__", None) is None and not _is_path(name):
+            place = ", ".join(_places(found))
+            raise ConfigError([Problem(where, f"{place} is a folder without __init__.py")])
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             problem = Problem(where, "there is no such module", _instead(name))

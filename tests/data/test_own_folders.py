@@ -124,7 +124,8 @@ def test_what_file_managers_leave_is_no_class_and_no_picture(root: Path) -> None
     [
         (lambda root: save(root / "test" / "wasp" / "0.png"), "wasp"),
         (lambda root: save(root / "train" / "loose.png"), "loose.png"),
-        (lambda root: (root / "train" / "wasp").mkdir(), "have no picture"),
+        (lambda root: (root / "train" / "wasp").mkdir(), "1 folder of a class has no picture"),
+        (lambda root: save(root / "test" / "Bee" / "0.png"), "Bee (is it bee?)"),
         (lambda root: save(root / "extra" / "0.png"), "others beside them: extra"),
         (lambda root: tree(root / "validation"), "val and validation are both val"),
     ],
@@ -143,7 +144,9 @@ def test_no_part_is_taken_for_test_in_silence(root: Path) -> None:
     """ImageNet has train and val; which of them is reported is for the user to say."""
     tree(root / "train")
     tree(root / "val", count=3)
-    assert "no test part" in problem(config_of("imagefolder", root))
+    said = problem(config_of("imagefolder", root))
+    assert "no test part" in said
+    assert "to report val: data.lists.train=train data.lists.test=val" in said
     lists = {"train": "train", "val": "", "test": "val"}
     dataset = open_dataset(config_of("imagefolder", root, lists=lists, hold_out=0.2))
     assert counts(dataset) == {"train": 16, "val": 4, "test": 6, "trainval": 20}
@@ -241,7 +244,10 @@ def test_a_table_for_each_split(root: Path) -> None:
         (lambda t: t.replace("a.png,ant,train", "a.png,ant"), "line 2: 2 fields"),
         (lambda t: t.replace("a.png,ant", "a.png,"), "line 2: no label"),
         (lambda t: t.replace("ant,train", "ant,trian"), "line 2: split 'trian'"),
-        (lambda t: t.replace("f.png,bee", "f.png,wasp"), "1 classes of test are not in train"),
+        (
+            lambda t: t.replace("f.png,bee", "f.png,wasp"),
+            "1 class of it is not in the training part",
+        ),
         (lambda t: t.replace("a.png", "a"), "suffix included"),
         (lambda t: t.partition("\n")[0], "lists no pictures"),
         (lambda t: "", "is empty"),
@@ -269,3 +275,39 @@ def test_one_picture_twice_is_refused_as_everywhere(root: Path, row: str, said: 
     config = config_of("csv", root)
     found = inspect(open_dataset(config), config).problems
     assert any(said in str(one) for one in found), found
+
+
+def test_a_table_without_splits_names_each_picture_once(root: Path) -> None:
+    """Of a pair one could be drawn for training and one for test."""
+    rows = [",".join(row.split(",")[:2]) for row in ROWS]
+    table(root, "\n".join(["path,label", *rows, "./a.png,bee"]))
+    said = problem(config_of("csv", root, test_share=0.2, hold_out=0.2))
+    assert "1 of its 6 pictures are listed twice or more" in said
+    assert "a.png: ant and bee" in said
+
+
+def test_a_table_given_as_the_folder_says_what_to_type(root: Path) -> None:
+    table(root, "path,label\n")
+    said = problem(config_of("csv", root / "labels.csv"))
+    assert f"data.root={root} data.lists.table=labels.csv" in said
+
+
+def test_classes_without_training_pictures_may_be_allowed(root: Path) -> None:
+    for split in ("train", "val", "test"):
+        tree(root / split, count=3)
+    save(root / "test" / "wasp" / "0.png")
+    config = config_of("imagefolder", root, allow_unseen_classes=True)
+    dataset = open_dataset(config)
+    assert dataset.class_names == ("ant", "bee", "wasp")
+    found = inspect(dataset, config)
+    assert found.problems == []
+    assert any("no training picture" in notice for notice in found.notices)
+
+
+def test_a_class_may_be_called_train(root: Path) -> None:
+    tree(root, ("bus", "train"))
+    dataset = open_dataset(config_of("imagefolder", root, test_share=0.2, hold_out=0.2))
+    assert dataset.class_names == ("bus", "train")
+    flat = root.parent / "flat"
+    tree(flat, ("train", "test"))  # no classes: these are the splits
+    assert "lie beside the folders of the classes" in str(check(config_of("imagefolder", flat))[0])

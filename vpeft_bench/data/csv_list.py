@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +25,9 @@ from vpeft_bench.data.folders import (
     shortened,
 )
 from vpeft_bench.data.schema import DataConfig
-from vpeft_bench.data.shares import SPLIT_NAMES, completed, missing_shares
+from vpeft_bench.data.shares import SPLIT_NAMES, completed, missing_shares, unseen
 from vpeft_bench.data.splits import Dataset, FileSplit
-from vpeft_bench.errors import Problem, nearest
+from vpeft_bench.errors import MissingDataError, Problem, nearest
 
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path"),
@@ -62,6 +63,12 @@ def read_csv(config: DataConfig) -> Dataset:
     Raises MissingDataError with everything that is wrong with the tables and the pictures that they
     name.
     """
+    root = Path(config.root).expanduser()
+    if root.is_file():
+        fix = f"data.root={root.parent} data.lists.table={root.name}"
+        raise MissingDataError(
+            [Problem(f"data.root={config.root}", "is a file, not a folder", fix)]
+        )
     folder = find_folder(config)
     lists = {name: file for name, file in config.lists.items() if file}
     problems = list(_wrong_lists(folder, lists))
@@ -79,7 +86,8 @@ def read_csv(config: DataConfig) -> Dataset:
             parts["all"] = rows
     where = str(folder / next(iter(lists.values())))
     if not problems:
-        problems += missing_shares(config, where, set(parts) - {"all"})
+        reported = "to report val: call it test, in the column split or in data.lists"
+        problems += missing_shares(config, where, set(parts) - {"all"}, reported)
         if "all" not in parts and "train" not in parts:
             problems.append(Problem(where, "has no training part"))
     for name, rows in parts.items():
@@ -88,9 +96,13 @@ def read_csv(config: DataConfig) -> Dataset:
     known = parts.get("train") or parts.get("all") or _Rows()
     names = _class_names(known.labels)
     for name, rows in parts.items():
-        if new := sorted(set(rows.labels) - set(names)):
-            what = f"{len(new)} classes of {name} are not in train:"
-            problems.append(Problem(where, what, ", ".join(shortened(new))))
+        what, fix = unseen(rows.labels, names)
+        if what and not config.allow_unseen_classes:
+            problems.append(Problem(f"{where}, {name}", what, fix))
+    if config.allow_unseen_classes:
+        names = _class_names([label for rows in parts.values() for label in rows.labels])
+    if "all" in parts:  # whose parts are drawn: one of a pair would be learnt from
+        problems += _twice(where, parts["all"])
     if config.num_classes is not None and len(names) != config.num_classes:
         what = f"has {len(names)} classes, and data.num_classes={config.num_classes}"
         problems.append(Problem(where, what, "leave data.num_classes out"))
@@ -206,6 +218,18 @@ def _read_body(
         return rows, [Problem(str(file), "lists no pictures")]
     count = f"{len(bad)} malformed line{'s' if len(bad) > 1 else ''}:"
     return rows, [Problem(str(file), count, "\n".join(shortened(bad)))] if bad else []
+
+
+def _twice(where: str, rows: _Rows) -> Iterator[Problem]:
+    """Pictures that a table names more than once."""
+    labels: dict[str, list[str]] = {}
+    for path, label in zip(rows.paths, rows.labels, strict=True):
+        labels.setdefault(os.path.normpath(path), []).append(label)
+    twice = [f"{path}: {' and '.join(of)}" for path, of in labels.items() if len(of) > 1]
+    if twice:
+        what = f"{len(twice)} of its {len(labels)} pictures are listed twice or more:"
+        fix = "list every picture once, with one label"
+        yield Problem(where, what, "\n".join([*shortened(twice), fix]))
 
 
 def _missing_pictures(

@@ -17,7 +17,7 @@ import numpy as np
 
 from vpeft_bench.data.folders import find_folder, fingerprint, missing_data, shortened
 from vpeft_bench.data.schema import DataConfig
-from vpeft_bench.data.shares import SPLIT_NAMES, completed, missing_shares
+from vpeft_bench.data.shares import SPLIT_NAMES, completed, missing_shares, unseen
 from vpeft_bench.data.splits import Dataset, FileSplit
 from vpeft_bench.errors import Problem
 
@@ -50,17 +50,25 @@ def read_image_folder(config: DataConfig) -> Dataset:
     parts, problems = _parts(folder, config)
     problems += [problem for part in parts.values() for problem in _wrong(part)]
     if not problems:
-        problems += missing_shares(config, str(folder), set(parts) - {"all"})
+        names_of = {name: part.folder.name for name, part in parts.items()}
+        reported = "to report val: " + " ".join(
+            f"data.lists.{as_}={names_of[name]}"
+            for name, as_ in (("train", "train"), ("val", "test"))
+            if name in names_of
+        )
+        problems += missing_shares(config, str(folder), set(parts) - {"all"}, reported)
     known = parts.get("train") or parts.get("all")
     names = sorted(set(known.classes)) if known else []
     if known is None and not problems:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         what = f"has no train folder and no folders of classes (it has: {found})"
         problems.append(Problem(str(folder), what))
-    for name, part in parts.items():
-        if name != "train" and (new := sorted(set(part.classes) - set(names))):
-            what = f"{len(new)} classes are in no folder of the training part:"
-            problems.append(Problem(str(part.folder), what, ", ".join(shortened(new))))
+    for part in parts.values():
+        what, fix = unseen(part.classes, names)
+        if what and not config.allow_unseen_classes:
+            problems.append(Problem(str(part.folder), what, fix))
+    if config.allow_unseen_classes:
+        names = sorted({name for part in parts.values() for name in part.classes})
     if config.num_classes is not None and names and len(names) != config.num_classes:
         what = f"has folders of {len(names)} classes, and data.num_classes={config.num_classes}"
         problems.append(Problem(str(folder), what, "leave data.num_classes out"))
@@ -101,9 +109,10 @@ def _parts(folder: Path, config: DataConfig) -> tuple[dict[str, _Part], list[Pro
         ]
         return ({} if problems else {n: _read(p) for n, p in named.items()}), problems
     folders = [path for path in _entries(folder) if path.is_dir()]
+    mixed = any(path.name.lower() not in SPLIT_NAMES for path in folders)
     found: dict[str, list[Path]] = {}
     for path in folders:
-        if split := SPLIT_NAMES.get(path.name.lower()):
+        if (split := SPLIT_NAMES.get(path.name.lower())) and not (mixed and _is_class(path)):
             found.setdefault(split, []).append(path)
     problems = [
         Problem(str(folder), f"{' and '.join(path.name for path in paths)} are both {split}")
@@ -113,11 +122,22 @@ def _parts(folder: Path, config: DataConfig) -> tuple[dict[str, _Part], list[Pro
     if not found:
         return ({"all": _read(folder)} if folders else {}), problems
     if len(folders) > sum(map(len, found.values())):
-        rest = [path.name for path in folders if path.name.lower() not in SPLIT_NAMES]
+        splits = {path for paths in found.values() for path in paths}
+        rest = [path.name for path in folders if path not in splits]
         what = f"has folders of splits and others beside them: {', '.join(shortened(rest))}"
         fix = "say which count: data.lists.train=... data.lists.test=..."
         problems.append(Problem(str(folder), what, fix))
     return {split: _read(paths[0]) for split, paths in found.items()}, problems
+
+
+def _is_class(folder: Path) -> bool:
+    """Whether a folder with the name of a split, beside others, is a class: there are trains."""
+    entries = _entries(folder)
+    return any(map(_is_picture, entries)) and not any(entry.is_dir() for entry in entries)
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURES
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -131,12 +151,12 @@ def _read(folder: Path) -> _Part:
     part = _Part(folder, [], [], [], [], Counter())
     for entry in _entries(folder):
         if not entry.is_dir():
-            if entry.suffix.lower() in PICTURES:
+            if _is_picture(entry):
                 part.strays.append(entry.name)
             continue
         before = len(part.paths)
         for path in _below(entry, set()):
-            if path.suffix.lower() in PICTURES:
+            if _is_picture(path):
                 part.paths.append(str(path))
                 part.classes.append(entry.name)
             else:
@@ -165,7 +185,9 @@ def _wrong(part: _Part) -> Iterator[Problem]:
         fix = "\n".join([*shortened(part.strays), "each class has a folder of its own"])
         yield Problem(where, what, fix)
     if part.empty:
-        what = f"{len(part.empty)} folders of classes have no picture:"
+        one = len(part.empty) == 1
+        of = "folder of a class has" if one else "folders of classes have"
+        what = f"{len(part.empty)} {of} no picture:"
         suffixes = " ".join(sorted(PICTURES))
         fix = f"{', '.join(shortened(part.empty))}\npictures are known by their suffix: {suffixes}"
         yield Problem(where, what, fix)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vpeft_bench.data.folders import shortened
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import FileSplit
 from vpeft_bench.errors import Problem
@@ -71,12 +72,13 @@ def _taken(split: FileSplit, chosen: NDArray[np.bool_]) -> FileSplit:
     return FileSplit(split.labels[chosen], paths)
 
 
-def missing_shares(config: DataConfig, where: str, has: set[str]) -> list[Problem]:
+def missing_shares(config: DataConfig, where: str, has: set[str], reported: str) -> list[Problem]:
     """What must be stated of splits that are not there.
 
     Args:
         where: of the data set, for the message.
         has: the splits that it comes with.
+        reported: what to do where ``val`` is the part that results are reported on.
     """
     if "test" in has:
         if "val" not in has and config.hold_out == 0:
@@ -85,10 +87,29 @@ def missing_shares(config: DataConfig, where: str, has: set[str]) -> list[Proble
         return []
     if has - {"train"}:
         what = f"has {' and '.join(sorted(has))} and no test part, and a result is of a test part"
-        fix = "name the part that is to be reported test; data.hold_out=0.2 makes a val of train"
+        fix = f"{reported}\nthen data.hold_out=0.2 holds validation pictures out of train"
         return [Problem(where, what, fix)]
     if config.test_share == 0 or config.hold_out == 0:
         fix = "state the shares: data.test_share=0.2 data.hold_out=0.2 (of each class; "
         fix += "data.split_seed=N draws others)"
         return [Problem(where, "comes with no splits", fix)]
     return []
+
+
+def unseen(classes: Iterable[str], trained: Collection[str]) -> tuple[str, str]:
+    """What is said of classes that occur in a split and not in training; empty if there are none.
+
+    Returns:
+        what is wrong, and what to do.
+    """
+    new = sorted(set(classes) - set(trained))
+    if not new:
+        return "", ""
+    alike = {name.strip().casefold(): name for name in trained}
+    meant = [alike.get(name.strip().casefold()) for name in new]
+    named = [f"{n} (is it {m}?)" if m else n for n, m in zip(new, meant, strict=True)]
+    fix = f"{', '.join(shortened(named))}\n"
+    fix += "give the training part pictures of them, or leave them out\n"
+    fix += "where this is how the data set was published: data.allow_unseen_classes=true"
+    are = "class of it is" if len(new) == 1 else "classes of it are"
+    return f"{len(new)} {are} not in the training part:", fix

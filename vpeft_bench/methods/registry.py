@@ -89,7 +89,12 @@ def method_class(name: str) -> type[Method]:
         return source.method_class(rest)
     if name not in METHODS.names():
         raise MethodOptionError([METHODS.unknown(name)])
-    return METHODS.get(name)
+    found = METHODS.get(name)
+    if found.name != name:
+        what = f"{found.__module__}.{found.__qualname__} calls itself {found.name}"
+        fix = "add it to METHODS under its own name"
+        raise MethodOptionError([Problem(f"method={name}", what, fix)])
+    return found
 
 
 def build_method(name: str, options: Mapping[str, Any]) -> Method:
