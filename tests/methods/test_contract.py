@@ -122,19 +122,8 @@ NO_KEY_BIAS = ("dinov3", "eva02", "eva02_split", "swinv2")
 SHIFTS_KEYS = ("arc", "repadapter", "ssf")
 NO_BIAS = ("dinov3",)
 SHIFTS = ("kadaptation", "sct")
-# Of the further families: linears, the stream, inside of attention, a network around, tokens.
-QUICK = (
-    "bitfit",
-    "lora",
-    "prefix",
-    "ssf",
-    "attn_scale",
-    "convpass",
-    "dtl",
-    "lst",
-    "vpt_deep",
-    "gps",
-)
+# Of the further families here: single weights, a linear, inside attention, all leaves, tokens.
+QUICK = ("gps", "lora", "prefix", "ssf", "vpt_deep")
 
 
 # The further families that are least like the others: there methods take their other paths, too.
