@@ -97,6 +97,11 @@ def _kept(part: dict[str, Any], prefix: str, counts: Callable[[Setting], bool]) 
     return kept
 
 
+def setting_of(key: str) -> Setting | None:
+    """What a dotted key of the configuration says of itself; None for one of another version."""
+    return settings(RunConfig).get(key)
+
+
 def same_run(config: RunConfig) -> str:
     """Equal for two configs of one command line that are the same run, whatever lies on disk.
 

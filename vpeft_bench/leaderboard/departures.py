@@ -11,10 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from vpeft_bench.config import RunConfig
-from vpeft_bench.fields import settings
 from vpeft_bench.formats import option_text
-from vpeft_bench.identity import scientific
+from vpeft_bench.identity import scientific, setting_of
 from vpeft_bench.leaderboard.cells import Cell
 
 _TOLD = {
@@ -100,7 +98,7 @@ def _flat(part: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         key = f"{prefix}{name}"
         if key in _TOLD:
             continue
-        known = settings(RunConfig).get(key)
+        known = setting_of(key)
         if isinstance(value, dict) and known is not None and known.section:
             yield from _flat(value, f"{key}.")
         elif value not in (None, {}, []):
@@ -109,6 +107,6 @@ def _flat(part: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _text(key: str, values: dict[str, Any]) -> str:
     """``key=value``; what is not there is neutral."""
-    known = settings(RunConfig).get(key)
+    known = setting_of(key)
     absent = known.neutral if known is not None else None
     return option_text({key: values.get(key, absent)})
