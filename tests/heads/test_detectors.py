@@ -283,7 +283,7 @@ def test_sizes_of_the_head() -> None:
 
 def test_unknown_detector() -> None:
     features = StageFeatures(attached("vit").backbone)
-    with pytest.raises(ConfigError, match=r"head\.name=retinanet"):
+    with pytest.raises(ConfigError, match=r"head=retinanet"):
         build_detector(HeadConfig(name="retina_net"), InputConfig(), features, 3, HALF, HALF)
 
 
