@@ -11,10 +11,12 @@ from PIL import Image
 
 from tests.data.conftest import check
 from vpeft_bench.choices import config_dir
+from vpeft_bench.config import RunConfig, plain
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.inspection import inspect
 from vpeft_bench.data.listing import compose_data_configs
-from vpeft_bench.data.schema import DataConfig
+from vpeft_bench.data.readers import READERS
+from vpeft_bench.data.schema import DataConfig, Reader
 from vpeft_bench.data.shares import held_out
 from vpeft_bench.data.splits import Dataset, FileSplit
 
@@ -311,3 +313,10 @@ def test_a_class_may_be_called_train(root: Path) -> None:
     flat = root.parent / "flat"
     tree(flat, ("train", "test"))  # no classes: these are the splits
     assert "lie beside the folders of the classes" in str(check(config_of("imagefolder", flat))[0])
+
+
+def test_readers_have_names_in_python_as_well() -> None:
+    assert set(Reader) <= set(READERS.names())
+    config = DataConfig(name="x", reader=Reader.digits)
+    assert plain(RunConfig(data=config))["data"]["reader"] == "digits"
+    assert open_dataset(config).num_classes == 10

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 
 from vpeft_bench.fields import setting
 from vpeft_bench.metric_names import BoxMetric
+
+
+class Reader(StrEnum):
+    """The readers that come with the package, for use from Python; plug-ins add others by name."""
+
+    image_list = "image_list"
+    image_folder = "image_folder"
+    csv = "csv"
+    json_splits = "json_splits"
+    digits = "digits"
+    sprites = "sprites"
+    scenes = "scenes"
+    coco = "coco"
+    voc_boxes = "voc_boxes"
+    voc_masks = "voc_masks"
+    ade20k = "ade20k"
+
 
 RENDERED = ("digits", "sprites", "scenes")
 """Readers whose pictures are no files."""
