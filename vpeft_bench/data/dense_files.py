@@ -77,6 +77,10 @@ class ObjectFile:
     areas: NDArray[np.float64]
     size: Size | None
 
+    def mask_bounds(self) -> NDArray[np.float64]:
+        """(N, 4) left, top, right, bottom of the masks; NaN where an object has none."""
+        return np.full((len(self.labels), 4), np.nan)
+
 
 @dataclass(frozen=True, eq=False)
 class FileObjects(ObjectSplit, PictureFiles):
