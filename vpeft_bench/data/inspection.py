@@ -16,6 +16,7 @@ from vpeft_bench.data.inspect_content import inspect_content
 from vpeft_bench.data.inspect_labels import inspect_labels
 from vpeft_bench.data.inspect_lists import inspect_lists
 from vpeft_bench.data.inspect_maps import inspect_maps
+from vpeft_bench.data.inspect_names import inspect_names
 from vpeft_bench.data.inspect_objects import inspect_objects
 from vpeft_bench.data.inspect_pictures import inspect_pictures
 from vpeft_bench.data.inspect_shapes import inspect_shapes
@@ -28,7 +29,7 @@ __all__ = ["Inspection", "inspect"]
 Inspector = Callable[[Dataset, DataConfig, Inspection], None]
 """Looks for one kind of fault, and adds what it finds."""
 
-OF_ALL: tuple[Inspector, ...] = (inspect_lists, inspect_pictures, inspect_content)
+OF_ALL: tuple[Inspector, ...] = (inspect_lists, inspect_names, inspect_pictures, inspect_content)
 """What holds for every data set."""
 OF_TASK: dict[str, tuple[Inspector, ...]] = {
     "classification": (inspect_labels,),
