@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import Cli
 from vpeft_bench.catalogue import facts
+from vpeft_bench.data.demo import DIGITS_VERSION, _build_digits, cached
 from vpeft_bench.errors import MethodOptionError
 from vpeft_bench.methods.parts import hf_types
 from vpeft_bench.methods.registry import list_methods
@@ -76,6 +77,7 @@ def test_a_change_of_the_code_changes_its_fingerprint(tmp_path: Path) -> None:
     ],
 )
 def test_what_only_prints_imports_no_torch(arguments: list[str], tmp_path: Path) -> None:
+    cached(f"digits-v{DIGITS_VERSION}", _build_digits)  # whoever is first to need them makes them
     script = f"""
 import sys
 from vpeft_bench.__main__ import _dispatch
