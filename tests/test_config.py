@@ -341,3 +341,24 @@ def test_user_config_directory(tmp_path: Path) -> None:
     (tmp_path / "data" / "mine.yaml").write_text("name: mine\nreader: image_list\n")
     assert check_overrides(["data=mine"]).problems
     assert check_overrides(["data=mine"], [str(tmp_path)]).problems == []
+
+
+@pytest.mark.parametrize(
+    ("own", "name"),
+    [("coco_json", "coco"), ("csv", "vtab1k/cifar"), ("imagelist", "fgvc/cub")],
+)
+def test_the_name_of_another_data_set_is_refused(own: str, name: str) -> None:
+    """In a benchmark's summary its results would stand as those of the data set so named."""
+    config = composed(f"data={own}", f"data.name={name}")
+    (problem,) = validation._borrowed_name(config)
+    assert f"data.name={name}: is the name of data={name}" in str(problem)
+    assert not list(validation._borrowed_name(composed(f"data={own}", "data.name=mine")))
+    assert not list(validation._borrowed_name(composed(f"data={name}")))
+
+
+def test_names_are_looked_up_within_a_job_of_hydra() -> None:
+    """Which has Hydra initialised for its own config, and goes on with it."""
+    config = composed("data=coco_json", "data.name=coco")
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        assert len(list(validation._borrowed_name(config))) == 1
+        assert compose("config", overrides=["data=demo/digits"]).data.name == "demo/digits"

@@ -181,6 +181,11 @@ class Protocol(Enum):
     """Train on train, score val after every epoch; the test split is not touched."""
 
 
+def evaluated_split(protocol: Protocol) -> str:
+    """The split whose scores are reported."""
+    return "val" if protocol is Protocol.select else "test"
+
+
 @dataclass
 class ProtocolConfig:
     """Which splits are used."""

@@ -36,7 +36,14 @@ from vpeft_bench.build import (
 )
 from vpeft_bench.callbacks import Curves, MethodSteps, ProgressBar, StepSeed
 from vpeft_bench.checkpoint import EpochCheckpoint, WholeFiles, whole_epochs
-from vpeft_bench.config import FeatureCache, Precision, Protocol, RunConfig, plain
+from vpeft_bench.config import (
+    FeatureCache,
+    Precision,
+    Protocol,
+    RunConfig,
+    evaluated_split,
+    plain,
+)
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.data.inspect_content import compare_content
 from vpeft_bench.data.inspect_pictures import data_identity
@@ -133,7 +140,8 @@ def _run(config: RunConfig, console: Console) -> Outcome:
     config = replace(config, method=method_options, plugins=plugins.named())
     dataset = open_dataset(config.data)
     most = config.head.max_detections if config.head else None
-    inspection = inspect(dataset, config.data, max_detections=most)
+    evaluated = evaluated_split(config.protocol.name)
+    inspection = inspect(dataset, config.data, max_detections=most, evaluated=evaluated)
     inspection.require_sound()
     dataset = replace(dataset, fingerprint=data_identity(dataset, inspection))
     weights = weights_source(config.backbone.weights, config.backbone.model).identity()
@@ -284,7 +292,7 @@ class _Run:
         """Training and evaluation batches, as the protocol says: of pictures or of features."""
         final = self.config.protocol.name is Protocol.final
         train_split = self.config.data.final_train if final else "train"
-        eval_split = "test" if final else "val"
+        eval_split = evaluated_split(self.config.protocol.name)
         self.happened["eval_split"] = eval_split
         self.happened["eval_images"] = len(self.dataset.split(eval_split))
         loaders = self._features(model, train_split, eval_split)

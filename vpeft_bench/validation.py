@@ -102,6 +102,7 @@ def quick_problems(config: RunConfig) -> Iterator[Problem]:
     if not config.data.name:  # a cost card knows no data
         yield Problem("data.name=", "is empty", "type data.name=...")
     yield from _values(config)
+    yield from _borrowed_name(config)
     yield from _dense(config)
 
 
@@ -231,6 +232,24 @@ def _texts(config: RunConfig) -> Iterator[Problem]:
     for key in FOLDERS:
         if (file := in_the_way(Path(str(_value(config, key))))) is not None:
             yield Problem(f"{key}={_value(config, key)}", f"{file} is a file, not a folder")
+
+
+def _borrowed_name(config: RunConfig) -> Iterator[Problem]:
+    """The name of another data set: results on this one would stand in its place."""
+    from vpeft_bench import plugins
+    from vpeft_bench.choices import choices_on_disk, config_dir
+    from vpeft_bench.data.listing import compose_data_configs
+
+    name, data = config.data.name, config.data
+    folders = [config_dir(), *plugins.config_folders()]
+    if not any(name in choices_on_disk(folder).get("data", ()) for folder in folders):
+        return
+    [named] = compose_data_configs(config_dir(), [name])
+    if (named.reader, named.benchmark) != (data.reader, data.benchmark):
+        what = f"is the name of data={name}, whose results would be mixed with those of this "
+        what += f"data set (data.reader={data.reader} data.benchmark={data.benchmark})"
+        fix = f"give it a name of its own: data.name=NAME; or choose data={name}"
+        yield Problem(f"data.name={name}", what, fix)
 
 
 def _device(config: RunConfig) -> Iterator[Problem]:

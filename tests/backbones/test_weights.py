@@ -225,6 +225,18 @@ def test_non_finite_safetensors(tmp_path: Path) -> None:
         loaded_from(tmp_path / "w.safetensors")
 
 
+def test_weights_that_were_never_filled_are_refused(tmp_path: Path) -> None:
+    """As a sharded or lazily made model is saved: every number would be that of no weights."""
+    state = small_vit().state_dict()
+    empty = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    torch.save(empty, tmp_path / "w.pth")
+    with pytest.raises(WeightsMismatchError, match="every matrix in it holds one value"):
+        loaded_from(tmp_path / "w.pth")
+    empty["patch_embed.proj.weight"] = state["patch_embed.proj.weight"]
+    torch.save(empty, tmp_path / "some.pth")
+    loaded_from(tmp_path / "some.pth")
+
+
 def test_pickles_are_not_executed(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Any, tuple[str, ...]]:

@@ -59,7 +59,7 @@ def test_check_tells_everything_at_once(
         assert part in told
         assert part in printed
     assert not report["sound"]
-    assert "my/toy: 3 problems, 1 note; found/all.json" in printed
+    assert "my/toy: 3 problems, 2 notes; found/all.json" in printed
 
 
 def test_check_of_what_cannot_be_read(

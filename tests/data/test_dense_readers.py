@@ -885,6 +885,56 @@ def test_bad_label_maps_are_named_when_read(masks: DataConfig) -> None:
         split.label_map(2)
 
 
+def ade_folders(config_dir: Path, folder: Path) -> DataConfig:
+    """Two pictures and maps in each part."""
+    for part in ("training", "validation"):
+        for place, mode in (("images", "RGB"), ("annotations", "L")):
+            (folder / place / part).mkdir(parents=True)
+            for name in "ab":
+                Image.new(mode, (8, 6)).save(folder / place / part / f"{name}.png")
+    return composed(config_dir, "ade20k_folders", folder)
+
+
+def test_what_file_managers_leave_beside_pictures_is_none(config_dir: Path, tmp_path: Path) -> None:
+    config = ade_folders(config_dir, tmp_path)
+    config.num_classes = 2
+    before = sizes_of(read_ade20k(config))
+    for file in list(tmp_path.rglob("*.png")):  # as macOS does on disks of others
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7")
+    assert sizes_of(read_ade20k(config)) == before
+
+
+def test_two_pictures_of_one_name_are_refused(masks: DataConfig) -> None:
+    """Nothing says which of them is annotated."""
+    for picture in list(Path(masks.root).rglob("JPEGImages/*"))[:2]:
+        Image.new("RGB", (8, 6)).save(picture.with_suffix(".bmp"))
+    text = problems_of(read_voc_masks, masks)
+    assert "JPEGImages: 2 names occur with several suffixes" in text
+
+
+def test_lists_with_suffixes_are_told_what_to_leave_out(masks: DataConfig) -> None:
+    file = next(Path(masks.root).rglob("Segmentation/train.txt"))
+    file.write_text(file.read_text().replace("\n", ".jpg\n"))
+    assert "names pictures with their suffixes" in problems_of(read_voc_masks, masks)
+
+
+def test_names_that_cannot_be_read_are_one_problem(masks: DataConfig) -> None:
+    masks.num_classes = None
+    masks.lists.pop("classes", None)
+    (Path(masks.root) / "classes.txt").write_bytes(b"a\nb\xe4\n")
+    text = problems_of(read_voc_masks, masks)
+    assert "is not UTF-8 (line 2)" in text
+    assert "number of classes" not in text
+
+
+def test_ade20k_names_that_are_no_text_are_refused(config_dir: Path, tmp_path: Path) -> None:
+    config = ade_folders(config_dir, tmp_path)
+    (tmp_path / "objectInfo150.txt").write_bytes(b"Idx\tName\n1\tw\xe4ll\n2\tsky\n")
+    text = problems_of(read_ade20k, config)
+    assert "objectInfo150.txt: is not UTF-8 (line 2)" in text
+    assert "number of classes" not in text
+
+
 def test_problems_of_label_map_lists(masks: DataConfig) -> None:
     masks.num_classes = None
     root = Path(masks.root)

@@ -370,3 +370,62 @@ def test_maps_of_few_bits_hold_their_values(tmp_path: Path, bits: int) -> None:
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in content))
     split: Any = open_dataset(config).split("trainval")
     assert np.unique(split.label_map(3)).tolist() == [1]
+
+
+RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)
+
+
+def paint(config: DataConfig, palettes: Sequence[Sequence[tuple[int, int, int]]]) -> None:
+    """Give the training maps these palettes in turn."""
+    for index, palette in enumerate(palettes):
+        file = Path(config.root) / f"annotations/training/{index}.png"
+        image = Image.fromarray(np.array(Image.open(file)), mode="P")
+        image.putpalette([value for colour in palette for value in colour])
+        image.save(file)
+
+
+def test_palettes_that_number_colours_anew_are_refused(tmp_path: Path) -> None:
+    """A program that keeps the colours that occur makes class 2 class 1 where 1 does not occur."""
+    config = maps(tmp_path, [(0, 1, 2), (0, 1), (0, 1)], [(0, 1, 2)] * 2, 3)
+    black = (0, 0, 0)
+    paint(config, [(black, RED, GREEN), (black, RED), (black, GREEN)])
+    text = refused(looked_at(config))
+    assert "1 maps number the colours of their palettes otherwise" in text
+    assert f"2.png: colour {GREEN} is 1, and 2 in" in text
+    assert "save all maps with one palette" in text
+
+
+def test_other_colours_are_told_and_one_palette_is_fine(tmp_path: Path) -> None:
+    config = maps(tmp_path, [(0, 1, 2), (0, 1)], [(0, 1, 2)] * 2, 3)
+    black = (0, 0, 0)
+    paint(config, [(black, RED, GREEN, BLUE), (black, RED)])
+    assert not looked_at(config).notices
+    paint(config, [(black, RED, GREEN), (black, BLUE)])
+    told = "1 of 2 label maps with a palette give a value another colour than those before them"
+    assert looked_at(config).notices == [told]
+    paint(config, [(black, black, black), (black, black)])  # nothing tells them apart
+    assert not looked_at(config).problems
+
+
+def test_nothing_to_validate_on_is_refused_where_it_is_reported(tmp_path: Path) -> None:
+    """Whoever trains on all of it and reports the test part does not need it."""
+    config = coco(tmp_path, [SOUND] * 8, [SOUND] * 4)
+    config.hold_out = 0.0
+    tables = json.loads((tmp_path / "test.json").read_text()) | {"annotations": []}
+    (tmp_path / "val").mkdir()
+    for index in range(4):
+        noise(40, 30, 70 + index).save(tmp_path / "val" / f"{index}.png")
+    (tmp_path / "val.json").write_text(json.dumps(tables))
+    config.lists |= {"val": "val.json", "val_images": "val"}
+    assert not looked_at(config).problems
+    text = refused(looked_at(config, evaluated="val"))
+    assert "val.json: there is no object in any of the 4 validation pictures" in text
+
+
+def test_maps_to_validate_on_are_looked_at_where_they_are_reported(tmp_path: Path) -> None:
+    config = maps(tmp_path, [(0, 1)] * 6, [(0, 1)] * 2, 2)
+    split: Any = open_dataset(config).split("val")
+    for picture in split.pictures:
+        Image.new("L", (8, 6), 255).save(picture.map_path)
+    assert not looked_at(config).problems
+    assert "no pixel of the" in refused(looked_at(config, evaluated="val"))

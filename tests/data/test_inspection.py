@@ -95,7 +95,8 @@ def test_a_class_that_cannot_be_learnt(image_list: MakeImageList) -> None:
     config.allow_unseen_classes = True
     found = looked_at(config)
     told = "5 of 8 classes have no training picture, and 1 test picture is of them: 3, 4, 5, 6, 7"
-    assert (found.problems, found.notices) == ([], [told])
+    absent = "1 of 3 trained classes have no test picture: 0"
+    assert (found.problems, found.notices) == ([], [absent, told])
 
 
 def test_idle_outputs_are_told(image_list: MakeImageList) -> None:
@@ -295,3 +296,71 @@ def test_pictures_of_one_colour_are_no_copies_of_each_other(image_list: MakeImag
     found = looked_at(config, full=True)
     assert found.problems == []
     assert found.notices == ["one colour each: 4 of 12 pictures looked at"]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ("Cat\ncat\ndog\n", "'Cat' and 'cat'"),
+        ("red fox\nred_fox\ndog\n", "'red fox' and 'red_fox'"),
+        ("1\n01\n2\n", "'1' and '01'"),
+        ("a\u0308\n\u00e4\nb\n", "'a\u0308' and '\u00e4'"),  # as macOS and others write it
+    ],
+)
+def test_one_class_that_is_written_in_two_ways_is_told(
+    image_list: MakeImageList, names: str, told: str
+) -> None:
+    config = image_list()
+    (Path(config.root) / "toy" / "classes.txt").write_text(names, encoding="utf-8")
+    what = "names of classes that differ in spelling alone"
+    assert looked_at(config).notices == [f"{what}: {told}"]
+
+
+def test_a_class_of_missing_labels_is_told(image_list: MakeImageList) -> None:
+    config = image_list()
+    (Path(config.root) / "toy" / "classes.txt").write_text("nan\na\nNA\n")  # NA may be Namibia
+    told = "a class is called 'nan': are its pictures without a label?"
+    assert looked_at(config).notices == [told]
+
+
+def test_one_class_to_test_on_is_refused_and_absent_ones_are_told(
+    image_list: MakeImageList,
+) -> None:
+    """A list that is sorted by class and cut short looks like this."""
+    config = image_list({"test.txt": "images/9.png 0\nimages/10.png 0\n"})
+    assert "all test pictures are of one class" in only_problem(config)
+    (Path(config.root) / "toy" / "test.txt").write_text("images/9.png 0\nimages/10.png 1\n")
+    assert looked_at(config).notices == ["1 of 3 trained classes have no test picture: 2"]
+
+
+@pytest.mark.parametrize(
+    ("trainval", "told"),
+    [
+        (TRAIN, "train800val200.txt has 6 pictures, train and val have 9"),
+        (
+            TRAIN + VAL.replace(" 0", " 1"),
+            "train800val200.txt has other numbers of each class than train and val",
+        ),
+    ],
+)
+def test_a_joint_list_that_is_not_that_of_both_is_told(
+    image_list: MakeImageList, trainval: str, told: str
+) -> None:
+    assert told in looked_at(image_list({"train800val200.txt": trainval})).notices
+
+
+def test_altered_copies_of_training_pictures_are_told(image_list: MakeImageList) -> None:
+    """Roboflow's exports hold several of each picture; a share of them is no test part."""
+    config = image_list()
+    folder = Path(config.root) / "toy"
+    renamed = {}
+    for number, source in {0: "x", 6: "y", 9: "x", 10: "z"}.items():
+        name = f"images/{source}_png.rf.{number:032x}.png"
+        (folder / f"images/{number}.png").rename(folder / name)
+        renamed[f"images/{number}.png"] = name
+    for file in folder.glob("*.txt"):
+        words = [renamed.get(word, word) for word in file.read_text().split()]
+        pairs = zip(words[::2], words[1::2], strict=True)
+        file.write_text("".join(f"{path} {label}\n" for path, label in pairs))
+    told = "1 of 3 test pictures are altered copies of training pictures, by their names (.rf.)"
+    assert looked_at(config).notices == [told]

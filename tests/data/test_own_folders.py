@@ -320,3 +320,58 @@ def test_readers_have_names_in_python_as_well() -> None:
     config = DataConfig(name="x", reader=Reader.digits)
     assert plain(RunConfig(data=config))["data"]["reader"] == "digits"
     assert open_dataset(config).num_classes == 10
+
+
+def test_shares_that_have_no_effect_are_refused(root: Path) -> None:
+    """Whoever types a share believes that it is drawn."""
+    table(root, "\n".join(["path,label,split", *ROWS]))
+    said = problem(config_of("csv", root, test_share=0.2, hold_out=0.1))
+    assert "comes with test and val: the shares have no effect" in said
+    assert "leave data.test_share=0.2 and data.hold_out=0.1 out" in said
+
+
+def test_a_folder_around_everything_is_no_class(root: Path) -> None:
+    """As archives unpack."""
+    tree(root / "pets" / "train")
+    tree(root / "pets" / "test")
+    said = problem(config_of("imagefolder", root, test_share=0.2, hold_out=0.2))
+    assert f"did you mean data.root={root / 'pets'}" in said
+
+
+def test_splits_inside_classes_are_told(root: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("ant", "bee"):
+            for number in range(4):
+                save(root / name / split / f"{number}{name}{split}.png")
+    dataset = open_dataset(config_of("imagefolder", root, test_share=0.25, hold_out=0.25))
+    told = "folders test, train lie inside those of classes: read as their pictures, not as splits"
+    assert dataset.notices == (told,)
+
+
+def test_rows_of_other_splits_are_refused_in_the_list_of_one(root: Path) -> None:
+    """They would be trained on, whatever the table says of them."""
+    table(root, "\n".join(["path,label,split", *ROWS]))
+    (root / "test.csv").write_text("path,label\nf.png,bee\n")
+    lists = {"table": "", "train": "labels.csv", "test": "test.csv"}
+    said = problem(config_of("csv", root, lists=lists, hold_out=0.5))
+    assert "of its 6 rows are of another split than train, by its column split" in said
+
+
+def test_the_line_that_excel_reads_is_no_header(root: Path) -> None:
+    rows = [row.replace(",", ";") for row in ["path,label,split", *ROWS]]
+    table(root, "\n".join(["sep=;", *rows]))
+    assert open_dataset(config_of("csv", root)).class_names == ("ant", "bee")
+
+
+def test_what_is_taken_or_a_path_is_not_proposed_as_a_column(root: Path) -> None:
+    table(root, "image,ant,bee\na.png,1,0")
+    assert "is it image?" not in problem(config_of("csv", root))
+    table(root, "images/a.png,ant")
+    assert not any("is it images" in str(found) for found in check(config_of("csv", root)))
+
+
+def test_labels_are_called_as_the_table_calls_them(root: Path) -> None:
+    table(root, "\n".join(["path,label,split", *ROWS, "a.png,bee,train"]))
+    config = config_of("csv", root)
+    found = "\n".join(map(str, inspect(open_dataset(config), config).problems))
+    assert "a.png: ant in labels.csv, bee in labels.csv" in found

@@ -61,6 +61,30 @@ def tiff(values: NDArray[Any], bits: int, photometric: int = 1, sample_format: i
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + bytes(4) + data
 
 
+def tiff_of(values: NDArray[Any], sample_format: int = 1) -> bytes:
+    """An uncompressed TIFF of several channels, (H, W, C)."""
+    height, width, channels = values.shape
+    data = np.ascontiguousarray(values).tobytes()
+    bits, kinds = [8 * values.itemsize] * channels, [sample_format] * channels
+    further = {338: [0] * (channels - 3)} if channels > 3 else {}
+    numbers = {256: [width], 257: [height], 258: bits, 259: [1], 262: [2], 277: [channels]}
+    numbers |= {278: [height], 279: [len(data)], 284: [1], 339: kinds, **further, 273: [0]}
+    start = 8 + 2 + 12 * len(numbers) + 4
+    apart, entries = b"", []
+    for tag, these in sorted(numbers.items()):
+        packed = struct.pack(f"<{len(these)}I", *these)
+        if len(these) > 1:
+            packed, apart = struct.pack("<I", start + len(apart)), apart + packed
+        entries.append((tag, len(these), packed))
+    place = struct.pack("<I", start + len(apart))
+    rows = [
+        struct.pack("<HHI", tag, 4, count) + (place if tag == 273 else packed)
+        for tag, count, packed in entries
+    ]
+    head = b"II*\0" + struct.pack("<IH", 8, len(rows))
+    return head + b"".join(rows) + bytes(4) + apart + data
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jp2", ".pgm"])
 def test_16_bits_become_the_8_of_their_twin(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"wide{suffix}"
@@ -89,6 +113,50 @@ def test_16_bit_colours(tmp_path: Path) -> None:
     path = tmp_path / "wide.png"
     path.write_bytes(PNG + b"".join(png_chunk(*chunk) for chunk in chunks))
     assert np.array_equal(read(path), COLOUR)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_colours_that_use_little_of_their_range_are_known(
+    tmp_path: Path, suffix: str
+) -> None:
+    """12 bits in 16, as cameras and microscopes store them."""
+    path = tmp_path / f"dim{suffix}"
+    values = COLOUR.astype(np.uint16) * 16
+    if suffix == ".png":
+        header = struct.pack(">IIBBBBB", 40, 30, 16, 2, 0, 0, 0)
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+        chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+        path.write_bytes(PNG + b"".join(png_chunk(*chunk) for chunk in chunks))
+    else:
+        path.write_bytes(tiff_of(values))
+    assert decode(str(path)).highest == pytest.approx(15 / 255)
+
+
+def test_channels_beyond_the_colours_are_known(tmp_path: Path) -> None:
+    """Satellite pictures: the first three of their bands are read."""
+    bands = np.concatenate([COLOUR, COLOUR[..., :2]], axis=-1)
+    (tmp_path / "bands.tif").write_bytes(tiff_of(bands))
+    (tmp_path / "rgb.tif").write_bytes(tiff_of(COLOUR))
+    found = decode(str(tmp_path / "bands.tif"))
+    assert found.facts.channels == 5
+    assert np.array_equal(np.asarray(found.image), COLOUR)
+    assert decode(str(tmp_path / "rgb.tif")).facts.channels is None
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (tiff_of(np.zeros((4, 4, 3), np.float32), sample_format=3), "a TIFF that is damaged, or"),
+        (tiff_of(np.zeros((4, 4, 6), np.uint16)), "a TIFF that is damaged, or"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "a page of HTML"),
+        (b"\x93NUMPY\x01\0", "a NumPy array"),
+    ],
+)
+def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, what: str) -> None:
+    (tmp_path / "0.tif").write_bytes(content)
+    with pytest.raises(VpeftBenchError, match=what):
+        read(tmp_path / "0.tif")
 
 
 def test_12_bits_use_their_own_range(tmp_path: Path) -> None:
@@ -127,6 +195,14 @@ def test_values_without_an_agreed_range_are_refused(
 
 def test_signed_values_are_refused(tmp_path: Path) -> None:
     (tmp_path / "signed.tif").write_bytes(tiff(GREY.astype(np.int16) - 99, 16, sample_format=2))
+    with pytest.raises(VpeftBenchError, match="signed"):
+        read(tmp_path / "signed.tif")
+
+
+def test_signed_bytes_are_refused(tmp_path: Path) -> None:
+    content = bytearray(tiff_of(COLOUR[..., :1].astype(np.int8), sample_format=2))
+    content[content.index(struct.pack("<HHII", 262, 4, 1, 2)) + 8] = 1  # grey
+    (tmp_path / "signed.tif").write_bytes(content)
     with pytest.raises(VpeftBenchError, match="signed"):
         read(tmp_path / "signed.tif")
 

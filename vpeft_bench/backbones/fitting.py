@@ -244,7 +244,12 @@ def unsound(fit: Fit, own: State) -> list[str]:
         "not read"
         for dtype, names in kinds.items()
     ]
-    return hollow + quantised or not_finite(fit.state)
+    if problems := hollow + quantised or not_finite(fit.state):
+        return problems
+    matrices = [tensor for tensor in fit.state.values() if tensor.ndim > 1 and tensor.numel() > 1]
+    if matrices and all(bool((tensor == tensor.flatten()[0]).all()) for tensor in matrices):
+        return ["every matrix in it holds one value: it was saved before it was filled"]
+    return []
 
 
 def _kind(dtype: torch.dtype) -> str:

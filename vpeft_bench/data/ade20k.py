@@ -20,7 +20,14 @@ from vpeft_bench.data.dense_files import (
     listed_splits,
     number_of_classes,
 )
-from vpeft_bench.data.folders import find_folder, fingerprint, missing_data, shortened
+from vpeft_bench.data.folders import (
+    filled_lines,
+    find_folder,
+    fingerprint,
+    missing_data,
+    read_text,
+    shortened,
+)
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import Dataset
 from vpeft_bench.errors import Problem
@@ -43,10 +50,12 @@ def read_ade20k(config: DataConfig) -> Dataset:
     for split, part in listed_splits(config).items():
         listed[split], described = _read_part(folder, part, problems)
         contents.append(described.encode())
-    names = class_names(config, folder, problems) or _names_of_ade20k(folder / NAMES_FILE)
+    names = class_names(config, folder, problems)
+    if names == ():
+        names = _names_of_ade20k(folder / NAMES_FILE, problems)
     num_classes = number_of_classes(config, folder, names, problems)
     splits = {} if problems else complete(config, listed, problems)
-    if problems:
+    if problems or names is None:
         raise missing_data(config, problems)
     contents.append("\n".join(names).encode())
     return Dataset(
@@ -70,7 +79,8 @@ def _read_part(folder: Path, part: str, problems: list[Problem]) -> tuple[tuple[
         problems.append(Problem(str(folder), what))
         return (), ""
     images, maps = folder / IMAGES / part, folder / ANNOTATIONS / part
-    pictures, label_maps = files_by_stem(images, PICTURE_SUFFIXES), files_by_stem(maps, (".png",))
+    pictures = files_by_stem(images, PICTURE_SUFFIXES, problems)
+    label_maps = files_by_stem(maps, (".png",), problems)
     if not pictures:
         problems.append(Problem(str(images), "holds no pictures"))
         return (), ""
@@ -90,9 +100,14 @@ def _unpaired(where: Path, kind: str, other: Path, names: set[str]) -> list[Prob
     return [Problem(str(where), what, "\n".join(shortened(sorted(names))))]
 
 
-def _names_of_ade20k(file: Path) -> tuple[str, ...]:
+def _names_of_ade20k(file: Path, problems: list[Problem]) -> tuple[str, ...] | None:
+    """The names in ADE20K's own table; None, and a problem, where it cannot be read."""
     if not file.is_file():
         return ()
-    rows = file.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
-    columns = [row.split("\t")[-1].strip() for row in rows if row.strip()]
+    try:
+        rows = [line for _, line in filled_lines(read_text(file))][1:]
+    except ValueError as error:
+        problems.append(Problem(str(file), str(error)))
+        return None
+    columns = [row.split("\t")[-1].strip() for row in rows]
     return tuple(column.replace(";", ",").split(",")[0] for column in columns)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from vpeft_bench.config import RunConfig
+from vpeft_bench.config import RunConfig, evaluated_split
 from vpeft_bench.data.asked import EXIT_FAILED, answered, asked, parser
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.inspection import Inspection, inspect
@@ -54,7 +54,14 @@ def check(config: RunConfig, out: Path | None, console: Console) -> int:
     try:
         dataset = open_dataset(config.data)
         most = config.head.max_detections if config.head else None
-        found = inspect(dataset, config.data, full=True, max_detections=most, track=_tracked)
+        found = inspect(
+            dataset,
+            config.data,
+            full=True,
+            max_detections=most,
+            evaluated=evaluated_split(config.protocol.name),
+            track=_tracked,
+        )
     except MissingDataError as error:
         found = Inspection(full=True, problems=list(error.problems))
     path = out or Path(f"data-check-{config.data.name.replace('/', '-')}.json")

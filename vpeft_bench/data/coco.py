@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vpeft_bench.data.coco_masks import Outline, draw, outline_of
+from vpeft_bench.data.coco_masks import Outline, bounds, draw, outline_of
 from vpeft_bench.data.dense_files import (
     MOST_SIDE,
     FileObjects,
@@ -102,6 +102,11 @@ class CocoPicture(ObjectFile):
     size: Size
     outlines: tuple[Outline | None, ...]
     crowds: NDArray[np.bool_]
+
+    def mask_bounds(self) -> NDArray[np.float64]:
+        """(N, 4) left, top, right, bottom of the masks; NaN where an object has none."""
+        found = [bounds(outline, self.size) for outline in self.outlines]
+        return np.array(found, dtype=np.float64).reshape(-1, 4)
 
 
 @dataclass(frozen=True, eq=False)

@@ -109,6 +109,29 @@ def _decompressed(text: str) -> list[int]:
     return [-1] if open_ else lengths
 
 
+def bounds(outline: Outline | None, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a mask, pixels; NaN where there is none.
+
+    Args:
+        outline: of the mask.
+        size: width and height of the picture.
+    """
+    if isinstance(outline, RunLengths):
+        height = size[1]
+        ends = np.cumsum(outline.counts, dtype=np.int64)
+        first, last = ends[:-1:2], ends[1::2] - 1  # pixels of each run, down the columns
+        first, last = first[last >= first], last[last >= first]
+        if len(first):
+            wraps = first // height < last // height
+            top = np.where(wraps, 0, first % height).min()
+            bottom = np.where(wraps, height - 1, last % height).max() + 1
+            return float(first[0] // height), float(top), last[-1] // height + 1.0, float(bottom)
+    elif outline:
+        xs, ys = np.concatenate(outline).reshape(-1, 2).T
+        return float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())
+    return (np.nan,) * 4
+
+
 def draw(
     outlines: Sequence[Outline | None], boxes: NDArray[np.float64], size: tuple[int, int]
 ) -> NDArray[np.bool_]:

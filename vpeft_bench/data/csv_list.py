@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ COLUMNS = {
     "split": ("split", "subset", "set", "partition"),
 }
 """What the columns may be called, in any case."""
+_SEPARATOR = re.compile(r"sep=[,;\t]\r?\n", re.IGNORECASE)
 TABLE = "table"
 """In ``data.lists``: the file that has all splits."""
 SPLITS = ("train", "val", "test")
@@ -76,7 +78,7 @@ def read_csv(config: DataConfig) -> Dataset:
         raise missing_data(config, problems)
     parts: dict[str, _Rows] = {}
     for name, file in lists.items():
-        rows, told = _rows(folder / file, name == TABLE)
+        rows, told = _rows(folder / file, name)
         problems += told
         if name != TABLE:
             parts[name] = rows
@@ -120,6 +122,7 @@ def read_csv(config: DataConfig) -> Dataset:
         ),
         splits=splits,
         class_names=tuple(names),
+        named_by_class=True,
         lists={n: lists.get(n, lists.get(TABLE, "")) for n in parts if n != "all"},
     )
 
@@ -147,12 +150,14 @@ def _wrong_lists(folder: Path, lists: dict[str, str]) -> Iterator[Problem]:
             yield Problem(str(folder), f"no {file} in it", fix)
 
 
-def _rows(file: Path, may_split: bool) -> tuple[_Rows, list[Problem]]:
-    """The rows of one table, and what is wrong with it."""
+def _rows(file: Path, name: str) -> tuple[_Rows, list[Problem]]:
+    """The rows of one table, and what is wrong with it; ``name`` is its own in ``data.lists``."""
     try:
         text = read_text(file)
     except ValueError as error:
         return _Rows(), [Problem(str(file), str(error))]
+    if _SEPARATOR.match(text):  # Excel's, above the names of the columns
+        text = text.partition("\n")[2]
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -166,9 +171,13 @@ def _rows(file: Path, may_split: bool) -> tuple[_Rows, list[Problem]]:
     columns, problems = _columns(file, header)
     if problems:
         return _Rows(), problems
-    if "split" in columns and not may_split:
-        del columns["split"]
-    return _read_body(file, header, columns, body)
+    rows, problems = _read_body(file, header, columns, body)
+    if name != TABLE and (others := [split for split in rows.splits if split != name]):
+        what = f"{len(others)} of its {len(rows)} rows are of another split than {name}, by its "
+        what += f"column {header[columns['split']].strip()} (first: {others[0]})"
+        fix = f"data.lists.{TABLE}={file.name} reads all splits from one table; or leave them out"
+        problems.append(Problem(str(file), what, fix))
+    return rows, problems
 
 
 def _columns(file: Path, header: Sequence[str]) -> tuple[dict[str, int], list[Problem]]:
@@ -184,7 +193,8 @@ def _columns(file: Path, header: Sequence[str]) -> tuple[dict[str, int], list[Pr
         elif places:
             found[column] = places[0]
         elif column != "split":
-            close = next((n for n in given if nearest(n, names)), None)
+            free = [n for n in given if not any(n in taken for taken in COLUMNS.values())]
+            close = next((n for n in free if "/" not in n and nearest(n, names)), None)
             meant = f"; is it {close}?" if close else ""
             what = f"its first line names no {column}: {', '.join(h.strip() for h in header)}"
             fix = f"name the columns path,label[,split] in the first line{meant}"

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpeft_bench.config import IGNORED_LABEL
-from vpeft_bench.data.folders import filled_lines, read_text, shortened
+from vpeft_bench.data.folders import filled_lines, is_left_over, read_text, shortened
 from vpeft_bench.data.pictures import Size, look, read_label_map, require_size
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import (
@@ -76,6 +76,10 @@ class ObjectFile:
     ignored: NDArray[np.bool_]
     areas: NDArray[np.float64]
     size: Size | None
+
+    def mask_bounds(self) -> NDArray[np.float64]:
+        """(N, 4) left, top, right, bottom of the masks; NaN where an object has none."""
+        return np.full((len(self.labels), 4), np.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -311,31 +315,42 @@ def _hash(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, os.DirEntry[str]]:
-    """The files of ``folder`` that end in one of ``suffixes``, by what stands in front of it.
+def files_by_stem(
+    folder: Path, suffixes: Sequence[str], problems: list[Problem]
+) -> dict[str, os.DirEntry[str]]:
+    """The files of ``folder`` that end in one of ``suffixes``, by what stands before it.
 
-    Where a name occurs with several suffixes, the first of them counts. A folder that does not
-    exist is empty.
+    What file managers leave is left out. A folder that does not exist is empty.
+
+    Args:
+        folder: that holds them.
+        suffixes: in lower case.
+        problems: gets names that occur with several suffixes: which of them is annotated?
     """
     if not folder.is_dir():
         return {}
     found: dict[str, os.DirEntry[str]] = {}
-    ranks: dict[str, int] = {}
+    twins = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         stem, suffix = os.path.splitext(entry.name)
-        if suffix.lower() not in suffixes or not entry.is_file():  # a link may lead nowhere
-            continue
-        rank = suffixes.index(suffix.lower())
-        if rank < ranks.get(stem, len(suffixes)):
-            found[stem], ranks[stem] = entry, rank
+        if suffix.lower() not in suffixes or is_left_over(entry.name) or not entry.is_file():
+            continue  # a link may lead nowhere
+        if found.setdefault(stem, entry) is not entry:
+            twins.append(f"{found[stem].name} and {entry.name}")
+    if twins:
+        what = f"{len(twins)} names occur with several suffixes:"
+        fix = [*shortened(twins), "keep those that the annotations are of"]
+        problems.append(Problem(str(folder), what, "\n".join(fix)))
     return found
 
 
-def class_names(config: DataConfig, folder: Path, problems: list[Problem]) -> tuple[str, ...]:
+def class_names(
+    config: DataConfig, folder: Path, problems: list[Problem]
+) -> tuple[str, ...] | None:
     """The names in ``lists.classes``, else those in the folder's ``classes.txt``, else none.
 
     ``lists.classes`` separates them by commas; ``classes.txt`` has one per line, which may begin
-    with the class's number.
+    with the class's number. Where the file cannot be read there is None, and a problem.
 
     Args:
         config: of the data set.
@@ -353,7 +368,7 @@ def class_names(config: DataConfig, folder: Path, problems: list[Problem]) -> tu
         stripped = [line for _, line in filled_lines(read_text(file))]
     except ValueError as error:
         problems.append(Problem(str(file), str(error)))
-        return ()
+        return None
     numbered = [_NUMBERED_LINE.fullmatch(line) for line in stripped]
     pairs = sorted((int(match[1]), match[2]) for match in numbered if match)
     if not pairs or len(pairs) < len(stripped):
@@ -368,9 +383,14 @@ def class_names(config: DataConfig, folder: Path, problems: list[Problem]) -> tu
 
 
 def number_of_classes(
-    config: DataConfig, folder: Path, names: Sequence[str], problems: list[Problem]
+    config: DataConfig, folder: Path, names: Sequence[str] | None, problems: list[Problem]
 ) -> int:
-    """``num_classes``, else as many as there are names; a problem where neither is given."""
+    """``num_classes``, else as many as there are names; a problem where neither is given.
+
+    Names that cannot be read (None) are a problem already.
+    """
+    if names is None:
+        return config.num_classes or 0
     count = len(names) if config.num_classes is None else config.num_classes
     if not names and config.num_classes is None:
         what = "the number of classes is not known: it has no classes.txt"

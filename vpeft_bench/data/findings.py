@@ -26,6 +26,7 @@ class Inspection:
         full: look at every picture and every label map, not at a sample of them.
         max_detections: most detections of a picture that the head gives; None where no head is
             chosen.
+        evaluated: the split that is reported.
         track: shows the progress of what takes long.
         files: which file each picture of a split is, links resolved: two paths of one file are
             equal here. Splits of rendered pictures are not in it.
@@ -37,6 +38,7 @@ class Inspection:
 
     full: bool = False
     max_detections: int | None = None
+    evaluated: str = "test"
     track: Track = untracked
     files: Mapping[str, Sequence[str]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)

@@ -12,6 +12,8 @@ from pathlib import Path
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.errors import MissingDataError, Problem
 
+NOT_DATA = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+"""What file managers leave, in lower case; so is every name that begins with a dot."""
 SHOWN = 5
 """How many problems of one kind in one file are spelled out before the rest are only counted."""
 
@@ -64,6 +66,11 @@ def directions(config: DataConfig) -> str:
     else:
         lines.append("type data.root=DIR where DIR is the data set folder")
     return "\n".join(lines)
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a file or folder of this name was left by a file manager, and is no data."""
+    return name.startswith(".") or name.lower() in NOT_DATA
 
 
 def read_text(file: Path) -> str:

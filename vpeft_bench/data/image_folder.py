@@ -15,7 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from vpeft_bench.data.folders import find_folder, fingerprint, missing_data, shortened
+from vpeft_bench.data.folders import (
+    find_folder,
+    fingerprint,
+    is_left_over,
+    missing_data,
+    shortened,
+)
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.shares import SPLIT_NAMES, completed, missing_shares, unseen
 from vpeft_bench.data.splits import Dataset, FileSplit
@@ -25,8 +31,6 @@ PICTURES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jfif"}
 )
 """Suffixes of pictures, in lower case."""
-NOT_DATA = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
-"""What file managers leave, in lower case; so is every name that begins with a dot."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ def read_image_folder(config: DataConfig) -> Dataset:
             for name, as_ in (("train", "train"), ("val", "test"))
             if name in names_of
         )
-        problems += missing_shares(config, str(folder), set(parts) - {"all"}, reported)
+        has = set(parts) - {"all"}
+        problems += _wrapped(folder, parts) or missing_shares(config, str(folder), has, reported)
     known = parts.get("train") or parts.get("all")
     names = sorted(set(known.classes)) if known else []
     if known is None and not problems:
@@ -82,12 +87,18 @@ def read_image_folder(config: DataConfig) -> Dataset:
         if others
         else []
     )
+    if below := _splits_below(parts):
+        notices.append(
+            f"folders {', '.join(below)} lie inside those of classes: read as their pictures, not "
+            "as splits"
+        )
     return Dataset(
         name=config.name,
         num_classes=len(names),
         fingerprint=fingerprint(_identity(folder, splits, names)),
         splits=splits,
         class_names=tuple(names),
+        named_by_class=True,
         lists={name: f"{part.folder.name}/" for name, part in parts.items() if name != "all"},
         notices=tuple(notices),
     )
@@ -143,8 +154,7 @@ def _is_picture(path: Path) -> bool:
 def _entries(folder: Path) -> list[Path]:
     """What lies in a folder, sorted by name, without what file managers leave."""
     names = sorted(os.listdir(folder))
-    kept = [n for n in names if not n.startswith(".") and n.lower() not in NOT_DATA]
-    return [folder / name for name in kept]
+    return [folder / name for name in names if not is_left_over(name)]
 
 
 def _read(folder: Path) -> _Part:
@@ -164,6 +174,26 @@ def _read(folder: Path) -> _Part:
         if len(part.paths) == before:
             part.empty.append(entry.name)
     return part
+
+
+def _wrapped(folder: Path, parts: dict[str, _Part]) -> list[Problem]:
+    """One folder in which everything lies, as archives unpack: it is no class."""
+    classes = set(parts["all"].classes) if "all" in parts else set()
+    if len(classes) != 1:
+        return []
+    inside = folder / classes.pop()
+    folders = [path.name for path in _entries(inside) if path.is_dir()]
+    what = f"has one folder, {inside.name}, with folders in it: {', '.join(shortened(folders))}"
+    return [Problem(str(folder), what, f"did you mean data.root={inside}")] if folders else []
+
+
+def _splits_below(parts: dict[str, _Part]) -> list[str]:
+    """Folders called as splits that lie directly in those of the classes."""
+    folders = (
+        Path(path).relative_to(part.folder) for part in parts.values() for path in part.paths
+    )
+    names = {path.parts[1] for path in folders if len(path.parts) > 2}
+    return sorted(name for name in names if name.lower() in SPLIT_NAMES)
 
 
 def _below(folder: Path, seen: set[str]) -> Iterator[Path]:

@@ -9,6 +9,8 @@ from vpeft_bench.data.splits import Dataset
 
 PARTS = {"trainval": "training", "test": "test"}
 """What a published result is made of, and what messages call it."""
+VALIDATION = "validation"
+"""What messages call ``val``."""
 CLASSES_SHOWN = 5
 """How many classes are spelled out before the rest are only counted."""
 

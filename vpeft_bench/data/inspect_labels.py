@@ -29,6 +29,15 @@ def inspect_labels(dataset: Dataset, config: DataConfig, inspection: Inspection)
     if len(trained) == 1 or dataset.num_classes < 2:
         inspection.refuse(where, "all training pictures are of one class: at least 2 are needed")
         return
+    evaluated = occurring[inspection.evaluated]
+    if len(evaluated) == 1:
+        what = f"all {inspection.evaluated} pictures are of one class: at least 2 are needed"
+        inspection.refuse(dataset.listed_in(inspection.evaluated), what)
+    elif untested := trained - evaluated:
+        inspection.tell(
+            f"{len(untested)} of {len(trained)} trained classes have no {inspection.evaluated} "
+            f"picture: {_named(dataset, untested)}"
+        )
     unseen = occurring["test"] - trained
     pictures = int(np.isin(labels["test"], list(unseen)).sum())
     if unseen and not config.allow_unseen_classes:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 
 from vpeft_bench.data.findings import Inspection
 from vpeft_bench.data.folders import shortened
 from vpeft_bench.data.schema import DataConfig
-from vpeft_bench.data.splits import SPLITS, Dataset
+from vpeft_bench.data.splits import SPLITS, Dataset, LabelledSplit
 
 TRAINING_PART = ("train", "val", "trainval")
 """What is trained on or chosen by, before the result on ``test`` is reported."""
+_COPY = re.compile(r"\.rf\.[0-9A-Za-z]{16,}")
+"""What Roboflow appends to the name of a picture for each altered copy of it."""
 
 
 def inspect_lists(dataset: Dataset, config: DataConfig, inspection: Inspection) -> None:
@@ -25,6 +29,9 @@ def inspect_lists(dataset: Dataset, config: DataConfig, inspection: Inspection) 
     if "val" in dataset.lists:
         _refuse_shared(dataset, "val", ("train",), config, inspection)
     _refuse_shared(dataset, "test", TRAINING_PART, config, inspection)
+    _tell_of_copies(dataset, "val", ("train",), inspection)
+    _tell_of_copies(dataset, "test", TRAINING_PART, inspection)
+    _tell_of_other_trainval(dataset, inspection)
 
 
 def _refuse_repeated(dataset: Dataset, splits: Sequence[str], inspection: Inspection) -> None:
@@ -72,6 +79,40 @@ def _refuse_shared(
     key = f": data.lists.{split}=..." if config.lists else ""
     fix = f"a picture that was learnt from tells nothing: give {split} a list of its own{key}"
     inspection.refuse(dataset.listed_in(split), what, _lines(lines, fix))
+
+
+def _tell_of_copies(
+    dataset: Dataset, split: str, others: Sequence[str], inspection: Inspection
+) -> None:
+    """Tell of pictures of ``split`` that are altered copies of one of ``others``."""
+    files = inspection.files
+    learnt = {_source(file) for other in others for file in files.get(other, ())} - {None}
+    copies = sum(_source(file) in learnt for file in files.get(split, ()))
+    if copies:
+        count = f"{copies} of {len(files[split])} {split} pictures"
+        inspection.tell(f"{count} are altered copies of training pictures, by their names (.rf.)")
+
+
+def _source(file: str) -> str | None:
+    """The name of the picture that a file is an altered copy of; None where it says nothing."""
+    name = os.path.basename(file)
+    return _COPY.sub("", name) if _COPY.search(name) else None
+
+
+def _tell_of_other_trainval(dataset: Dataset, inspection: Inspection) -> None:
+    """Tell where the list of ``trainval`` cannot be that of ``train`` and ``val`` together."""
+    if not {"train", "val", "trainval"} <= dataset.lists.keys():
+        return
+    both, train, val = (dataset.split(name) for name in ("trainval", "train", "val"))
+    where, parts = dataset.listed_in("trainval"), len(train) + len(val)
+    if len(both) != parts:
+        inspection.tell(f"{where} has {len(both)} pictures, train and val have {parts}")
+    elif isinstance(both, LabelledSplit):
+        assert isinstance(train, LabelledSplit)
+        assert isinstance(val, LabelledSplit)
+        joined = Counter([*train.labels.tolist(), *val.labels.tolist()])
+        if Counter(both.labels.tolist()) != joined:
+            inspection.tell(f"{where} has other numbers of each class than train and val")
 
 
 def _lines(examples: Sequence[str], fix: str) -> str:

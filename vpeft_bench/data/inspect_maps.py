@@ -13,7 +13,8 @@ from vpeft_bench.config import IGNORED_LABEL
 from vpeft_bench.data.dense_files import FileMaps
 from vpeft_bench.data.findings import Inspection
 from vpeft_bench.data.folders import shortened
-from vpeft_bench.data.inspect_classes import PARTS, tell_of_classes
+from vpeft_bench.data.inspect_classes import PARTS, VALIDATION, tell_of_classes
+from vpeft_bench.data.pictures import Colour, palette_of
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import Dataset, LabelMapSplit
 from vpeft_bench.errors import VpeftBenchError
@@ -29,6 +30,9 @@ SHARE_TOLD = 0.01
 """A smaller share of ignored pixels is not worth a label."""
 MANY_VALUES = 16
 """So many values that are no class are no slip of a number, but another kind of picture."""
+
+_Counted = tuple[NDArray[np.int64], list[Colour] | None]
+"""How often each value occurs in a map, and its palette if it has one."""
 
 
 @dataclass
@@ -46,6 +50,7 @@ class _Part:
         maps: (256,) in how many maps.
         unreadable: what is wrong with maps that cannot be used.
         wrong: the maps that hold values that are no class, and these values.
+        colours: of the maps with a palette, the colours of the values that they hold.
     """
 
     name: str
@@ -58,6 +63,7 @@ class _Part:
     maps: NDArray[np.int64] = field(default_factory=lambda: np.zeros(VALUES, np.int64))
     unreadable: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    colours: list[tuple[str, dict[int, Colour]]] = field(default_factory=list)
 
     @property
     def beyond(self) -> int:
@@ -93,12 +99,16 @@ class _Part:
         often = self.maps[self.first : self.beyond]
         return self.looked_at == self.total or bool((often[often > 0] >= OFTEN).all())
 
-    def add(self, found: NDArray[np.int64] | str, file: str) -> None:
-        """Count one map: how often each value occurs in it, or why it cannot be used."""
+    def add(self, counted: _Counted | str, file: str) -> None:
+        """Count one map: what is in it, or why it cannot be used."""
         self.looked_at += 1
-        if isinstance(found, str):
-            self.unreadable.append(found)
+        if isinstance(counted, str):
+            self.unreadable.append(counted)
             return
+        found, palette = counted
+        if palette:
+            held = np.flatnonzero(found[: len(palette)]).tolist()
+            self.colours.append((file, {value: palette[value] for value in held}))
         self.pixels += found
         self.maps += found > 0
         wrong = np.flatnonzero(found[self.beyond : IGNORED_LABEL]) + self.beyond
@@ -119,7 +129,11 @@ def inspect_maps(dataset: Dataset, config: DataConfig, inspection: Inspection) -
         inspection.count(split, "pixels", int(part.pixels.sum()))
         inspection.count(split, "ignored_pixels", sum(part.ignored.values()))
         inspection.count(split, "sampled", part.looked_at)
-    sound = [_is_sound(part, inspection) for part in parts]  # both are looked at
+    judged = list(parts)
+    if inspection.evaluated == "val":
+        judged.append(_looked_at(dataset, "val", VALIDATION, inspection))
+    sound = [_is_sound(part, inspection) for part in judged]  # all are looked at
+    _judge_palettes(judged, inspection)
     if not all(sound):
         return
     _tell_of_ignored(parts, inspection)
@@ -153,15 +167,20 @@ def _looked_at(dataset: Dataset, name: str, part_name: str, inspection: Inspecti
     return part
 
 
-def _values_of(split: LabelMapSplit) -> Callable[[int], NDArray[np.int64] | str]:
+def _values_of(split: LabelMapSplit) -> Callable[[int], _Counted | str]:
     """Counts the values of one map of a split, or says why it cannot be used."""
 
-    def count(index: int) -> NDArray[np.int64] | str:
+    def count(index: int) -> _Counted | str:
+        palette = None
         try:
-            values = split.values(index) if isinstance(split, FileMaps) else split.label_map(index)
+            if isinstance(split, FileMaps):
+                values = split.values(index)
+                palette = palette_of(split.pictures[index].map_path)
+            else:
+                values = split.label_map(index)
         except VpeftBenchError as error:
             return str(error)
-        return np.bincount(values.ravel(), minlength=VALUES)
+        return np.bincount(values.ravel(), minlength=VALUES), palette
 
     return count
 
@@ -196,6 +215,38 @@ def _is_sound(part: _Part, inspection: Inspection) -> bool:
         what += "with one class every answer is right"
         inspection.refuse(part.where, what, "\n".join(_readings(part)))
     return len(inspection.problems) == before
+
+
+def _judge_palettes(parts: list[_Part], inspection: Inspection) -> None:
+    """Refuse maps whose palettes number the same colours otherwise; tell of other colours.
+
+    Programs that keep only the colours that a picture has number them anew in each: class 2 of a
+    map without class 1 is 1. Where maps with other colours number nothing otherwise, they may have
+    been drawn by several programs.
+    """
+    maps = [(part, *of_map) for part in parts for of_map in part.colours]
+    values: dict[Colour, tuple[int, str]] = {}
+    colours: dict[int, Colour] = {}
+    renumbered: dict[str, list[str]] = {}
+    others = 0
+    for part, file, of_file in maps:
+        drawn = list(of_file.values())
+        others += any(colours.setdefault(value, c) != c for value, c in of_file.items())
+        for value, colour in of_file.items():
+            if drawn.count(colour) > 1:  # a palette that is not made to tell them apart
+                continue
+            first, place = values.setdefault(colour, (value, file))
+            if first != value:
+                line = f"{file}: colour {colour} is {value}, and {first} in {place}"
+                renumbered.setdefault(part.where, []).append(line)
+                break
+    for where, lines in renumbered.items():
+        what = f"{len(lines)} maps number the colours of their palettes otherwise:"
+        fix = "save all maps with one palette; where the numbers are right, without any (grey)"
+        inspection.refuse(where, what, "\n".join([*shortened(lines), fix]))
+    if others and not renumbered:
+        count = f"{others} of {len(maps)} label maps with a palette"
+        inspection.tell(f"{count} give a value another colour than those before them")
 
 
 def _readings(part: _Part) -> list[str]:

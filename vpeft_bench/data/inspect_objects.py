@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vpeft_bench.data.dense_files import FileObjects, ObjectFile
 from vpeft_bench.data.findings import Inspection
-from vpeft_bench.data.inspect_classes import PARTS, tell_of_classes
+from vpeft_bench.data.inspect_classes import PARTS, VALIDATION, tell_of_classes
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import Dataset, Objects, ObjectSplit
 from vpeft_bench.metric_names import BoxMetric
@@ -70,6 +70,10 @@ def inspect_objects(dataset: Dataset, config: DataConfig, inspection: Inspection
             _tell_of_boxes(part, found[name], inspection)
         else:
             sound = False
+    if inspection.evaluated == "val":
+        split = dataset.split("val")
+        assert isinstance(split, ObjectSplit)
+        sound &= _is_sound(dataset, "val", VALIDATION, _boxes_of(split), inspection)
     if not sound:
         return
     trained, tested = (set(np.unique(found[name].labels).tolist()) for name in PARTS)
@@ -110,7 +114,8 @@ def _is_sound(
         if boxes.ignored:
             what = f"no object counts: all {boxes.ignored} of the {part} pictures are ignored"
             what += f" ({' or '.join(boxes.flags)})"
-        inspection.refuse(where, what, f"annotate some: data.lists.{name.removesuffix('val')}=...")
+        listed = "train" if name == "trainval" else name
+        inspection.refuse(where, what, f"annotate some: data.lists.{listed}=...")
         return False
     small = (boxes.sides < 1).any(axis=1) | (boxes.boxes[:, 2:] <= 1).all(axis=1)
     if not small.all():

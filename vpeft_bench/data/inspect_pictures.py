@@ -181,6 +181,9 @@ def _notices(
         yield f"transparent pixels: {_share(transparent, looked)}, {how}"
     if several := [picture for picture in looked if picture.further_frames]:
         yield f"several frames: {_share(several, looked)}, the first one is read"
+    if further := [picture for picture in looked if picture.facts.channels]:
+        most = max(picture.facts.channels or 0 for picture in further)
+        yield f"up to {most} channels: {_share(further, looked)}, only the first are read"
     if flat := [picture for picture in looked if picture.flat]:
         yield f"one colour each: {_share(flat, looked)}"
     highest = [picture.highest for picture in looked if picture.highest is not None]

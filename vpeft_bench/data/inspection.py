@@ -16,8 +16,10 @@ from vpeft_bench.data.inspect_content import inspect_content
 from vpeft_bench.data.inspect_labels import inspect_labels
 from vpeft_bench.data.inspect_lists import inspect_lists
 from vpeft_bench.data.inspect_maps import inspect_maps
+from vpeft_bench.data.inspect_names import inspect_names
 from vpeft_bench.data.inspect_objects import inspect_objects
 from vpeft_bench.data.inspect_pictures import inspect_pictures
+from vpeft_bench.data.inspect_shapes import inspect_shapes
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import Dataset
 from vpeft_bench.data_facts import DataFacts
@@ -27,11 +29,11 @@ __all__ = ["Inspection", "inspect"]
 Inspector = Callable[[Dataset, DataConfig, Inspection], None]
 """Looks for one kind of fault, and adds what it finds."""
 
-OF_ALL: tuple[Inspector, ...] = (inspect_lists, inspect_pictures, inspect_content)
+OF_ALL: tuple[Inspector, ...] = (inspect_lists, inspect_names, inspect_pictures, inspect_content)
 """What holds for every data set."""
 OF_TASK: dict[str, tuple[Inspector, ...]] = {
     "classification": (inspect_labels,),
-    "detection": (inspect_objects,),
+    "detection": (inspect_objects, inspect_shapes),
     "segmentation": (inspect_maps,),
 }
 
@@ -42,6 +44,7 @@ def inspect(
     *,
     full: bool = False,
     max_detections: int | None = None,
+    evaluated: str = "test",
     track: Track = untracked,
 ) -> Inspection:
     """Look at a data set.
@@ -51,11 +54,13 @@ def inspect(
         config: its configuration.
         full: look at every picture and every label map, not at a sample of them.
         max_detections: most detections of a picture that the head gives, where one is chosen.
+        evaluated: the split that is reported: ``val`` under ``protocol=select``.
         track: shows the progress of what takes long.
     """
     inspection = Inspection(
         full=full,
         max_detections=max_detections,
+        evaluated=evaluated,
         track=track,
         files=_files(dataset),
         notices=list(dataset.notices),

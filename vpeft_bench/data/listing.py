@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -152,7 +153,7 @@ def _compose(
     places = [] if own is None else [f"hydra.searchpath=[{quoted(f'file://{own}')}]"]
     register_resolvers()
     config_sources.register()
-    with initialize_config_dir(str(directory.absolute()), version_base="1.3"):
+    with _no_hydra(), initialize_config_dir(str(directory.absolute()), version_base="1.3"):
         for name in names:
             defaults = [*empty, {"data": name}, "_self_"]
             ConfigStore.instance().store(primary, {"defaults": defaults})
@@ -164,6 +165,17 @@ def _compose(
             data = cast(DataConfig, OmegaConf.to_object(OmegaConf.merge(schema, config.data)))
             composed.append((data, OmegaConf.select(config, "task.name", default=CLASSIFICATION)))
     return composed
+
+
+@contextmanager
+def _no_hydra() -> Iterator[None]:
+    """Within a job Hydra is there already, for one config; it is put back afterwards."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().hydra = None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = before
 
 
 def list_datasets(

@@ -30,11 +30,15 @@ from vpeft_bench.errors import VpeftBenchError
 Size = tuple[int, int]
 """Width and height, pixels."""
 
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
 COLOURS = tuple(ImageColor.colormap)
 """Names of colours."""
 
 _ORIENTATION = 0x0112  # EXIF's tag, and TIFF's
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_PHOTOMETRIC = 256, 257, 258, 262
+_TIFF_CHANNELS, _TIFF_SAMPLE_FORMAT = 277, 339
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,7 +52,22 @@ _SWAPS_SIDES = 5  # and above
 _FORMATS = {"mpo": "jpeg"}  # telephones' JPEG with further pictures in it
 _STILL = ("MPO", "PSD")  # their further pictures are no frames
 _STRETCHED = {"L;2": 85, "L;4": 17}  # Pillow spreads grey of few bits over 0 to 255
+_SIXTEEN_BITS = (";16B", ";16L", ";16N")  # Pillow's names of how colours of 16 bits are stored
+_SIGNED = 2  # TIFF's sample format
 _HEAD = 16  # bytes of an unknown file that are shown
+
+_KINDS = {
+    **dict.fromkeys(
+        (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+        "a TIFF that is damaged, or whose channels are not read (floating point colours, more than "
+        "4 channels of 16 bits ...); store grey or RGB with 8 or 16 bits per channel",
+    ),
+    b"version https://": "a pointer of Git LFS, not the picture; type git lfs pull",
+    b"<": "a page of HTML or XML, not a picture",
+    b"\x93NUMPY": "a NumPy array, not a picture",
+    b"\x89HDF": "an HDF5 file, not a picture",
+}
+"""What files are that begin so and cannot be read as a picture."""
 
 # Pillow warns of pictures that are refused here, and of metadata that nobody reads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -65,6 +84,7 @@ class PictureFacts:
         stored_size: before it is turned.
         size: as it is shown.
         orientation: EXIF's, 1 to 8; 1 is upright.
+        channels: that the file holds, where there are more than the mode has; else None.
     """
 
     format: str
@@ -72,6 +92,7 @@ class PictureFacts:
     stored_size: Size
     size: Size
     orientation: int
+    channels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,10 +132,13 @@ def read_picture(path: str, background: str | None = None) -> Image.Image:
 def decode(path: str, background: str | None = None) -> Decoded:
     """As :func:`read_picture`, with what else became known of the picture."""
     with _opened(path, "picture") as image:
+        wide = _raw_mode(image).endswith(_SIXTEEN_BITS)
         facts = _facts(image)
         _load(path, image)
         grey_16, highest = _reduced(image)
         rgb, transparent = _rgb(grey_16 or image, background)
+        if wide and highest is None:  # colours, of which Pillow kept the higher 8 bits
+            highest = float(np.asarray(rgb).max()) / 255
         return Decoded(_upright(rgb, image), facts, transparent, _goes_on(image), highest)
 
 
@@ -153,8 +177,7 @@ def read_label_map(path: str) -> NDArray[np.uint8]:
             palette.
     """
     with _opened(path, "label map") as image:
-        tiles: Any = getattr(image, "tile", None)  # how the file stores them, before it is decoded
-        stretched = _STRETCHED.get(str(tiles[0][3]), 1) if tiles else 1
+        stretched = _STRETCHED.get(_raw_mode(image), 1)
         _load(path, image)
         if image.mode not in ("1", "L", "P"):
             raise VpeftBenchError(
@@ -163,6 +186,18 @@ def read_label_map(path: str) -> NDArray[np.uint8]:
             )
         values = np.array(_upright(image, image)).astype(np.uint8)
         return values if stretched == 1 else values // np.uint8(stretched)
+
+
+def palette_of(path: str) -> list[Colour] | None:
+    """The colour of each value of a label map, as far as they go; None where it has no palette.
+
+    Raises:
+        VpeftBenchError: the file says nothing that can be understood.
+    """
+    with _opened(path, "label map") as image:
+        if image.mode != "P" or not (flat := image.getpalette("RGB")):
+            return None
+        return list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
 
 
 def _advice(image: Image.Image) -> str:
@@ -203,7 +238,7 @@ def require_size(path: str, size: Size, annotated: Size, annotation: str) -> Non
     raise VpeftBenchError(f"{path} is {shown}, but {annotation} {said}")
 
 
-def parse_colour(text: str) -> tuple[int, int, int]:
+def parse_colour(text: str) -> Colour:
     """Red, green and blue, 0 to 255, of a name or ``#rrggbb``.
 
     Raises:
@@ -242,6 +277,8 @@ def _reason(path: str, error: Exception) -> str:
             head = file.read(_HEAD)
         if not head:
             return "the file is empty"
+        if kind := next((kind for begin, kind in _KINDS.items() if head.startswith(begin)), ""):
+            return f"it is {kind}"
         return f"it is damaged or of a format that is not known; it begins with {head!r}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -266,7 +303,18 @@ def _facts(image: Image.Image) -> PictureFacts:
         stored = int(tags[_TIFF_WIDTH]), int(tags[_TIFF_HEIGHT])
     size = stored[::-1] if orientation >= _SWAPS_SIDES else stored
     name = (image.format or "unknown").lower()
-    return PictureFacts(_FORMATS.get(name, name), image.mode, stored, size, orientation)
+    channels = int(tags.get(_TIFF_CHANNELS, 1)) if tags is not None else 0
+    further = channels if channels > len(image.getbands()) else None
+    return PictureFacts(_FORMATS.get(name, name), image.mode, stored, size, orientation, further)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Pillow's name of how the file stores its pixels; empty once they are decoded."""
+    tiles: Any = getattr(image, "tile", None)
+    if not tiles:
+        return ""
+    arguments = tiles[0][3]
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -295,8 +343,10 @@ def _reduced(image: Image.Image) -> tuple[Image.Image | None, float | None]:
             "its values are floating point numbers, whose range nobody agreed on; store it with "
             "8 or 16 bits per channel"
         )
+    tags: Any = getattr(image, "tag_v2", {})
+    signed = _SIGNED in tags.get(_TIFF_SAMPLE_FORMAT, ())
     # PNG and PGM have no more than 16 bits.
-    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+    if signed or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ValueError(
             "its values are signed or 32-bit integers, whose range nobody agreed on; store it with "
             "8 or 16 bits per channel"
@@ -304,7 +354,6 @@ def _reduced(image: Image.Image) -> tuple[Image.Image | None, float | None]:
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return None, None
     values = np.asarray(image).astype(np.uint32)
-    tags: Any = getattr(image, "tag_v2", {})
     largest = 2 ** max(tags.get(_TIFF_BITS, (16,))) - 1
     highest = float(values.max()) / largest
     reduced = Image.fromarray(((values * 255 + largest // 2) // largest).astype(np.uint8))

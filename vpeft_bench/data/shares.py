@@ -73,7 +73,7 @@ def _taken(split: FileSplit, chosen: NDArray[np.bool_]) -> FileSplit:
 
 
 def missing_shares(config: DataConfig, where: str, has: set[str], reported: str) -> list[Problem]:
-    """What must be stated of splits that are not there.
+    """What must be stated of splits that are not there, and what need not be of those that are.
 
     Args:
         where: of the data set, for the message.
@@ -81,6 +81,10 @@ def missing_shares(config: DataConfig, where: str, has: set[str], reported: str)
         reported: what to do where ``val`` is the part that results are reported on.
     """
     if "test" in has:
+        idle = {"test_share": config.test_share, "hold_out": "val" in has and config.hold_out}
+        if unused := [f"data.{key}={share}" for key, share in idle.items() if share]:
+            what = f"comes with {' and '.join(sorted(has - {'train'}))}: the shares have no effect"
+            return [Problem(where, what, f"leave {' and '.join(unused)} out")]
         if "val" not in has and config.hold_out == 0:
             what = "has no validation part"
             return [Problem(where, what, "hold training pictures out: data.hold_out=0.2")]

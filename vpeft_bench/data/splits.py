@@ -209,6 +209,7 @@ class Dataset:
         unmasked: what keeps a data set from having masks where some of its objects have them.
         notices: what its reader left out or changed, and what else belongs beside every result on
             it, one short clause each.
+        named_by_class: whether its lists call classes by their names.
         lists: the file or folder that lists each split, as messages name it; a split that is made
             of others is not in it.
     """
@@ -222,6 +223,7 @@ class Dataset:
     parents: frozenset[int] = frozenset()
     unmasked: tuple[Problem, ...] = ()
     notices: tuple[str, ...] = ()
+    named_by_class: bool = False
     lists: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -252,4 +254,6 @@ class Dataset:
 
     def listed_label(self, label: int) -> str:
         """Class ``label`` as the lists call it."""
+        if self.named_by_class and self.class_names is not None:
+            return self.class_names[label]
         return str(label if self.category_ids is None else self.category_ids[label])

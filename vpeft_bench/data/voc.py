@@ -133,7 +133,7 @@ def read_voc_boxes(config: DataConfig) -> Dataset:
     folder = find_folder(config)
     problems = list_problems(config, ["classes"])
     lists = _read_lists(config, folder, BOX_LISTS, BOXES, ".xml", problems)
-    names = class_names(config, folder, problems)
+    names = class_names(config, folder, problems) or ()
     malformed = Malformed(BOXES, folder, 0, config.skip_malformed)
     contents, annotations = _read_boxes(folder, lists, names, malformed, problems)
     problems += malformed.problems
@@ -179,7 +179,7 @@ def read_voc_masks(config: DataConfig) -> Dataset:
     names = class_names(config, folder, problems)
     num_classes = number_of_classes(config, folder, names, problems)
     pictures = {} if problems else complete(config, lists.entries, problems)
-    if problems:
+    if problems or names is None:
         raise missing_data(config, problems)
     # The size stands for the content of a map: reading all of them takes minutes on slow disks.
     sizes = (
@@ -263,12 +263,15 @@ class _Listings:
         self, file: Path, place: Path, names: Sequence[str], problems: list[Problem]
     ) -> list[_Entry]:
         """The pictures ``names`` of the list ``file``, below ``place``; those without problems."""
-        pictures = self._listing(place / self.images, PICTURE_SUFFIXES)
-        annotations = self._listing(place / self.annotations, (self.suffix,))
+        pictures = self._listing(place / self.images, PICTURE_SUFFIXES, problems)
+        annotations = self._listing(place / self.annotations, (self.suffix,), problems)
         absent = [name for name in names if name not in pictures]
         problems += missing_images(
             file, (str(place / self.images / f"{name}{PICTURE_SUFFIXES[0]}") for name in absent)
         )
+        if any(name.lower().endswith(PICTURE_SUFFIXES) for name in absent):
+            what = "names pictures with their suffixes"
+            problems.append(Problem(str(file), what, "lists of this layout have the name alone"))
         bare = [name for name in names if name in pictures and name not in annotations]
         if bare:
             what = f"{len(bare)} of its pictures have no file in {place / self.annotations}:"
@@ -280,9 +283,11 @@ class _Listings:
             if name in pictures and name in annotations
         ]
 
-    def _listing(self, folder: Path, suffixes: Sequence[str]) -> dict[str, os.DirEntry[str]]:
+    def _listing(
+        self, folder: Path, suffixes: Sequence[str], problems: list[Problem]
+    ) -> dict[str, os.DirEntry[str]]:
         if folder not in self._found:
-            self._found[folder] = files_by_stem(folder, suffixes)
+            self._found[folder] = files_by_stem(folder, suffixes, problems)
         return self._found[folder]
 
 
