@@ -17,6 +17,7 @@ from rich.console import Console
 from tests.conftest import shared_path
 from vpeft_bench.choices import choices_on_disk, config_dir
 from vpeft_bench.config import RunConfig, VariantConfig, plain, typed
+from vpeft_bench.data.listing import compose_data_configs
 from vpeft_bench.fields import settings
 from vpeft_bench.leaderboard.cells import collect
 from vpeft_bench.leaderboard.tables import summaries
@@ -148,6 +149,8 @@ def test_published_variants_say_where_they_come_from_and_can_be_run(name: str) -
         options = OmegaConf.to_container(asked.method)
         assert isinstance(options, dict)
         assert build_method(str(options.pop("name")), options)
+    [named] = compose_data_configs(config_dir(), [data])
+    OmegaConf.update(asked, "data", {"reader": named.reader, "benchmark": named.benchmark})
     assert list(quick_problems(typed(asked))) == []  # of the first alone: it takes its time
 
 

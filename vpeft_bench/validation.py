@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -238,18 +239,26 @@ def _borrowed_name(config: RunConfig) -> Iterator[Problem]:
     """The name of another data set: results on this one would stand in its place."""
     from vpeft_bench import plugins
     from vpeft_bench.choices import choices_on_disk, config_dir
-    from vpeft_bench.data.listing import compose_data_configs
 
     name, data = config.data.name, config.data
     folders = [config_dir(), *plugins.config_folders()]
     if not any(name in choices_on_disk(folder).get("data", ()) for folder in folders):
         return
-    [named] = compose_data_configs(config_dir(), [name])
-    if (named.reader, named.benchmark) != (data.reader, data.benchmark):
+    if (data.reader, data.benchmark) != _what_is_named(name):
         what = f"is the name of data={name}, whose results would be mixed with those of this "
         what += f"data set (data.reader={data.reader} data.benchmark={data.benchmark})"
         fix = f"give it a name of its own: data.name=NAME; or choose data={name}"
         yield Problem(f"data.name={name}", what, fix)
+
+
+@functools.cache
+def _what_is_named(data: str) -> tuple[str, str]:
+    """Reader and benchmark of the data set that ``data=NAME`` chooses; once for all jobs."""
+    from vpeft_bench.choices import config_dir
+    from vpeft_bench.data.listing import compose_data_configs
+
+    [named] = compose_data_configs(config_dir(), [data])
+    return named.reader, named.benchmark
 
 
 def _device(config: RunConfig) -> Iterator[Problem]:
