@@ -11,32 +11,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vpeft_bench.backbones import Backbone, block_map
 from vpeft_bench.backbones.block_map import fingerprint
-from vpeft_bench.backbones.checkpoint_files import not_finite
-from vpeft_bench.errors import (
-    AlreadyAttachedError,
-    DeltaMismatchError,
-    NotMergeableError,
-    NotSelectedError,
-)
+from vpeft_bench.delta import DELTA_FORMAT, HEADER_KEY, differences, not_ours, read_delta
+from vpeft_bench.errors import AlreadyAttachedError, NotMergeableError, NotSelectedError
 from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.data_pass import BatchData, Selection, SelectionData, same_selection
 from vpeft_bench.methods.registry import build_method, checked
+from vpeft_bench.stacking import MARK, Attachments, require_mergeable_first, require_stackable
 from vpeft_bench.tensor_files import save_tensors
 
-HEADER_KEY = "vpeft_bench"
-DELTA_FORMAT = "vpeft_bench delta 1"
-_MARK = "_vpeft_bench_attached"
 _SELECTION = "selection."
 
 
@@ -61,6 +52,7 @@ def attach(
     model: nn.Module,
     method: str | Method,
     *,
+    as_: str | None = None,
     data: SelectionData | Iterable[Sequence[Tensor]] | None = None,
     **options: Any,
 ) -> Attached:
@@ -72,6 +64,8 @@ def attach(
     Args:
         model: a timm model with a block map (``python -m vpeft_bench backbones`` lists them).
         method: a name, see :func:`vpeft_bench.list_methods`; or a method itself.
+        as_: a name for the attachment, which a second one on the same model needs; that of the
+            method by default. A further attachment is stacked on those that are enabled.
         data: batches ``(images, labels)`` for a method that looks at training data before it is
             placed (as :meth:`Attached.select`); ignored by all others.
         options: the hyper-parameters of a method that is given by name.
@@ -80,7 +74,8 @@ def attach(
         TypeError: options beside a method that has its own.
         MethodOptionError: unknown method or option, wrong type, value out of range.
         UnsupportedBackboneError: no block map, or the method needs what it has not.
-        AlreadyAttachedError: the model carries a method; detach or merge it first.
+        AlreadyAttachedError: the model carries a method, and ``as_`` was not given or is taken.
+        NotStackableError: it cannot work together with one that is enabled.
     """
     if isinstance(method, Method):
         if options:
@@ -88,24 +83,41 @@ def attach(
         method = checked(method)
     else:
         method = build_method(method, options)
-    attached = attach_method(model, method)
+    attached = attach_method(model, method, as_)
     if data is not None and attached.method.selects:
         attached.select(data)
     return attached
 
 
-def attach_method(model: nn.Module, method: Method, *, detachable: bool = True) -> Attached:
+def attach_method(
+    model: nn.Module, method: Method, as_: str | None = None, *, detachable: bool = True
+) -> Attached:
     """As :func:`attach`, with a method that is built already.
 
     Args:
         detachable: keep copies of the original parameters that the method trains; without them it
             cannot be taken off again, and their memory is not needed.
     """
-    if (carried := getattr(model, _MARK, None)) is not None:
-        raise AlreadyAttachedError(f"the model carries {carried}; call detach() or merge() first")
-    backbone = block_map(model)
-    method.check(backbone)
-    return Attached(model, method, backbone, detachable)
+    carried: Attachments | None = getattr(model, MARK, None)
+    name = as_ or method.name
+    if carried is None:
+        carried = Attachments(model)
+    elif as_ is None:
+        listed = ", ".join(carried)
+        raise AlreadyAttachedError(
+            f"the model carries {listed}; call detach() or merge() first, or name a further "
+            f'attachment: attach(model, "{method.name}", as_="NAME")'
+        )
+    elif name in carried:
+        raise AlreadyAttachedError(f"the model carries an attachment {name!r}; choose another name")
+    try:
+        method.check(carried.backbone)
+        return Attached(carried, name, method, detachable)
+    except BaseException:
+        if name in carried:
+            carried.leave(name)
+        carried.end_if_empty()
+        raise
 
 
 class Attached:
@@ -114,50 +126,62 @@ class Attached:
     Attributes:
         model: the timm model, changed in place.
         method: the method with its hyper-parameters.
-        backbone: the model's block map.
+        name: of the attachment, among those of the model.
+        backbone: the model's block map, and what the method placed there.
+        carried: all attachments of the model.
     """
 
     def __init__(
-        self, model: nn.Module, method: Method, backbone: Backbone, detachable: bool = True
+        self, carried: Attachments, name: str, method: Method, detachable: bool = True
     ) -> None:
-        self.model = model
+        self.model = carried.model
         self.method = method
-        self.backbone = backbone
-        originals = dict(backbone.named_parameters())
-        self._required_grad = {name: p.requires_grad for name, p in originals.items()}
+        self.name = name
+        self.carried = carried
+        self.backbone = carried.backbone.another()
         self._detachable = detachable
-        self._saved: dict[str, Tensor] = {}
         self._trainable: dict[str, nn.Parameter] = {}
         self._stored_frozen: list[str] = []
+        # The model's own parameters that the method changes: as they were, and, while it is out
+        # of the model, as the method has them.
+        self._changed: dict[str, nn.Parameter] = {}
+        self._original: dict[str, Tensor] = {}
+        self._away: dict[nn.Parameter, tuple[Tensor, bool]] = {}
         self._attached = True
         self._placed = False
-        head_names = self._head_names()
-        self._base_names = [name for name in model.state_dict() if name not in head_names]
         self.selection: Selection | None = None
-        for parameter in originals.values():
-            parameter.requires_grad_(False)
-        setattr(model, _MARK, method.name)
+        carried.add(name, self)
         if not method.selects:
             self._place()
 
     def _place(self) -> None:
-        """Let the method unfreeze and place what it trains; on any error, nothing is left of it."""
+        """Let the method unfreeze and place what it trains; on any error, nothing is left of it.
+
+        It is placed on the plain model; then those that were there before are put in as well.
+        """
         method, backbone = self.method, self.backbone
+        others = [other for other in self.carried.enabled if other != self.name]
+        self.carried.arrange(())
         originals = dict(backbone.named_parameters())
         try:
             unfrozen = set(method.unfrozen(backbone))
             # The originals of what the method changes in place: detach() must give them back.
             kept = unfrozen | set(method.rewritten(backbone))
+            self._changed = {n: p for n, p in originals.items() if p in kept}
             if self._detachable:
-                self._saved = {n: _copy(p) for n, p in originals.items() if p in kept}
+                self._original = {n: _copy(p) for n, p in self._changed.items()}
             for parameter in unfrozen:
                 parameter.requires_grad_(True)
             if self.selection is None:
                 method.place(backbone)
             else:
                 method.place_selected(backbone, self.selection)
+            for other in others:
+                require_stackable(self.carried[other], self)
         except Exception:  # whatever a method raises, the model is given back as it was
-            self._restore()
+            self.take_out()
+            self._forget()
+            self.carried.arrange(others)
             raise
         placed = {p for placement in backbone.placements for p in placement.module.parameters()}
         trained = {p for p in placed if p.requires_grad} | unfrozen
@@ -170,14 +194,14 @@ class Attached:
                     self._stored_frozen.append(f"{placement.path}.{name}")
                     seen.add(tensor)
         self._placed = True
-
-    def _head_names(self) -> set[str]:
-        head = set(self.backbone.head.parameters()) | set(self.backbone.head.buffers())
-        state = self.model.state_dict(keep_vars=True)
-        return {name for name, tensor in state.items() if tensor in head}
+        self.carried.entered(self.name)
+        if others:
+            self.carried.arrange([*others, self.name])
 
     def select(self, data: SelectionData | Iterable[Sequence[Tensor]]) -> None:
         """Let the method look at training data, then place it; for methods with ``selects``.
+
+        It looks at the plain model, without other attachments.
 
         Args:
             data: batches ``(images, labels)``, normalised, on the model's device (two views per
@@ -186,13 +210,18 @@ class Attached:
         self._require_unselected()
         source = data if hasattr(data, "training") else BatchData(data)  # type: ignore[arg-type]
         device = next(self.model.parameters()).device
+        others = self.carried.enabled
+        self.carried.arrange(())
         try:
             # What is placed starts with the same random numbers as from a stored selection.
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 selection = self.method.select(self.backbone, source)  # type: ignore[arg-type]
         except Exception:
-            self._restore()
+            self.backbone.clear()  # what a search may have placed
+            self._leave()
             raise
+        finally:
+            self.carried.arrange(others)
         for parameter in self.backbone.model.parameters():
             parameter.grad = None
         self.place_selection(selection)
@@ -207,7 +236,7 @@ class Attached:
         try:
             self._place()
         except Exception:
-            self._place_again(None)
+            self.selection = None
             raise
 
     def _require_unselected(self) -> None:
@@ -217,16 +246,67 @@ class Attached:
         if self._placed:
             raise AlreadyAttachedError(f"{self.method.name} has selected already; detach() first")
 
+    # ---- in the model and out of it ------------------------------------------------------------
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it is in the model."""
+        return self._attached and self.name in self.carried.enabled
+
+    def enable(self) -> None:
+        """Put it into the model, beside those that are there.
+
+        Raises:
+            NotStackableError: it cannot work together with one of them.
+        """
+        self._require_attached()
+        self.carried.only(*self.carried.enabled, self.name)
+
+    def disable(self) -> None:
+        """Take it out of the model; what it trained is kept, for :meth:`enable`."""
+        self._require_attached()
+        self.require_placed()
+        self.carried.arrange([name for name in self.carried.enabled if name != self.name])
+
+    def take_out(self) -> None:
+        """Take everything out of the model, as the last that was put in."""
+        self.backbone.take_out()
+        for name, original in self._original.items():
+            parameter = self._changed[name]
+            self._away[parameter] = (parameter.data, parameter.requires_grad)
+            parameter.data = original.to(parameter.device, parameter.dtype)
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+    def put_in(self) -> None:
+        """Put everything into the model again."""
+        for name, parameter in self._changed.items():
+            value, required_grad = self._away.pop(parameter)
+            self._original[name] = parameter.data
+            parameter.data = value.to(parameter.device, parameter.dtype)
+            parameter.requires_grad_(required_grad)
+        self.backbone.put_in()
+
+    def original_values(self) -> dict[str, Tensor]:
+        """The model's own parameters that the method changes, as they were."""
+        return self._original
+
+    @property
+    def label(self) -> str:
+        """Name and method, for messages."""
+        same = self.name == self.method.name
+        return self.name if same else f"{self.name!r} ({self.method.name})"
+
     # ---- what is trained -----------------------------------------------------------------------
 
     def named_trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What the method trains, by name in the model; without the head."""
-        self._require_selected()
+        """What the method trains, without the head, by name in the model where it stands alone."""
+        self.require_placed()
         return iter(self._trainable.items())
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What the method trains, for an optimizer; without the head."""
-        self._require_selected()
+        self.require_placed()
         return list(self._trainable.values())
 
     def head_parameters(self) -> list[nn.Parameter]:
@@ -235,7 +315,7 @@ class Attached:
 
     def parameter_counts(self) -> ParameterCounts:
         """Trainable parameters of method, head and both, and the size of the whole model."""
-        self._require_selected()
+        self.require_placed()
         method = sum(p.numel() for p in self._trainable.values())
         head = sum(p.numel() for p in self.head_parameters() if p.requires_grad)
         model = sum(p.numel() for p in self.model.parameters())
@@ -266,8 +346,7 @@ class Attached:
     def base_fingerprint(self) -> str:
         """SHA-256 of the pretrained weights below the head, as they were before training."""
         self._require_attached()
-        state = self.backbone.original_tensors() | self._saved
-        return fingerprint((name, state[name]) for name in self._base_names)
+        return fingerprint(self.carried.base_tensors())
 
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the delta checkpoint (safetensors): what the method trained and stores.
@@ -276,14 +355,14 @@ class Attached:
             Its size in bytes.
         """
         self._require_attached()
-        self._require_selected()
+        self.require_placed()
         path = Path(path)
         save_tensors(self._stored(), path, {HEADER_KEY: self._header_text()})
         return path.stat().st_size
 
     def stored_bytes(self) -> int:
         """Bytes of the tensors in the delta checkpoint, without the header of the file."""
-        self._require_selected()
+        self.require_placed()
         return sum(t.numel() * t.element_size() for t in self._stored().values())
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -294,28 +373,19 @@ class Attached:
                 other base weights, other tensors or numbers that are not finite.
         """
         self._require_attached()
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if not isinstance(header, dict):
-                raise ValueError("its header is no JSON object")
-        except (SafetensorError, OSError, ValueError) as error:
-            raise DeltaMismatchError(
-                f"{path} cannot be read as a delta checkpoint: {error}"
-            ) from error
-        differences = [
+        header, tensors = read_delta(path)
+        found = [
             f"{key}: file {header.get(key, 'nothing')}, model {value}"
             for key, value in self._header().items()
             if header.get(key) != value and not self._same_options(key, header)
         ]
-        if differences:
-            raise _not_ours(path, differences)
+        if found:
+            raise not_ours(path, found)
         if self.method.selects:
             self._load_selection(path, tensors)
         own = self._stored()
-        if differences := _differences(tensors, own):
-            raise _not_ours(path, differences)
+        if found := differences(tensors, own):
+            raise not_ours(path, found)
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
@@ -326,37 +396,41 @@ class Attached:
         if self.selection is not None and same_selection(chosen, self.selection):
             return
         before = (self.selection, {n: t.detach().clone() for n, t in self._stored().items()})
+        out = self._placed and not self.enabled
         device = next(self.model.parameters()).device
         try:
             self._place_again({name: tensor.to(device) for name, tensor in chosen.items()})
-            differences = _differences(tensors, self._stored())
+            found = differences(tensors, self._stored())
         except (LookupError, ValueError, TypeError, RuntimeError) as error:
-            differences = [f"its selection does not fit: {error}"]
-        if differences:
+            found = [f"its selection does not fit: {error}"]
+        if found:
             self._place_again(before[0])
             with torch.no_grad():
                 for name, tensor in self._stored().items():
                     tensor.copy_(before[1][name])
-            raise _not_ours(path, differences)
+        if out:
+            self.disable()
+        if found:
+            raise not_ours(path, found)
 
     def _place_again(self, selection: Selection | None) -> None:
         """Take off what is placed, and place what ``selection`` says; nothing where it is None."""
-        required_grad, mark = self._required_grad, getattr(self.model, _MARK, self.method.name)
-        self._restore()
-        self._attached = True
-        self._required_grad = required_grad
-        for _, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(False)
-        setattr(self.model, _MARK, mark)
+        self.carried.arrange([name for name in self.carried.enabled if name != self.name])
+        self._forget()
         self.selection = selection
         if selection is not None:
             self._place()
 
     def _stored(self) -> dict[str, Tensor]:
-        state = self.model.state_dict(keep_vars=True)
+        trained = {n: self._away.get(p, (p, True))[0] for n, p in self._trainable.items()}
+        state = {
+            f"{placement.path}.{name}": tensor
+            for placement in self.backbone.placements
+            for name, tensor in placement.module.state_dict(keep_vars=True).items()
+        }
         frozen = {name: state[name] for name in sorted(self._stored_frozen)}
         selected = {f"{_SELECTION}{n}": t for n, t in (self.selection or {}).items()}
-        return {**self._trainable, **frozen, **selected}
+        return {**trained, **frozen, **selected}
 
     def _header_text(self) -> str:
         # One entry: safetensors writes several in random order, and equal deltas are equal files.
@@ -392,51 +466,66 @@ class Attached:
     # ---- leaving -------------------------------------------------------------------------------
 
     def merge(self) -> nn.Module:
-        """Fold the method into the backbone's own weights and give back the plain timm model.
+        """Fold the method into the backbone's own weights and give the timm model back.
+
+        Other attachments stay on it. What they stand on is then what came out of the merge.
 
         Raises:
             NotMergeableError: says why; nothing is changed then.
         """
         self._require_attached()
-        self._require_selected()
+        self.require_placed()
         reason = self.method.merge_refusal or "\n".join(self.method.obstacles(self.backbone))
         if reason:
             raise NotMergeableError(f"method {self.method.name} cannot be merged: {reason}")
+        require_mergeable_first(self, self.carried)
         self.method.merge(self.backbone)
-        self._saved.clear()  # the trained values stay
-        self._restore()
+        for parameter in self._changed.values():  # the trained values stay
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        self._changed, self._original, self._detachable = {}, {}, True
+        self._leave()
         return self.model
 
     def detach(self) -> nn.Module:
         """Take the method off again: the original model, bit for bit."""
         self._require_attached()
-        if not self._detachable:
-            raise AlreadyAttachedError("attached with detachable=False: no originals were kept")
-        self._restore()
+        self.require_detachable()
+        self._leave()
         return self.model
 
-    def _restore(self) -> None:
-        self.backbone.close()
-        parameters = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, original in self._saved.items():
-                parameters[name].copy_(original)
-        for name, required_grad in self._required_grad.items():
-            parameters[name].requires_grad_(required_grad)
-            parameters[name].grad = None
-        if hasattr(self.model, _MARK):
-            delattr(self.model, _MARK)
-        self._trainable = {}
-        self._stored_frozen = []
-        self._saved = {}
+    def require_detachable(self) -> None:
+        """Refuse to take off what cannot be taken off.
+
+        Raises:
+            AlreadyAttachedError: no originals were kept.
+        """
+        if not self._detachable:
+            raise AlreadyAttachedError("attached with detachable=False: no originals were kept")
+
+    def _leave(self) -> None:
+        self.carried.leave(self.name)
+        self._forget()
         self._attached = False
+
+    def _forget(self) -> None:
+        """Nothing is placed any more; what was is out of the model."""
+        self.backbone.forget()
+        self._trainable, self._stored_frozen = {}, []
+        self._changed, self._original, self._away = {}, {}, {}
         self._placed = False
+        self.carried.close_if_empty()
 
     def _require_attached(self) -> None:
         if not self._attached:
             raise AlreadyAttachedError("the method was merged or detached; attach it again")
 
-    def _require_selected(self) -> None:
+    def require_placed(self) -> None:
+        """Refuse what needs the method to be placed.
+
+        Raises:
+            NotSelectedError: it has yet to look at data.
+        """
         if self._attached and not self._placed:
             raise NotSelectedError(
                 f"method {self.method.name} looks at training data before it is placed: call "
@@ -448,24 +537,6 @@ class Attached:
             return f"Attached({self.method}, nothing selected yet)"
         counts = asdict(self.parameter_counts())
         return f"Attached({self.method}, {', '.join(f'{k}={v:,}' for k, v in counts.items())})"
-
-
-def _differences(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    differences = [f"missing tensor {name}" for name in own if name not in tensors]
-    differences += [f"unexpected tensor {name}" for name in tensors if name not in own]
-    for name in own:
-        if (found := tensors.get(name)) is None:
-            continue
-        if found.shape != own[name].shape:
-            differences.append(f"{name}: file {tuple(found.shape)}, model {tuple(own[name].shape)}")
-        elif found.is_floating_point() != own[name].is_floating_point():
-            differences.append(f"{name}: file {found.dtype}, model {own[name].dtype}")
-    return differences or not_finite(tensors)
-
-
-def _not_ours(path: str | os.PathLike[str], differences: list[str]) -> DeltaMismatchError:
-    listing = "\n".join(f"  - {difference}" for difference in differences)
-    return DeltaMismatchError(f"{path} does not belong to this model and method:\n{listing}")
 
 
 def _copy(parameter: nn.Parameter) -> Tensor:

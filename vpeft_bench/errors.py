@@ -126,7 +126,11 @@ class MissingExtraError(MethodOptionError):
 
 
 class AlreadyAttachedError(VpeftBenchError):
-    """The model already carries a method, or the attachment is spent."""
+    """The model already carries a method of that name, or the attachment is spent."""
+
+
+class NotStackableError(VpeftBenchError):
+    """Two attachments cannot be in one model at the same time."""
 
 
 class NotSelectedError(VpeftBenchError):

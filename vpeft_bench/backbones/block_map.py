@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,29 +15,22 @@ from torch import nn
 
 from vpeft_bench.backbones.family import Family
 from vpeft_bench.backbones.joined import JoinedLinear
+from vpeft_bench.backbones.placement import Placement, Replacement, follow, join
 from vpeft_bench.backbones.sites import (
     JOINED,
     OpenedAttention,
     OpenedBlock,
     close_module,
+    fill,
     open_module,
     opened_leaf_class,
+    withdraw,
 )
 from vpeft_bench.traits import Trait
 
 LINEARS = ("qkv", "proj", "fc1", "fc2")
 NORMS = ("norm1", "norm2")
 LEAF_SLOTS = {"": "delta", "input": "input", "weight": "weight_update", "bias": "bias_update"}
-
-
-@dataclass(frozen=True)
-class Placement:
-    """A module that a method placed: in the slot ``host.<slot>``, or in the place of ``host``."""
-
-    host: nn.Module
-    slot: str
-    module: nn.Module
-    path: str
 
 
 @dataclass(frozen=True)
@@ -147,6 +141,9 @@ class Backbone:
         merge_norms: the norms of patch merging.
         final_norm: the norm before the classifier (``norm``, or ``fc_norm`` after pooling).
         prefix_tokens: class and register tokens before the patches (0 where the stream is a map).
+        placements: what the method of this map placed.
+        replaced: children of timm's in whose place something stands.
+        added_prefix_tokens: of the method, which timm takes for prefix tokens.
         guest: what a method keeps beside the model from one call to the next (another library's
             handle on what it placed); None where there is nothing.
     """
@@ -171,9 +168,9 @@ class Backbone:
         self.placements: list[Placement] = []
         self.guest: Any = None
         self._opened = opened
+        self.replaced: list[Replacement] = []
+        self.added_prefix_tokens = 0
         self._original_classes: dict[nn.Module, type[nn.Module]] = {}
-        self._original_attributes: dict[str, object] = {}
-        self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
         self._names: dict[nn.Module, str] = {m: name for name, m in model.named_modules()}
         self._joined_paths: dict[nn.Module, str] = {}
         self._whole: dict[nn.Module, JoinedLinear] = {}
@@ -352,10 +349,9 @@ class Backbone:
                 host = self.model.get_submodule(parent)
                 module = getattr(host, name)
                 if module is not leaf:
-                    like = _like(leaf)
-                    module.to(device=like.device, dtype=like.dtype).train(leaf.training)
-                    self._replaced.append((host, name, leaf))
-                    self.placements.append(Placement(leaf, name, module, self.path(leaf)))
+                    join(module, leaf)
+                    self.replaced.append(Replacement(host, name, leaf, module))
+                    self.placements.append(Placement(leaf, name, module, self.path(leaf), True))
 
     def replace_head(self, in_features: int) -> None:
         """Give the model a fresh linear head that reads ``in_features`` channels.
@@ -372,8 +368,9 @@ class Backbone:
                 nn.init.zeros_(fresh.bias)
             parent, _, name = self._names[head].rpartition(".")
             host = self.model.get_submodule(parent)
-            self._replaced.append((host, name, head))
-            setattr(host, name, fresh.to(head.weight).train(head.training))
+            fresh = fresh.to(head.weight).train(head.training)
+            self.replaced.append(Replacement(host, name, head, fresh))
+            setattr(host, name, fresh)
 
     def _open(self, module: nn.Module, opened_class: type[nn.Module]) -> None:
         self._original_classes.setdefault(module, type(module))
@@ -383,8 +380,7 @@ class Backbone:
         path = f"{self.path(host)}.{slot}".lstrip(".")  # the model itself has no name
         if getattr(host, slot) is not None:
             raise ValueError(f"{path} already holds a {type(getattr(host, slot)).__name__}")
-        like = _like(host)
-        module.to(device=like.device, dtype=like.dtype).train(host.training)
+        join(module, host)
         setattr(host, slot, module)
         self.placements.append(Placement(host, slot, module, path))
 
@@ -404,31 +400,70 @@ class Backbone:
         Pooling and ``forward_intermediates`` then treat them as they treat class and register
         tokens.
         """
-        tokens: Any = self.model.num_prefix_tokens
-        self._original_attributes.setdefault("num_prefix_tokens", tokens)
-        self.model.num_prefix_tokens = tokens + count
+        self.added_prefix_tokens += count
+        self._count_prefix_tokens(count)
         if self.family.attention_knows_positions:
             for block in self.blocks:
                 self.open_attention(block)
 
+    def _count_prefix_tokens(self, count: int) -> None:
+        if count:
+            self.model.num_prefix_tokens += count  # type: ignore[assignment,operator]  # an int
+
+    # ---- leaving and coming back ---------------------------------------------------------------
+
+    def another(self) -> Backbone:
+        """A map of the same model for another method, with nothing placed."""
+        twin = copy.copy(self)
+        twin.blocks = [replace(block, _backbone=twin) for block in self.blocks]
+        twin.placements, twin.replaced = [], []
+        twin.added_prefix_tokens, twin.guest = 0, None
+        return twin
+
+    def take_out(self) -> None:
+        """Take everything placed out of the model; what came after it must be out already."""
+        for placement in reversed(self.placements):
+            if not placement.replaces:
+                withdraw(placement.host, placement.slot)
+        for one in reversed(self.replaced):
+            setattr(one.host, one.name, one.original)
+        self._count_prefix_tokens(-self.added_prefix_tokens)
+
+    def put_in(self) -> None:
+        """Put everything that :meth:`take_out` took out into the model again, after all others."""
+        for one in self.replaced:
+            follow(one.module, one.original)
+            setattr(one.host, one.name, one.module)
+        for placement in self.placements:
+            if not placement.replaces:
+                follow(placement.module, placement.host)
+                fill(placement.host, placement.slot, placement.module)
+        self._count_prefix_tokens(self.added_prefix_tokens)
+
+    def forget(self) -> None:
+        """What was taken out does not come back."""
+        self.placements.clear()
+        self.replaced.clear()
+        self.added_prefix_tokens, self.guest = 0, None
+
+    def clear(self) -> None:
+        """Take out everything placed, for good."""
+        self.take_out()
+        self.forget()
+
     def close(self) -> None:
         """Take out everything placed and give every module its own class back."""
-        for host, name, module in self._replaced:
-            setattr(host, name, module)
+        self.clear()
         for module, original in self._original_classes.items():
             close_module(module, original)
-        for name, value in self._original_attributes.items():
-            setattr(self.model, name, value)
-        self._replaced.clear()
         self._original_classes.clear()
-        self._original_attributes.clear()
-        self.placements.clear()
-        self.guest = None
 
 
-def _like(host: nn.Module) -> torch.Tensor:
-    """A tensor on whose device, and of whose type, is what stands at ``host``."""
-    return host.weight if isinstance(host, JoinedLinear) else next(host.parameters())
+def held_parameters(leaf: nn.Module) -> list[nn.Parameter]:
+    """The model's own parameters in which a linear, norm or convolution has its values."""
+    if isinstance(leaf, JoinedLinear):
+        return leaf.held_parameters()
+    return list(leaf.parameters(recurse=False))
 
 
 def fingerprint(tensors: Iterator[tuple[str, torch.Tensor]]) -> str:

@@ -74,6 +74,11 @@ class JoinedLinear(nn.Linear):
             found = [owner.q_bias, None, owner.v_bias]
         return ((bias, len(found) == 3 and index == 1) for index, bias in enumerate(found))
 
+    def held_parameters(self) -> list[nn.Parameter]:
+        """Weights and biases, wherever timm has them."""
+        held = [piece.weight for piece in self.pieces] + [bias for bias, _ in self._biases()]
+        return [parameter for parameter in held if isinstance(parameter, nn.Parameter)]
+
     def forward(self, x: Tensor) -> Tensor:
         """As timm computes it, bit for bit."""
         owner: Any = self._owner[0]

@@ -4,6 +4,7 @@ An *opened* module is the very same object with its class exchanged for a subcla
 slots and an explicit ``forward`` (the way ``torch.nn.utils.parametrize`` and FSDP2 work). Nothing
 is copied: parameters, buffers, hooks and ``state_dict`` names stay as they were, every reference to
 the module stays valid, and closing it puts the class back. An empty slot costs one ``is None``.
+Where several methods stand in one slot, it holds them in the order in which they came.
 """
 
 from __future__ import annotations
@@ -20,6 +21,48 @@ JOINED = "joined"
 def apply(slot: Any, x: Tensor) -> Tensor:
     """``slot(x)``, or ``x`` itself where the slot (a module or None) is empty."""
     return x if slot is None else cast(Tensor, slot(x))
+
+
+class Stacked(nn.ModuleList):
+    """Several modules in one slot, in the order in which they came."""
+
+
+class Chained(Stacked):
+    """Each takes what the one before gave."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A stream, weight or map through all of them."""
+        for module in self:
+            x = module(x)
+        return x
+
+
+class Summed(Stacked):
+    """Branches that all read the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What they give together."""
+        return cast(Tensor, sum(module(x) for module in self))
+
+
+class ChainedOutputs(Stacked):
+    """Each changes the output of a leaf that the one before gave; all of them see its input."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The leaf's input and output to its new output."""
+        for module in self:
+            y = module(x, y)
+        return y
+
+
+class ChainedKeysValues(Stacked):
+    """Each takes the keys and values that the one before gave."""
+
+    def forward(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values through all of them."""
+        for module in self:
+            k, v = module(k, v)
+        return k, v
 
 
 class OpenedBlock(nn.Module):
@@ -293,6 +336,13 @@ class OpenedLeaf(nn.Module):
         return nn.functional.linear(x, weight, bias)
 
 
+STACKS: dict[str, type[Stacked]] = {
+    slot: Summed if "parallel" in slot else Chained
+    for slot in (*OpenedBlock.SLOTS, *OpenedAttention.SLOTS, *OpenedLeaf.SLOTS)
+} | {"delta": ChainedOutputs, "keys_values": ChainedKeysValues}
+"""What a slot with several modules does; in those that are not here (``trunk``) only one can be."""
+
+
 @functools.cache
 def opened_leaf_class(leaf_class: type[nn.Module]) -> type[nn.Module]:
     """``leaf_class`` with slots for its input, its weight and its output."""
@@ -306,6 +356,28 @@ def open_module(module: nn.Module, opened_class: type[nn.Module]) -> None:
     module.__class__ = opened_class
     for slot in opened_class.SLOTS:  # type: ignore[attr-defined]  # every opened class has SLOTS
         module.register_module(slot, None)
+
+
+def fill(host: nn.Module, slot: str, module: nn.Module) -> None:
+    """Put ``module`` into a slot of ``host``, after what is there already."""
+    held = host._modules[slot]
+    if held is None:
+        host._modules[slot] = module
+    elif isinstance(held, Stacked):
+        held.append(module)
+    else:
+        host._modules[slot] = STACKS[slot]([held, module])
+
+
+def withdraw(host: nn.Module, slot: str) -> None:
+    """Undo the last :func:`fill`."""
+    held = host._modules[slot]
+    if isinstance(held, Stacked):
+        del held[-1]
+        if len(held) == 1:
+            host._modules[slot] = held[0]
+    else:
+        host._modules[slot] = None
 
 
 def close_module(module: nn.Module, original_class: type[nn.Module]) -> None:

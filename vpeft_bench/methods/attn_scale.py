@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.errors import UnsupportedBackboneError
-from vpeft_bench.methods.base import Category, MergeableModule, Method, add_in_float64, option
+from vpeft_bench.methods.base import (
+    Category,
+    Length,
+    MergeableModule,
+    Method,
+    add_in_float64,
+    option,
+)
 from vpeft_bench.methods.registry import register
 
 
@@ -50,6 +57,8 @@ class HeadScale(MergeableModule):
 
 class Offset(MergeableModule):
     """y + d, the same for every token."""
+
+    adds = True
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -125,6 +134,11 @@ class AttnScale(Method):
             if self.dra:
                 block.place("proj", Offset(block.width))
                 block.place("fc2", Offset(block.width))
+
+    @property
+    def lengths_known(self) -> frozenset[Length]:
+        """S has an entry for each of the map."""
+        return frozenset({Length.MAP} if self.granularity == "map" else ())
 
     def parameter_count(self, backbone: Backbone) -> int:
         """n^2 L or HL, and 2DL: for ViT-B/16 465,708 or 144, and 18,432."""

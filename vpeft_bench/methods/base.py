@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from vpeft_bench import always_counted
-from vpeft_bench.backbones.block_map import Backbone, Block, Placement
+from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.backbones.families import families, families_with
 from vpeft_bench.backbones.joined import JoinedLinear
+from vpeft_bench.backbones.placement import Placement
 from vpeft_bench.errors import Problem, UnsupportedBackboneError
 from vpeft_bench.fields import DEFAULT, neutral
 from vpeft_bench.formats import option_text
@@ -34,6 +35,14 @@ class Category(StrEnum):
     PARTIAL = "partial"
     REPARAMETERISATION = "re-parameterisation"
     UNIFIED = "unified"
+
+
+class Length(StrEnum):
+    """What one method may change the length of, and another may rely on."""
+
+    BLOCK = "the number of tokens that a block sees"
+    STREAM = "the number of tokens between the blocks"
+    MAP = "the size of the attention maps"
 
 
 def option(
@@ -81,7 +90,14 @@ def option(
 
 
 class MergeableModule(nn.Module):
-    """A module placed on a linear, norm or convolution that can be folded into it."""
+    """A module placed on a linear, norm or convolution that can be folded into it.
+
+    Class attributes:
+        adds: what it adds to the output depends on the input alone, so that several of them can be
+            folded in any order.
+    """
+
+    adds: ClassVar[bool] = False
 
     def obstacle(self, leaf: nn.Module) -> str | None:
         """Why it cannot be folded into this very ``leaf``, or None where it can."""
@@ -190,6 +206,19 @@ class Method:
     def parameter_count(self, backbone: Backbone) -> int | None:
         """Trainable parameters without the head, in closed form; None where the data decide."""
         raise NotImplementedError
+
+    @property
+    def lengths_changed(self) -> frozenset[Length]:
+        """What has another length with the method than in the plain model; nothing by default."""
+        return frozenset()
+
+    @property
+    def lengths_known(self) -> frozenset[Length]:
+        """What it takes to be as long as in the plain model; nothing by default.
+
+        A method that changes one of them cannot be attached beside it.
+        """
+        return frozenset()
 
     @property
     def identity_at_start(self) -> bool:

@@ -9,7 +9,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone, Block
-from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.base import Category, Length, Method, option
 from vpeft_bench.methods.parts.spatial import TokenGrid, require_grid
 from vpeft_bench.methods.registry import register
 
@@ -127,6 +127,11 @@ class Convpass(Method):
             block.drop_path,
             self.conv_init,
         )
+
+    @property
+    def lengths_known(self) -> frozenset[Length]:
+        """It convolves over the tokens of the picture."""
+        return frozenset({Length.BLOCK})
 
     def parameter_count(self, backbone: Backbone) -> int:
         """2Dr + r + D + 9r^2 + r per bypass: 327,552 for ViT-B/16 at r = 8, two per block."""

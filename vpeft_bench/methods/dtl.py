@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.errors import UnsupportedBackboneError
-from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.base import Category, Length, Method, option
 from vpeft_bench.methods.parts.compact_side import CompactSideNetwork
 from vpeft_bench.methods.parts.spatial import require_grid
 from vpeft_bench.methods.registry import register
@@ -106,6 +106,11 @@ class DTL(Method):
             self.fusion_kernel,
         )
         backbone.place_around(network)
+
+    @property
+    def lengths_known(self) -> frozenset[Length]:
+        """Its state has as many tokens as the stream, and its injections add to it."""
+        return frozenset({Length.STREAM})
 
     def parameter_count(self, backbone: Backbone) -> int:
         """2Dr per tap, and Dk^2 per injecting stage: 36,864 for ViT-B/16; 43,776 at k = 3."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.backbones.trunk import OpenedModel, SideNetwork, TrunkOutput
-from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.base import Category, Length, Method, option
 from vpeft_bench.methods.parts.multi_branch import MultiBranchBottleneck, bottleneck_count
 from vpeft_bench.methods.registry import register
 
@@ -100,6 +100,11 @@ class E3VA(Method):
     def _sizes(self, width: int) -> tuple[int, int, int, int, bool]:
         hidden = self.bottleneck or width // 2
         return width, hidden, self.branches, self.kernel_dim, self.share_kernel
+
+    @property
+    def lengths_known(self) -> frozenset[Length]:
+        """It reads what both branches of a block add to the tokens of the picture."""
+        return frozenset({Length.BLOCK})
 
     def parameter_count(self, backbone: Backbone) -> int:
         """99D + 256 per block: 1,197,312 for Swin-B and 915,456 for ViT-B/16."""

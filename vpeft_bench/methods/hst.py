@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.errors import MethodOptionError, Problem, UnsupportedBackboneError
-from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.base import Category, Length, Method, option
 from vpeft_bench.methods.parts.pyramid_side import MetaTokens, PyramidSide
 from vpeft_bench.methods.parts.spatial import require_grid
 from vpeft_bench.methods.registry import register
@@ -100,6 +100,16 @@ class HST(Method):
         for block in backbone.blocks:
             for site in ("norm1", "norm2"):
                 yield from block.leaf(site).parameters()
+
+    @property
+    def lengths_changed(self) -> frozenset[Length]:
+        """Meta tokens go with the stream through every block."""
+        return frozenset({Length.BLOCK, Length.MAP})
+
+    @property
+    def lengths_known(self) -> frozenset[Length]:
+        """Its pyramid tells meta tokens and patches apart by their places."""
+        return frozenset({Length.BLOCK, Length.STREAM})
 
     def parameter_count(self, backbone: Backbone) -> int:
         """764,840 for ViT-B/16: 764,840 = 552,656 + 166,104 + 9,216 + 36,864.

@@ -35,6 +35,8 @@ class KroneckerUpdate(MergeableModule):
         width: D; x has this many channels, y three times as many.
     """
 
+    adds = True
+
     def __init__(
         self,
         rules: tuple[FactoredRule, FactoredRule],

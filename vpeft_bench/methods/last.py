@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.backbones.trunk import OpenedModel, SideNetwork, TrunkOutput
 from vpeft_bench.errors import UnsupportedBackboneError
-from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.base import Category, Length, Method, option
 from vpeft_bench.methods.registry import register
 from vpeft_bench.traits import Trait
 
@@ -118,6 +118,11 @@ class LAST(Method):
         width, blocks = backbone.blocks[0].width, len(backbone.blocks)
         chain = AttentionChain(width, blocks, self.gap, self.repeats, self.rank, self.bias)
         backbone.place_around(chain)
+
+    @property
+    def lengths_known(self) -> frozenset[Length]:
+        """Its chain goes on with the stream of the last block."""
+        return frozenset({Length.STREAM})
 
     def parameter_count(self, backbone: Backbone) -> int:
         """4Dr + 2D (+ 3r + D with biases) per module: 608,256 for ViT-B/16 at r = 16."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.backbones.trunk import OpenedModel, SideNetwork, TrunkOutput
 from vpeft_bench.errors import UnsupportedBackboneError
-from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.base import Category, Length, Method, option
 from vpeft_bench.methods.parts.side_blocks import MLP_RATIO, prune_into, side_block
 from vpeft_bench.methods.registry import register
 from vpeft_bench.traits import Trait
@@ -138,6 +138,11 @@ class LST(Method):
             self.projection_bias,
         )
         backbone.place_around(ladder)
+
+    @property
+    def lengths_known(self) -> frozenset[Length]:
+        """Its ladder goes on with the stream of the first block."""
+        return frozenset({Length.STREAM})
 
     def parameter_count(self, backbone: Backbone) -> int:
         """(12d'^2 + 13d' + 1)L + (L + 2)Dd' + (L + 1)d' + D + 2d': 2,376,492 for ViT-B/16."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone, Block
-from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.base import Category, Length, Method, option
 from vpeft_bench.methods.parts.spatial import TokenGrid, require_grid
 from vpeft_bench.methods.registry import register
 
@@ -96,6 +96,11 @@ class Mona(Method):
         for block in _read_blocks(backbone):
             for site in SITES:
                 block.place(site, MultiCognitive(block.width, self.bottleneck, self.dropout, grid))
+
+    @property
+    def lengths_known(self) -> frozenset[Length]:
+        """It convolves over the tokens of the picture."""
+        return frozenset({Length.BLOCK})
 
     def parameter_count(self, backbone: Backbone) -> int:
         """5D + 2Dr + r and the convolutions, twice a block: 3,667,456 for Swin-B at r = 64."""

@@ -9,7 +9,7 @@ import torch
 
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.errors import UnsupportedBackboneError
-from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.base import Category, Length, Method, option
 from vpeft_bench.methods.data_pass import Selection, SelectionData
 from vpeft_bench.methods.parts.noah_search import Search, SearchOptions, search_widths
 from vpeft_bench.methods.parts.subnetwork import PARTS, Subnetwork, Widths, live_parameters
@@ -130,6 +130,16 @@ class NOAH(SearchOptions, Method):
     def place_selected(self, backbone: Backbone, selection: Selection) -> None:
         """The sub-network that was found."""
         self._build(backbone, tuple(tuple(selection[part].tolist()) for part in PARTS))
+
+    @property
+    def lengths_changed(self) -> frozenset[Length]:
+        """Blocks see prompts; those that were searched are known later, and count as there."""
+        return frozenset({Length.BLOCK, Length.MAP})
+
+    @property
+    def lengths_known(self) -> frozenset[Length]:
+        """It takes the prompts out again by their places."""
+        return frozenset({Length.BLOCK})
 
     def parameter_count(self, backbone: Backbone) -> int | None:
         """D p + 4 D l + 2 D a + a + D (where a > 0) per block; None where they are searched."""

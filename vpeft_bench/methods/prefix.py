@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone
-from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.base import Category, Length, Method, option
 from vpeft_bench.methods.registry import register
 
 
@@ -73,6 +73,11 @@ class Prefix(Method):
         """One prefix in every attention."""
         for block in backbone.blocks:
             block.place("keys_values", KeyValuePrefix(block.width, self.prompt_length))
+
+    @property
+    def lengths_changed(self) -> frozenset[Length]:
+        """Every query sees the prefix as well."""
+        return frozenset({Length.MAP})
 
     def parameter_count(self, backbone: Backbone) -> int:
         """2pD per block: 184,320 for ViT-B/16 at p = 10."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vpeft_bench.backbones.block_map import Backbone
-from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.base import Category, Length, Method, option
 from vpeft_bench.methods.parts.query_synthesis import QuerySide, Synthesis, WeightedRows
 from vpeft_bench.methods.registry import register
 from vpeft_bench.traits import Trait
@@ -98,6 +98,11 @@ class SynQT(Method):
         head = WeightedRows(width, rows, self.bottleneck, self.dropout, self.row_drop_path)
         side = QuerySide(backbone, synthesis, self.feat_scale, head, self.head_norm_eps)
         backbone.place_around(side)
+
+    @property
+    def lengths_changed(self) -> frozenset[Length]:
+        """Attention is asked with fewer queries."""
+        return frozenset({Length.MAP})
 
     def parameter_count(self, backbone: Backbone) -> int:
         """L(TD + 2a + 4b + 8D + 2) + a + (D + 1)3L + 4D + 1, a and b the two kinds of adapter.

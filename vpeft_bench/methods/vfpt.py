@@ -88,6 +88,11 @@ class VFPT(VPT):
     )
 
     @property
+    def shallow(self) -> bool:
+        """As asked for."""
+        return self.depth == "shallow"
+
+    @property
     def spectral(self) -> int:
         """Rows of P_f."""
         return int(self.prompt_length * self.ratio)
@@ -104,12 +109,12 @@ class VFPT(VPT):
     def check(self, backbone: Backbone) -> None:
         """As VPT of the same depth."""
         super().check(backbone)
-        if self.depth == "shallow":
+        if self.shallow:
             self._check_shallow(backbone)
 
     def place(self, backbone: Backbone) -> None:
         """As VPT of the same depth."""
-        if self.depth == "shallow":
+        if self.shallow:
             self._place_shallow(backbone)
         else:
             self._place_deep(backbone, backbone.prefix_tokens)
@@ -123,4 +128,4 @@ class VFPT(VPT):
 
     def parameter_count(self, backbone: Backbone) -> int:
         """As VPT: LpD (deep), 92,160 for ViT-B/16 at p = 10; pD (shallow)."""
-        return self._count(backbone, 1 if self.depth == "shallow" else len(backbone.blocks))
+        return self._count(backbone, 1 if self.shallow else len(backbone.blocks))

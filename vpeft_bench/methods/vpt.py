@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.errors import UnsupportedBackboneError
-from vpeft_bench.methods.base import Category, Method, option
+from vpeft_bench.methods.base import Category, Length, Method, option
 from vpeft_bench.methods.registry import register
 from vpeft_bench.traits import Trait
 
@@ -77,6 +77,21 @@ class VPT(Method):
         "uniform; bound from patch area and width (vpt) or width alone (vpb)",
         choices=("vpt", "vpb"),
     )
+
+    @property
+    def shallow(self) -> bool:
+        """Whether there are prompts in the first block only, which stay in the stream."""
+        return False
+
+    @property
+    def lengths_changed(self) -> frozenset[Length]:
+        """Blocks see prompts, and where they are shallow they stay in the stream."""
+        return frozenset({Length.BLOCK, Length.MAP, *([Length.STREAM] if self.shallow else [])})
+
+    @property
+    def lengths_known(self) -> frozenset[Length]:
+        """Prompts stand, and are taken out again, at fixed places."""
+        return frozenset({Length.BLOCK})
 
     @property
     def identity_at_start(self) -> bool:
@@ -162,6 +177,11 @@ class VPTShallow(VPT):
     )
 
     prompt_length: int = option(100, "p (V-PETL Bench: 100)", minimum=1)
+
+    @property
+    def shallow(self) -> bool:
+        """They do."""
+        return True
 
     def check(self, backbone: Backbone) -> None:
         """As every method; and timm must be able to take prompts for prefix tokens."""

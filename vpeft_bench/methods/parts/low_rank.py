@@ -62,6 +62,8 @@ class LowRank(MergeableModule):
 class LowRankUpdate(LowRank):
     """y + s * B_t A_t dropout(x) on the output rows of each target t."""
 
+    adds = True
+
     def __init__(
         self,
         in_features: int,

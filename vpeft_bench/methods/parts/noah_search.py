@@ -208,7 +208,7 @@ def search_widths(
 
             return evolve(search, score)
         finally:
-            backbone.close()
+            backbone.clear()
             backbone.head.load_state_dict(head)
             backbone.head.zero_grad()
 

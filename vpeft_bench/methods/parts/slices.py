@@ -65,6 +65,8 @@ class SliceUpdate(MergeableModule):
             slices are: ``(rows * r, columns * r)``.
     """
 
+    adds = True
+
     def __init__(
         self,
         shared: Projections,
