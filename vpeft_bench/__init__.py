@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from vpeft_bench.attachment import Attached, attach
     from vpeft_bench.methods.registry import list_methods
     from vpeft_bench.serving import load_run
+    from vpeft_bench.stacking import Attachments, attachments
 
-__all__ = ["Attached", "attach", "list_methods", "load_run"]
+__all__ = ["Attached", "Attachments", "attach", "attachments", "list_methods", "load_run"]
 
 try:
     __version__ = version("vpeft_bench")
@@ -29,6 +30,10 @@ def __getattr__(name: str) -> Any:
         from vpeft_bench import attachment
 
         return getattr(attachment, name)
+    if name in ("Attachments", "attachments"):
+        from vpeft_bench import stacking
+
+        return getattr(stacking, name)
     if name == "list_methods":
         from vpeft_bench.methods.registry import list_methods
 

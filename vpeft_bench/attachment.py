@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vpeft_bench import delta
 from vpeft_bench.backbones.block_map import fingerprint
-from vpeft_bench.delta import DELTA_FORMAT, HEADER_KEY, differences, not_ours, read_delta
+from vpeft_bench.backbones.placement import ChangedParameters
 from vpeft_bench.errors import AlreadyAttachedError, NotMergeableError, NotSelectedError
 from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.data_pass import BatchData, Selection, SelectionData, same_selection
@@ -142,11 +143,6 @@ class Attached:
         self._detachable = detachable
         self._trainable: dict[str, nn.Parameter] = {}
         self._stored_frozen: list[str] = []
-        # The model's own parameters that the method changes: as they were, and, while it is out
-        # of the model, as the method has them.
-        self._changed: dict[str, nn.Parameter] = {}
-        self._original: dict[str, Tensor] = {}
-        self._away: dict[nn.Parameter, tuple[Tensor, bool]] = {}
         self._attached = True
         self._placed = False
         self.selection: Selection | None = None
@@ -167,9 +163,9 @@ class Attached:
             unfrozen = set(method.unfrozen(backbone))
             # The originals of what the method changes in place: detach() must give them back.
             kept = unfrozen | set(method.rewritten(backbone))
-            self._changed = {n: p for n, p in originals.items() if p in kept}
+            backbone.changed = ChangedParameters({n: p for n, p in originals.items() if p in kept})
             if self._detachable:
-                self._original = {n: _copy(p) for n, p in self._changed.items()}
+                backbone.changed.keep_originals()
             for parameter in unfrozen:
                 parameter.requires_grad_(True)
             if self.selection is None:
@@ -179,8 +175,9 @@ class Attached:
             for other in others:
                 require_stackable(self.carried[other], self)
         except Exception:  # whatever a method raises, the model is given back as it was
-            self.take_out()
+            backbone.take_out()
             self._forget()
+            self.selection = None
             self.carried.arrange(others)
             raise
         placed = {p for placement in backbone.placements for p in placement.module.parameters()}
@@ -233,11 +230,7 @@ class Attached:
         """
         self._require_unselected()
         self.selection = selection
-        try:
-            self._place()
-        except Exception:
-            self.selection = None
-            raise
+        self._place()
 
     def _require_unselected(self) -> None:
         self._require_attached()
@@ -267,29 +260,6 @@ class Attached:
         self._require_attached()
         self.require_placed()
         self.carried.arrange([name for name in self.carried.enabled if name != self.name])
-
-    def take_out(self) -> None:
-        """Take everything out of the model, as the last that was put in."""
-        self.backbone.take_out()
-        for name, original in self._original.items():
-            parameter = self._changed[name]
-            self._away[parameter] = (parameter.data, parameter.requires_grad)
-            parameter.data = original.to(parameter.device, parameter.dtype)
-            parameter.requires_grad_(False)
-            parameter.grad = None
-
-    def put_in(self) -> None:
-        """Put everything into the model again."""
-        for name, parameter in self._changed.items():
-            value, required_grad = self._away.pop(parameter)
-            self._original[name] = parameter.data
-            parameter.data = value.to(parameter.device, parameter.dtype)
-            parameter.requires_grad_(required_grad)
-        self.backbone.put_in()
-
-    def original_values(self) -> dict[str, Tensor]:
-        """The model's own parameters that the method changes, as they were."""
-        return self._original
 
     @property
     def label(self) -> str:
@@ -357,7 +327,10 @@ class Attached:
         self._require_attached()
         self.require_placed()
         path = Path(path)
-        save_tensors(self._stored(), path, {HEADER_KEY: self._header_text()})
+        header = delta.header(self.method, self.base_fingerprint())
+        # One entry: safetensors writes several in random order, and equal deltas are equal files.
+        text = json.dumps(header, sort_keys=True)
+        save_tensors(self._stored(), path, {delta.HEADER_KEY: text})
         return path.stat().st_size
 
     def stored_bytes(self) -> int:
@@ -373,19 +346,16 @@ class Attached:
                 other base weights, other tensors or numbers that are not finite.
         """
         self._require_attached()
-        header, tensors = read_delta(path)
-        found = [
-            f"{key}: file {header.get(key, 'nothing')}, model {value}"
-            for key, value in self._header().items()
-            if header.get(key) != value and not self._same_options(key, header)
-        ]
-        if found:
-            raise not_ours(path, found)
+        header, tensors = delta.read(path)
+        expected = delta.header(self.method, self.base_fingerprint())
+        traits = self.backbone.family.traits
+        if found := delta.header_differences(header, expected, self.method, traits):
+            raise delta.not_ours(path, found)
         if self.method.selects:
             self._load_selection(path, tensors)
         own = self._stored()
-        if found := differences(tensors, own):
-            raise not_ours(path, found)
+        if found := delta.differences(tensors, own):
+            raise delta.not_ours(path, found)
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
@@ -396,11 +366,13 @@ class Attached:
         if self.selection is not None and same_selection(chosen, self.selection):
             return
         before = (self.selection, {n: t.detach().clone() for n, t in self._stored().items()})
-        out = self._placed and not self.enabled
+        out, others = self._placed and not self.enabled, self.carried.enabled
+        if out:
+            self.carried.arrange(())
         device = next(self.model.parameters()).device
         try:
             self._place_again({name: tensor.to(device) for name, tensor in chosen.items()})
-            found = differences(tensors, self._stored())
+            found = delta.differences(tensors, self._stored())
         except (LookupError, ValueError, TypeError, RuntimeError) as error:
             found = [f"its selection does not fit: {error}"]
         if found:
@@ -409,9 +381,9 @@ class Attached:
                 for name, tensor in self._stored().items():
                     tensor.copy_(before[1][name])
         if out:
-            self.disable()
+            self.carried.arrange(others)
         if found:
-            raise not_ours(path, found)
+            raise delta.not_ours(path, found)
 
     def _place_again(self, selection: Selection | None) -> None:
         """Take off what is placed, and place what ``selection`` says; nothing where it is None."""
@@ -422,7 +394,7 @@ class Attached:
             self._place()
 
     def _stored(self) -> dict[str, Tensor]:
-        trained = {n: self._away.get(p, (p, True))[0] for n, p in self._trainable.items()}
+        trained = {n: self.backbone.changed.value(p) for n, p in self._trainable.items()}
         state = {
             f"{placement.path}.{name}": tensor
             for placement in self.backbone.placements
@@ -431,37 +403,6 @@ class Attached:
         frozen = {name: state[name] for name in sorted(self._stored_frozen)}
         selected = {f"{_SELECTION}{n}": t for n, t in (self.selection or {}).items()}
         return {**trained, **frozen, **selected}
-
-    def _header_text(self) -> str:
-        # One entry: safetensors writes several in random order, and equal deltas are equal files.
-        return json.dumps(self._header(), sort_keys=True)
-
-    def _header(self) -> dict[str, str]:
-        return {
-            "format": DELTA_FORMAT,
-            "method": self.method.name,
-            "options": json.dumps(self.method.options(), sort_keys=True),
-            "base_fingerprint": self.base_fingerprint(),
-        }
-
-    def _same_options(self, key: str, header: dict[str, str]) -> bool:
-        """Whether ``key`` holds options that differ only by some that change nothing here."""
-        if key != "options" or header.get("method") != self.method.name:
-            return False
-        try:
-            stored = json.loads(header[key])
-        except (KeyError, TypeError, ValueError):
-            return False
-        try:
-            then = type(self.method)(**self.method.completed(stored))
-        except TypeError:  # options of another version, or none at all
-            return False
-        return self._counted(then) == self._counted(self.method)
-
-    def _counted(self, method: Method) -> dict[str, Any]:
-        """The options that make the method what it is on this backbone."""
-        uncounted = method.uncounted(self.backbone.family.traits)
-        return {k: v for k, v in method.options().items() if k not in uncounted}
 
     # ---- leaving -------------------------------------------------------------------------------
 
@@ -480,10 +421,8 @@ class Attached:
             raise NotMergeableError(f"method {self.method.name} cannot be merged: {reason}")
         require_mergeable_first(self, self.carried)
         self.method.merge(self.backbone)
-        for parameter in self._changed.values():  # the trained values stay
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        self._changed, self._original, self._detachable = {}, {}, True
+        self.backbone.changed.leave()
+        self.backbone.changed, self._detachable = ChangedParameters(), True
         self._leave()
         return self.model
 
@@ -512,7 +451,6 @@ class Attached:
         """Nothing is placed any more; what was is out of the model."""
         self.backbone.forget()
         self._trainable, self._stored_frozen = {}, []
-        self._changed, self._original, self._away = {}, {}, {}
         self._placed = False
         self.carried.close_if_empty()
 
@@ -537,9 +475,3 @@ class Attached:
             return f"Attached({self.method}, nothing selected yet)"
         counts = asdict(self.parameter_counts())
         return f"Attached({self.method}, {', '.join(f'{k}={v:,}' for k, v in counts.items())})"
-
-
-def _copy(parameter: nn.Parameter) -> Tensor:
-    """A copy kept in main memory, so that the accelerator does not hold the weights twice."""
-    original = parameter.detach()
-    return original.clone() if original.is_meta else original.to("cpu", copy=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -12,12 +12,14 @@ from torch import Tensor
 
 from vpeft_bench.backbones.checkpoint_files import not_finite
 from vpeft_bench.errors import DeltaMismatchError
+from vpeft_bench.methods.base import Method
+from vpeft_bench.traits import Trait
 
 HEADER_KEY = "vpeft_bench"
 DELTA_FORMAT = "vpeft_bench delta 1"
 
 
-def read_delta(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of a delta checkpoint; the header is empty where the file has none.
 
     Raises:
@@ -32,6 +34,48 @@ def read_delta(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     except (SafetensorError, OSError, ValueError) as error:
         raise DeltaMismatchError(f"{path} cannot be read as a delta checkpoint: {error}") from error
     return header, tensors
+
+
+def header(method: Method, base_fingerprint: str) -> dict[str, str]:
+    """What the file says of itself."""
+    return {
+        "format": DELTA_FORMAT,
+        "method": method.name,
+        "options": json.dumps(method.options(), sort_keys=True),
+        "base_fingerprint": base_fingerprint,
+    }
+
+
+def header_differences(
+    found: Mapping[str, Any], expected: Mapping[str, str], method: Method, traits: Collection[Trait]
+) -> list[str]:
+    """Where a file's header says something else than it should, each in one line."""
+    return [
+        f"{key}: file {found.get(key, 'nothing')}, model {value}"
+        for key, value in expected.items()
+        if found.get(key) != value and not (key == "options" and _equal(found, method, traits))
+    ]
+
+
+def _equal(found: Mapping[str, Any], method: Method, traits: Collection[Trait]) -> bool:
+    """Whether the options of a file differ from those of ``method`` only by what counts not."""
+    if found.get("method") != method.name:
+        return False
+    try:
+        stored = json.loads(found["options"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    try:
+        then = type(method)(**method.completed(stored))
+    except TypeError:  # options of another version, or none at all
+        return False
+    return _counted(then, traits) == _counted(method, traits)
+
+
+def _counted(method: Method, traits: Collection[Trait]) -> dict[str, Any]:
+    """The options that make the method what it is on a backbone with ``traits``."""
+    uncounted = method.uncounted(traits)
+    return {k: v for k, v in method.options().items() if k not in uncounted}
 
 
 def differences(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:

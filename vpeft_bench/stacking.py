@@ -7,14 +7,17 @@ stack: each stands after those that were attached before it.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from vpeft_bench.backbones import block_map
 from vpeft_bench.backbones.block_map import held_parameters
+from vpeft_bench.backbones.joined import JoinedLinear
 from vpeft_bench.backbones.placement import Placement
 from vpeft_bench.backbones.sites import STACKS
 from vpeft_bench.errors import AlreadyAttachedError, NotMergeableError, NotStackableError
@@ -103,9 +106,9 @@ class Attachments(Mapping[str, "Attached"]):
         for name in leaving:
             self._all[name].require_detachable()
         for name in reversed(leaving):
-            self._all[name].take_out()
+            self._all[name].backbone.take_out()
         for name in wanted[same:]:
-            self._all[name].put_in()
+            self._all[name].backbone.put_in()
         self._enabled = wanted
 
     # ---- coming and leaving --------------------------------------------------------------------
@@ -148,7 +151,7 @@ class Attachments(Mapping[str, "Attached"]):
         """The tensors below the head as the plain model has them."""
         state = self.backbone.original_tensors()
         for name in self._enabled:
-            state |= self._all[name].original_values()
+            state |= self._all[name].backbone.changed.originals
         return ((name, state[name]) for name in self._base_names)
 
 
@@ -199,7 +202,7 @@ def _conflict(one: Attached, other: Attached) -> str | None:
                 f"{one.label} puts a layer of its own in the place of the one that "
                 f"{other.label} stands on ({placement.path})"
             )
-    if shared := set(one.original_values()) & set(other.original_values()):
+    if shared := set(mine.changed.parameters) & set(theirs.changed.parameters):
         more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
         return f"both change the model's own parameter {min(shared)}{more}"
     for length in one.method.lengths_changed & other.method.lengths_known:
@@ -233,20 +236,32 @@ def require_mergeable_first(merging: Attached, others: Mapping[str, Attached]) -
 
 def _inner(other: Attached, merging: Attached) -> str | None:
     """Where ``other`` is nearer to the weight that ``merging`` would change, or None."""
-    later = list(merging.carried).index(other.name) > list(merging.carried).index(merging.name)
-    own_values = set(other.original_values())
-    names = {parameter: name for name, parameter in merging.backbone.named_parameters()}
+    order = list(merging.carried)
+    later = order.index(other.name) > order.index(merging.name)
+    held = {p: name for name, p in other.backbone.changed.parameters.items()}
     placed: dict[nn.Module, list[Placement]] = {}
     for placement in other.backbone.placements:
         placed.setdefault(placement.host, []).append(placement)
     for placement in merging.backbone.placements:
-        for parameter in held_parameters(placement.host):
-            if (name := names.get(parameter)) in own_values:
-                return name
+        names = [held[p] for p in held_parameters(placement.host) if p in held]
+        if names and (changed := [name for name in names if _folding_changes(placement, name)]):
+            return changed[0]
         for theirs in placed.get(placement.host, []):
             if _folds_before(theirs, placement, later):
                 return theirs.path
     return None
+
+
+def _folding_changes(placement: Placement, name: str) -> bool:
+    """Whether folding it would change the parameter ``name`` of its leaf, found by trying it."""
+    leaf, module = placement.host, placement.module
+    if not isinstance(module, MergeableModule):
+        return True
+    trial: Any = leaf.plain() if isinstance(leaf, JoinedLinear) else copy.deepcopy(leaf)
+    part = "bias" if name.endswith("bias") else "weight"
+    before = getattr(trial, part).detach().clone()
+    module.merge_into(trial)
+    return not torch.equal(getattr(trial, part), before)
 
 
 def _folds_before(theirs: Placement, ours: Placement, later: bool) -> bool:

@@ -17,7 +17,6 @@ from tiny_models import build
 
 import vpeft_bench
 from vpeft_bench import always_counted
-from vpeft_bench.attachment import HEADER_KEY
 from vpeft_bench.backbones.load import traits_of
 from vpeft_bench.config import (
     BackboneConfig,
@@ -29,6 +28,7 @@ from vpeft_bench.config import (
     typed,
 )
 from vpeft_bench.cost.request import request_of
+from vpeft_bench.delta import HEADER_KEY
 from vpeft_bench.errors import DeltaMismatchError
 from vpeft_bench.fields import neutral
 from vpeft_bench.identity import config_hash

@@ -15,7 +15,7 @@ from torch import nn
 
 from vpeft_bench.backbones.family import Family
 from vpeft_bench.backbones.joined import JoinedLinear
-from vpeft_bench.backbones.placement import Placement, Replacement, follow, join
+from vpeft_bench.backbones.placement import ChangedParameters, Placement, Replacement, follow, join
 from vpeft_bench.backbones.sites import (
     JOINED,
     OpenedAttention,
@@ -143,6 +143,7 @@ class Backbone:
         prefix_tokens: class and register tokens before the patches (0 where the stream is a map).
         placements: what the method of this map placed.
         replaced: children of timm's in whose place something stands.
+        changed: parameters of timm's that the method changes.
         added_prefix_tokens: of the method, which timm takes for prefix tokens.
         guest: what a method keeps beside the model from one call to the next (another library's
             handle on what it placed); None where there is nothing.
@@ -169,6 +170,7 @@ class Backbone:
         self.guest: Any = None
         self._opened = opened
         self.replaced: list[Replacement] = []
+        self.changed = ChangedParameters()
         self.added_prefix_tokens = 0
         self._original_classes: dict[nn.Module, type[nn.Module]] = {}
         self._names: dict[nn.Module, str] = {m: name for name, m in model.named_modules()}
@@ -416,21 +418,26 @@ class Backbone:
         """A map of the same model for another method, with nothing placed."""
         twin = copy.copy(self)
         twin.blocks = [replace(block, _backbone=twin) for block in self.blocks]
-        twin.placements, twin.replaced = [], []
+        twin.placements, twin.replaced, twin.changed = [], [], ChangedParameters()
         twin.added_prefix_tokens, twin.guest = 0, None
         return twin
 
     def take_out(self) -> None:
-        """Take everything placed out of the model; what came after it must be out already."""
+        """Take everything placed out of the model; what came after it must be out already.
+
+        Nothing is left of it: the model is the plain one, bit for bit.
+        """
         for placement in reversed(self.placements):
             if not placement.replaces:
                 withdraw(placement.host, placement.slot)
         for one in reversed(self.replaced):
             setattr(one.host, one.name, one.original)
         self._count_prefix_tokens(-self.added_prefix_tokens)
+        self.changed.take_out()
 
     def put_in(self) -> None:
         """Put everything that :meth:`take_out` took out into the model again, after all others."""
+        self.changed.put_in()
         for one in self.replaced:
             follow(one.module, one.original)
             setattr(one.host, one.name, one.module)
@@ -444,6 +451,7 @@ class Backbone:
         """What was taken out does not come back."""
         self.placements.clear()
         self.replaced.clear()
+        self.changed = ChangedParameters()
         self.added_prefix_tokens, self.guest = 0, None
 
     def clear(self) -> None:
