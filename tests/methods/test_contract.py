@@ -572,7 +572,8 @@ def test_delta_of_something_else_is_refused(case: Case, tmp_path: Path) -> None:
         differing.save(other)
         refused(other, "options")
 
-    header = {HEADER_KEY: source._header_text()}
+    with safe_open(own, framework="pt") as file:
+        header = file.metadata()
     tensors = load_file(own)
     save_file(tensors | {"stray": torch.zeros(1)}, other, metadata=header)
     refused(other, "unexpected tensor stray")
