@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -154,18 +154,14 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 
 @functools.cache
-def _family(kind: str) -> str:
-    return block_map(build(kind)).family.name
+def _outline(kind: str) -> Backbone:
+    return block_map(build(kind))
 
 
-def _cases() -> Iterator[Case]:
-    defaults = [(name, SMALL.get(name, {})) for name in vpeft_bench.list_methods()]
-    for name, options in defaults + VARIANTS:
-        kinds = MODELS | FURTHER
-        if (name, options) in VARIANTS:
-            kinds = MODELS | {kind: FURTHER[kind] for kind in VARIED}
+def _cases(found: Iterable[tuple[str, Mapping[str, Any]]], kinds: Iterable[str]) -> Iterator[Case]:
+    for name, options in found:
         for kind in kinds:
-            supported = _family(kind) in method_class(name).supported()
+            supported = _outline(kind).family.name in method_class(name).supported()
             if supported and not _refused(name, options, kind):
                 yield Case(name, options, kind)
 
@@ -178,14 +174,43 @@ def _refused(name: str, options: Mapping[str, Any], kind: str) -> bool:
     )
 
 
-def _marked(case: Case) -> Any:
-    """Whole matrices of the further families are run by .ci/run; a few methods of each here."""
-    quick = case.kind in MODELS or (case.method in QUICK and not case.options)
-    return pytest.param(case, id=str(case), marks=[] if quick else pytest.mark.slow)
+def _of_variants() -> Iterator[tuple[Case, bool]]:
+    """Each variant on one of the MODELS, in turn; on the others it is left to .ci/run."""
+    for turn, variant in enumerate(VARIANTS):
+        on_models = list(_cases([variant], MODELS))
+        for index, case in enumerate(on_models):
+            yield case, index != turn % len(on_models)
+        yield from ((case, True) for case in _cases([variant], VARIED))
 
 
-EVERY_CASE = pytest.mark.parametrize("case", list(map(_marked, _cases())))
+DEFAULTS = [(name, SMALL.get(name, {})) for name in vpeft_bench.list_methods()]
+# Whole matrices of the further families are run by .ci/run; a few methods of each here.
+CASES = [
+    *((case, False) for case in _cases(DEFAULTS, MODELS)),
+    *((case, case.method not in QUICK) for case in _cases(DEFAULTS, FURTHER)),
+    *_of_variants(),
+]
+
+
+def _parametrize(cases: Iterable[tuple[Case, bool]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(case, id=str(case), marks=[pytest.mark.slow] if long else [])
+            for case, long in cases
+        ],
+    )
+
+
+def _of_case(case: Case) -> Method:
+    return build_method(case.method, case.options)
+
+
+EVERY_CASE = _parametrize(CASES)
+# Where the kind of model makes no difference: what modules do that were placed anywhere.
+EVERY_OPTION = _parametrize((c, long) for c, long in CASES if not long and c.kind not in FURTHER)
 EVERY_METHOD = pytest.mark.parametrize("name", vpeft_bench.list_methods())
+EVERY_DEFAULT = _parametrize((case, False) for case in _cases(DEFAULTS, ["vit"]))
 
 
 # ---- helpers ------------------------------------------------------------------------------------
@@ -251,7 +276,7 @@ REFUSED = [
     (name, kind)
     for name in vpeft_bench.list_methods()
     for kind in MODELS | FURTHER
-    if _family(kind) in method_class(name).unsupported()
+    if _outline(kind).family.name in method_class(name).unsupported()
 ]
 
 
@@ -261,7 +286,7 @@ def test_unsupported_family_is_refused(name: str, kind: str) -> None:
     before = state(model)
     with pytest.raises(UnsupportedBackboneError, match=name) as error:
         vpeft_bench.attach(model, name)
-    assert method_class(name).unsupported()[_family(kind)] in str(error.value)
+    assert method_class(name).unsupported()[_outline(kind).family.name] in str(error.value)
     assert_same(state(model), before)
 
 
@@ -315,7 +340,7 @@ def test_parameter_count(case: Case) -> None:
     assert counts.model == sum(p.numel() for p in model.parameters())
 
 
-@EVERY_CASE
+@EVERY_OPTION
 def test_placed_modules_follow_the_model(case: Case) -> None:
     """Type, device and mode; what is placed later must not be the odd one out."""
     model = build(case.kind).to(torch.float64).eval()
@@ -371,52 +396,40 @@ def test_train_and_eval_modes(case: Case) -> None:
 
 @EVERY_CASE
 def test_first_changed_block(case: Case) -> None:
-    attached = case.attach(build(case.kind))
-    backbone = attached.backbone
-
-    def block_outputs() -> list[Tensor]:
-        outputs: list[Tensor] = []
-        hooks = [
-            block.module.register_forward_hook(lambda _, __, output: outputs.append(output))
-            for block in backbone.blocks
-        ]
-        logits(attached.model)
-        for hook in hooks:
-            hook.remove()
-        return outputs
-
-    before = block_outputs()
-    randomise(attached)
-    after = block_outputs()
-    first = attached.method.first_changed_block(backbone)
-    same = [torch.equal(b, a) for b, a in zip(before, after, strict=True)]
-    assert same == [index < first for index in range(len(backbone.blocks))]
-
-
-@EVERY_CASE
-def test_reads_what_stays_the_same(case: Case) -> None:
-    """Whatever the method says it reads is the plain model's, before and after training."""
-    plain = build(case.kind)
-    expected = block_streams(plain, block_map(plain))
-    attached = case.attach(build(case.kind))
+    """Blocks before it put out what they do in the plain model, and so does all that is read."""
+    model = build(case.kind)
+    plain = block_streams(model, block_map(model))
+    attached = case.attach(model)
     reads = attached.method.reads(attached.backbone)
     trunk = getattr(attached.model, "trunk", None)
     if isinstance(trunk, SideNetwork):
         assert set(trunk.reads) == set(reads)
+    start = block_streams(model, attached.backbone)
     randomise(attached)
-    found = block_streams(attached.model, attached.backbone)
+    found = block_streams(model, attached.backbone)
     depth = len(attached.backbone.blocks)
+    first = attached.method.first_changed_block(attached.backbone)
+    same = [torch.equal(a, b) for a, b in zip(start, found, strict=True)]
+    assert same[1:] == [index < first for index in range(depth)]
     for name in reads:
         kind, _, index = name.partition(".")
         # images are everybody's; a branch follows from the stream that enters its block
         streams = {"images": [], "features": [depth]}.get(kind, [int(index or 0)])
-        assert all(torch.equal(found[stream], expected[stream]) for stream in streams), name
+        assert all(torch.equal(found[stream], plain[stream]) for stream in streams), name
     later = {int(name.partition(".")[2]) for name in reads if "." in name} | {-1}
-    changed = [i for i in range(depth) if not torch.equal(found[i], expected[i])]
+    changed = [i for i in range(depth) if not torch.equal(found[i], plain[i])]
     assert not changed or max(later) < max(changed), "nothing that changes is said to be frozen"
 
 
-@EVERY_CASE
+def _resumable(case: Case) -> bool:
+    """Whether logits come from frozen features: not where a network runs the blocks itself."""
+    method = _of_case(case)
+    prompts = {"prompt_length", "supernet_epochs"} & set(case.options)
+    runs_the_blocks = case.method == "hst" or (case.method == "noah" and prompts)
+    return method.reads(_outline(case.kind)) != ("images",) and not runs_the_blocks
+
+
+@_parametrize((case, long) for case, long in CASES if _resumable(case))
 def test_resumes_from_what_it_reads(case: Case) -> None:
     """The logits and gradients from images, and from the features read of the untrained model."""
     plain = build(case.kind)
@@ -425,8 +438,7 @@ def test_resumes_from_what_it_reads(case: Case) -> None:
     attached = case.attach(build(case.kind))
     reads = attached.method.reads(attached.backbone)
     attached.backbone.open_trunk()
-    if ("images" in reads and len(reads) == 1) or not resumes(attached.model):
-        return
+    assert resumes(attached.model)
     features = cast(OpenedModel, plain).read(reads, images())
     randomise(attached)
     torch.manual_seed(0)
@@ -443,7 +455,11 @@ def test_resumes_from_what_it_reads(case: Case) -> None:
         torch.testing.assert_close(a, b)
 
 
-@EVERY_CASE
+@_parametrize(
+    (case, long)
+    for case, long in CASES
+    if _of_case(case).first_changed_block(_outline(case.kind)) > 0
+)
 def test_nothing_is_kept_below_the_first_trained_tensor(case: Case) -> None:
     """Autograd saves nothing of the frozen prefix, and no frozen weight gets a gradient."""
     attached = case.attach(build(case.kind).train())
@@ -507,17 +523,18 @@ def test_compiled_is_eager(name: str) -> None:
 
 
 @EVERY_CASE
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-def test_bf16_autocast(case: Case, checkpointing: bool) -> None:
+def test_bf16_autocast(case: Case) -> None:
     attached = case.attach(build(case.kind).train())
-    cast(Any, attached.model).set_grad_checkpointing(checkpointing)
-    with torch.autocast("cpu", torch.bfloat16):
-        output = attached.model(images())
-        nn.functional.cross_entropy(output, targets()).backward()
-    assert output.isfinite().all()
-    assert all(
-        p.grad is not None and p.grad.isfinite().all() for p in attached.trainable_parameters()
-    )
+    for checkpointing in (False, True):
+        attached.model.zero_grad(set_to_none=True)
+        cast(Any, attached.model).set_grad_checkpointing(checkpointing)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = attached.model(images())
+            nn.functional.cross_entropy(output, targets()).backward()
+        assert output.isfinite().all()
+        assert all(
+            p.grad is not None and p.grad.isfinite().all() for p in attached.trainable_parameters()
+        )
 
 
 @EVERY_CASE
@@ -547,7 +564,7 @@ def test_save_and_load(case: Case, tmp_path: Path) -> None:
     assert_same(state(fresh.model), state(attached.model))
 
 
-@EVERY_CASE
+@EVERY_DEFAULT
 def test_delta_of_something_else_is_refused(case: Case, tmp_path: Path) -> None:
     own, other, damaged = (tmp_path / name for name in ("own", "other", "damaged"))
     source = case.attach(build(case.kind))
@@ -737,7 +754,7 @@ def test_detach_gives_the_original_back(case: Case) -> None:
     case.attach(model)
 
 
-@EVERY_CASE
+@EVERY_DEFAULT
 def test_one_method_at_a_time(case: Case) -> None:
     model = build(case.kind)
     attached = case.attach(model)
@@ -752,7 +769,7 @@ def test_one_method_at_a_time(case: Case) -> None:
     second.detach()
 
 
-@EVERY_CASE
+@EVERY_OPTION
 def test_deepcopy(case: Case) -> None:
     attached = case.attach(build(case.kind))
     randomise(attached)
@@ -818,10 +835,10 @@ def test_merge_names_what_cannot_be_folded() -> None:
         attached.merge()
 
 
-def test_mergeable_modules_are_mergeable_methods() -> None:
+@EVERY_OPTION
+def test_mergeable_modules_are_mergeable_methods(case: Case) -> None:
     """What a method says about merging agrees with what it places."""
-    for case in _cases():
-        attached = case.attach(build(case.kind))
-        placed = [p.module for p in attached.backbone.placements]
-        if attached.method.merge_refusal is None:
-            assert all(isinstance(module, MergeableModule) for module in placed), case
+    attached = case.attach(build(case.kind))
+    if attached.method.merge_refusal is None:
+        placed = [placement.module for placement in attached.backbone.placements]
+        assert all(isinstance(module, MergeableModule) for module in placed)

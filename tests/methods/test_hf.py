@@ -144,7 +144,7 @@ EVERY_CASE = pytest.mark.parametrize("case", list(_cases()), ids=str)
 
 @pytest.mark.parametrize(("check", "case"), list(_checks()))
 def test_contract(check: Callable[..., None], case: Case, tmp_path: Path) -> None:
-    known = {"case": case, "tmp_path": tmp_path, "checkpointing": False}
+    known = {"case": case, "tmp_path": tmp_path}
     check(**{name: known[name] for name in inspect.signature(check).parameters})
 
 
