@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.command_server import REPOSITORY, CommandServer
+
 SHARED = REPOSITORY.parent / "shared"
 
 torch.set_num_threads(1)
@@ -35,21 +35,23 @@ def shared_path(relative: str) -> Path:
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(scope="session")
+def command_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer]:
+    """Runs commands in processes of their own, without importing torch for each of them."""
+    server = CommandServer(tmp_path_factory.mktemp("commands"))
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
+def cli(tmp_path: Path, command_server: CommandServer) -> Cli:
     """``python -m vpeft_bench ...`` in an empty directory, as a user runs it."""
 
     def run(
         *arguments: str, cwd: Path = tmp_path, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "vpeft_bench", *arguments],
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env={**os.environ, "COLUMNS": "120"},
-        )
+        environment = {**os.environ, "COLUMNS": "120"}
+        return command_server.run(list(arguments), cwd, environment, timeout)
 
     return run
 

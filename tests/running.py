@@ -19,16 +19,21 @@ from vpeft_bench.run import Outcome, run
 ON_CPU = ("hardware=cpu", "hardware.threads=1", "hardware.workers=0")
 
 
-def config_of(*overrides: str) -> RunConfig:
-    """The config that these overrides compose, on the CPU."""
+def config_of(*overrides: str, place: tuple[str, ...] = ON_CPU) -> RunConfig:
+    """The config that these overrides compose, on the CPU unless another place is given."""
     register_schema()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return typed(compose("config", overrides=[*ON_CPU, *overrides]))
+        return typed(compose("config", overrides=[*place, *overrides]))
 
 
-def run_here(results: Path, *overrides: str, console: Console | None = None) -> Outcome:
+def run_here(
+    results: Path,
+    *overrides: str,
+    console: Console | None = None,
+    place: tuple[str, ...] = ON_CPU,
+) -> Outcome:
     """One run, its files below ``results``."""
-    config = config_of(*overrides, f"results_dir={results}")
+    config = config_of(*overrides, f"results_dir={results}", place=place)
     return run(config, console or Console(quiet=True))
 
 

@@ -198,21 +198,25 @@ PUBLISHED = [
 SWIN = ("backbone=swin_t", "backbone.weights=none", "input.crop=64", "input.inference=whole")
 
 
-@pytest.mark.parametrize("data", ["scenes_detection", "scenes_segmentation"])
-@pytest.mark.parametrize(
-    ("method", "backbone"),
-    [
-        *(
-            pytest.param(name, (), id=f"{name}-vit")
-            for name in list_methods()
-            if build_method(name, {}).dense_refusal is None
-        ),
-        *(
-            pytest.param(name, SWIN, id=f"{name}-swin", marks=pytest.mark.slow)
-            for name in PUBLISHED
-        ),
-    ],
-)
+# Every method under a segmenter, and one of each kind under a detector: what a method has to do
+# with is the trunk, which is the same under both.
+DETECTED = ("full", "linear", "lora", "mona", "prefix", "vpt_deep")
+CASES = [
+    *(
+        pytest.param(name, (), "scenes_segmentation", id=f"{name}-vit-segmentation")
+        for name in list_methods()
+        if build_method(name, {}).dense_refusal is None
+    ),
+    *(pytest.param(name, (), "scenes_detection", id=f"{name}-vit-detection") for name in DETECTED),
+    *(
+        pytest.param(name, SWIN, f"scenes_{task}", id=f"{name}-swin-{task}", marks=pytest.mark.slow)
+        for name in PUBLISHED
+        for task in ("detection", "segmentation")
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "backbone", "data"), CASES)
 def test_every_method_trains_under_a_dense_head(
     method: str, backbone: tuple[str, ...], data: str
 ) -> None:

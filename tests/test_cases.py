@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import SHARED, shared_path
+from tests.conftest import SHARED, Cli, shared_path
 from vpeft_bench.choices import config_dir
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.listing import compose_data_configs
@@ -41,22 +42,32 @@ def test_the_cases_are_there() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row["name"] for row in ROWS])
-def test_case(row: dict[str, str], tmp_path: Path) -> None:
+def test_case(row: dict[str, str], cli: Cli, tmp_path: Path) -> None:
     make = shared_path("cases/make_cases.py")
     subprocess.run([sys.executable, make, tmp_path, row["name"]], check=True, capture_output=True)
     root = tmp_path / row["name"]
-    assert runner().faults(sys.executable, row, root) == []
+    assert runner(cli).faults(sys.executable, row, root) == []
     if check := VALUES.get(row["name"]):
         check(root)
 
 
-def runner() -> ModuleType:
-    """The shared ``run_cases.py``."""
+def runner(cli: Cli) -> ModuleType:
+    """The shared ``run_cases.py``, its commands run by ``cli``."""
     spec = importlib.util.spec_from_file_location("run_cases", shared_path("tools/run_cases.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    start = module.run
+
+    def run(python: str, command: str, root: Path) -> tuple[int, str]:
+        if command.startswith("script:"):
+            status, printed = start(python, command, root)
+            return int(status), str(printed)
+        done = cli(*shlex.split(command.replace("{root}", str(root))), cwd=root, timeout=600)
+        return done.returncode, done.stdout + done.stderr
+
+    module.run = run
     # Of a twin the shared runner compares the seconds of its epochs as well, which never agree.
     module.outcome = lambda record: json.dumps(
         [

@@ -113,8 +113,9 @@ def test_detection(
     options = (
         "data=coco_json",
         f"data.root={boxes_on_grey}",
-        "head=retinanet",
+        "head=mask_rcnn",  # which draws boxes to train on
         "head.channels=16",
+        "head.hidden=32",
         "data.cache_gib=0",
         f"hardware.workers={workers}",
         "train.batch_size=4",

@@ -35,8 +35,10 @@ def record_of(directory: Path) -> dict[str, Any]:
 
 
 def test_default_run_end_to_end(cli: Cli, tmp_path: Path) -> None:
-    """The README's first command: trains, prints the table, writes the record, then is skipped."""
-    first = cli()
+    """The README's first command, of one epoch: trains, prints the table, writes the record, then
+    is skipped. With all its epochs it is one of the runs of ``test_zoo.py``.
+    """
+    first = cli("train.epochs=1")
     assert first.returncode == 0, first.stderr
     for row in (
         "task",
@@ -59,11 +61,11 @@ def test_default_run_end_to_end(cli: Cli, tmp_path: Path) -> None:
     last = record["happened"]["last_epoch"]
     assert last["split"] == "test"
     assert last["images"] == 797
-    assert last["values"]["top1"] > 90
+    assert last["values"]["top1"] > 50
     assert record["happened"]["peak_memory_bytes"] is None
     assert record["happened"]["peak_memory_note"]
 
-    again = cli()
+    again = cli("train.epochs=1")
     assert again.returncode == 0
     assert "skipped: a finished record exists" in again.stdout
     assert record_of(tmp_path / "results") == record
@@ -133,7 +135,7 @@ def test_killed_behind_the_data_pass_resumes_to_the_same_result(
         "method.dropout=0.5",
         *quick,
     )
-    options = (*options, "backbone.drop_path=0.2")
+    options = (*options, "backbone.drop_path=0.2", "train.epochs=1")
     whole = cli(*options, "results_dir=whole")
     assert whole.returncode == 0, whole.stderr
     (selection,) = (tmp_path / "whole").rglob("selection.safetensors")

@@ -5,14 +5,13 @@ Marked ``zoo``: it takes about half an hour on two cores. ``.ci/run`` runs it be
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import vpeft_bench
+from tests.running import run_here
+from vpeft_bench.record import Status
 
 pytestmark = pytest.mark.zoo
 
@@ -33,20 +32,12 @@ OPTIONS = {
 
 def top1(method: str, directory: Path) -> float:
     """Train ``method`` and score it on the 797 test digits."""
-    command = [sys.executable, "-m", "vpeft_bench", f"method={method}"]
-    done = subprocess.run(
-        [*command, "hardware.threads=1", *OPTIONS.get(method, [])],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = directory.rglob("record.json")
-    record = json.loads(path.read_text())
-    assert record["status"] == "ok"
-    assert path.with_name("delta.safetensors").stat().st_size > 0
-    accuracy: float = record["happened"]["last_epoch"]["values"]["top1"]
-    return accuracy
+    outcome = run_here(directory, f"method={method}", *OPTIONS.get(method, []))
+    assert outcome.record is not None
+    assert outcome.record.status is Status.OK
+    assert (outcome.directory / "delta.safetensors").stat().st_size > 0
+    assert outcome.record.happened.last_epoch is not None
+    return outcome.record.happened.last_epoch.values["top1"]
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from vpeft_bench.catalogue.counts import Published, mean_classes, read_published
 from vpeft_bench.catalogue.pages import FOLDER, all_pages, with_methods
+from vpeft_bench.catalogue.probe import probe
 from vpeft_bench.methods.registry import list_methods, option_problems
 
 FOLDER_OF_A = REPOSITORY / "results" / "published"
@@ -38,6 +39,12 @@ def test_pages_are_current(pages: dict[str, str]) -> None:
         if not (REPOSITORY / path).is_file() or (REPOSITORY / path).read_text() != text
     ]
     assert stale == [], "run: python scripts/generate_docs.py"
+
+
+def test_no_claim_is_contradicted(pages: dict[str, str]) -> None:
+    """The probes are those that the pages were made of."""
+    found = {name: probe(name).contradictions for name in list_methods()}
+    assert {name: said for name, said in found.items() if said} == {}
 
 
 def test_no_page_is_left_over(pages: dict[str, str]) -> None:

@@ -21,11 +21,6 @@ from vpeft_bench.methods.names import METHODS
 from vpeft_bench.traits import Trait
 
 
-@pytest.mark.parametrize("name", vpeft_bench.list_methods())
-def test_no_claim_is_contradicted(name: str) -> None:
-    assert probe(name).contradictions == ()
-
-
 class Shift(MergeableModule):
     def __init__(self, width: int, start: float, folds: bool) -> None:
         super().__init__()
