@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests import running
 from vpeft_bench.build import (
     Model,
     build_batches,
@@ -147,6 +148,18 @@ def test_learning_rates_fall_with_the_depth(backbone: str) -> None:
         expected = 0.5 ** (depth - first_of_stage[stage])
         assert {factors[p] for p in norm.parameters()} == {expected}
     assert set(layer_factors(outlined, 1.0).values()) == {1.0}
+
+
+def test_labels_are_smoothed_in_training(tiny_data: Path) -> None:
+    config = running.config_of(
+        "data=imagelist", f"data.root={tiny_data}", "method=linear", "train.label_smoothing=0.3"
+    )
+    dataset = open_dataset(config.data)
+    task = build_task(config, dataset, build_model(config, dataset), steps_per_epoch=5)
+    images, labels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4)
+    logits = task(images)
+    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.3)
+    torch.testing.assert_close(task.loss((images, labels)), expected)
 
 
 def rates(chosen: Schedule, epochs: int = 10, **changes: object) -> list[float]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,25 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path, durable: bool) -> None:
         write_atomically(path, content, durable=durable)
         assert path.read_bytes() == content
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_durable_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its content before the name is taken over, and the folder's new entry after."""
+    calls: list[tuple[str, int]] = []
+    replace = os.replace
+
+    def renamed(source: Path, target: Path) -> None:
+        calls.append(("replace", source.stat().st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append(("sync", os.fstat(file).st_ino)))
+    monkeypatch.setattr(os, "replace", renamed)
+    path = tmp_path / "kept.txt"
+    write_atomically(path, b"content")
+    file, folder = path.stat().st_ino, tmp_path.stat().st_ino
+    assert calls == [("sync", file), ("replace", file), ("sync", folder)]
 
 
 def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
