@@ -319,9 +319,9 @@ def test_keys_of_an_experiments_own_data_can_be_overridden() -> None:
     assert "input.flip" in problem.fix
 
 
-def test_experiments_and_globs_are_sweeps_of_their_own() -> None:
+def test_experiments_are_sweeps_of_their_own() -> None:
+    """As globs are, of which test_jobs.py has tests."""
     assert check_overrides(["experiment=demo", "method=lora,ssf"], multirun=False).problems == []
-    assert check_overrides(["method=glob(*)", "data=glob(demo/*)"]).problems == []
 
 
 def test_right_overrides_have_no_problem() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,11 @@ from vpeft_bench.show import show
 Start = Callable[..., Outcome]
 
 
+def options_of(data: Path) -> tuple[str, ...]:
+    """A run of a few seconds."""
+    return ("data=imagelist", f"data.root={data}", "train.epochs=2")
+
+
 @pytest.fixture
 def said() -> StringIO:
     """What the runs of the test print."""
@@ -39,20 +45,28 @@ def start(tmp_path: Path, tiny_data: Path, said: StringIO) -> Start:
     """Starts the same small run, again and again."""
 
     def once(*overrides: str) -> Outcome:
-        options = ("data=imagelist", f"data.root={tiny_data}", "train.epochs=2", *overrides)
         console = Console(file=said, width=400)
+        options = (*options_of(tiny_data), *overrides)
         return run_here(tmp_path / "results", *options, console=console)
 
     return once
 
 
-@pytest.fixture
-def stopped(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The checkpoint of a run that was stopped after its first epoch."""
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def stopped_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a run that was stopped after its first epoch."""
+    results = tmp_path_factory.mktemp("stopped") / "results"
+    with pytest.MonkeyPatch.context() as patch:
         signal_after_epoch(patch, 1, signal.SIGTERM)
         with pytest.raises(Interrupted):
-            start("method=bitfit")
+            run_here(results, *options_of(tiny_data), "method=bitfit")
+    return results
+
+
+@pytest.fixture
+def stopped(stopped_run: Path, tmp_path: Path) -> Path:
+    """The checkpoint of such a run, of which ``start`` starts the same again."""
+    shutil.copytree(stopped_run, tmp_path / "results")
     (checkpoint,) = tmp_path.rglob("last.ckpt")
     return checkpoint
 

@@ -94,6 +94,8 @@ def test_a_run_that_is_not_the_variant_is_refused(
 def test_one_variant_is_one_row_and_two_ranks_are_two(own: list[str], tmp_path: Path) -> None:
     """Also where a variant has the same options as an unnamed run: they are told apart."""
     quick = ["train.epochs=1", "hardware=cpu", f"results_dir={tmp_path / 'runs'}"]
+    quick += ["backbone=timm", "backbone.name=vit_tiny_patch16_224", "backbone.weights=none"]
+    quick += ["backbone.image_size=32", "+backbone.model_args.depth=1"]
     console = Console(quiet=True)
     for data, rank in (("digits", 4), ("sprites_count", 16)):
         run(config_of(own, "variant=mine", f"data=demo/{data}", *quick), console)
