@@ -15,7 +15,7 @@ from vpeft_bench.cost.steps import timed
 from vpeft_bench.methods.registry import list_methods
 
 CPU = torch.device("cpu")
-SOME = ("full", "gps", "hf/adalora", "linear", "lora", "lst", "mona", "noah", "prefix", "sct")
+SOME = ("gps", "hf/adalora", "linear", "lora", "lst", "mona")
 """With and without a data pass, step hooks, a penalty, convolutions, a side network, merging."""
 ALL = [*list_methods(), *list_methods("hf/")]
 WIDER_THAN_THE_DEMO = ("hf/c3a", "hf/vblora")

@@ -511,7 +511,9 @@ def test_compiled_is_eager(name: str) -> None:
     """A leaf, the inside of attention, a parallel branch, a network around, a weight update."""
     case = Case(name, SMALL.get(name, {}), "vit")
     torch._dynamo.reset()  # what other tests compiled counts against a limit
-    attached = case.attach(build("vit"))
+    model = build("vit")
+    model.blocks = model.blocks[:1]  # each takes its time
+    attached = case.attach(model)
     randomise(attached)
     expected = gradients(attached.model)
     output = logits(attached.model)
