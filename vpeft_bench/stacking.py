@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +51,7 @@ class Attachments(Mapping[str, "Attached"]):
             parameter.requires_grad_(False)
         self._all: dict[str, Attached] = {}
         self._enabled: list[str] = []
+        self._by_row = False
         setattr(model, MARK, self)
 
     def __getitem__(self, name: str) -> Attached:
@@ -87,17 +89,66 @@ class Attachments(Mapping[str, "Attached"]):
             NotStackableError: two of them cannot work together.
         """
         for name in names:
-            if name not in self._all:
-                raise KeyError(f"no attachment {name!r}; there are: {', '.join(self._all)}")
-            self._all[name].require_placed()
+            self._known(name)
         if len(names) > 1:
             pairs = itertools.combinations([n for n in self._all if n in names], 2)
             for first, second in pairs:
                 require_stackable(self._all[first], self._all[second])
         self.arrange(names)
 
+    @contextmanager
+    def rows(self, names: Sequence[str | None]) -> Iterator[None]:
+        """Let every picture of a batch have an attachment of its own, inside ``with``.
+
+        What the model then gives is what it gives each picture alone. It is for methods that change
+        what passes through the model, as LoRA, adapters and prompts do; not for those that change
+        the model. Nothing can be enabled, attached or detached meanwhile.
+
+        Args:
+            names: one for each picture, None for the plain model.
+
+        Raises:
+            KeyError: there is no such attachment.
+            NotStackableError: an attachment cannot be used for single rows, or rows would not be
+                equally long; says why.
+            ValueError: no names, or the batch has another number of pictures.
+        """
+        if not names:
+            raise ValueError("rows: no names, where each picture of the batch needs one")
+        for name in dict.fromkeys(name for name in names if name is not None):
+            require_by_row(self._known(name))
+        chosen = {name: self[name].backbone for name in names if name is not None}
+        added = {name: map.added_prefix_tokens for name, map in chosen.items()}
+        if None in names:
+            added["the plain model"] = 0
+        if len(set(added.values())) > 1:
+            listed = ", ".join(f"{name} {count}" for name, count in added.items())
+            raise NotStackableError(f"rows of one batch must have as many prompts: {listed}")
+        before = self.enabled
+        self.arrange(())
+        guard = self.backbone.patch_leaves[0].register_forward_pre_hook(
+            lambda _, given: _require_batch(given[0], len(names))
+        )
+        self._by_row = True
+        try:
+            with self.backbone.by_row(names, chosen):
+                yield
+        finally:
+            self._by_row = False
+            guard.remove()
+            self.arrange(before)
+
+    def _known(self, name: str) -> Attached:
+        """The attachment of that name, which has been placed."""
+        if name not in self._all:
+            raise KeyError(f"no attachment {name!r}; there are: {', '.join(self._all)}")
+        self._all[name].require_placed()
+        return self._all[name]
+
     def arrange(self, names: Collection[str]) -> None:
         """As :meth:`only`, with names that are known to be good."""
+        if self._by_row:
+            raise AlreadyAttachedError("each row has its own attachment here; leave rows() first")
         wanted = [name for name in self._all if name in names]
         same = 0
         while same < min(len(wanted), len(self._enabled)) and wanted[same] == self._enabled[same]:
@@ -208,6 +259,32 @@ def _conflict(one: Attached, other: Attached) -> str | None:
     for length in one.method.lengths_changed & other.method.lengths_known:
         return f"{one.label} changes {length}, which {other.label} takes to be the image's own"
     return None
+
+
+def require_by_row(attached: Attached) -> None:
+    """Refuse what cannot be used for single pictures of a batch.
+
+    Raises:
+        NotStackableError: says why, and what to do.
+    """
+    slots = {p.slot for p in attached.backbone.placements if not p.replaces}
+    reason = None
+    if attached.backbone.changed.parameters or slots & {"weight_update", "bias_update"}:
+        reason = "it changes weights or biases, which all rows have in common"
+    elif attached.backbone.replaced:
+        reason = "it puts modules of its own in the place of the model's, for the whole batch"
+    elif slots - set(STACKS):
+        reason = "it runs the blocks of the model itself, for the whole batch"
+    if reason is not None:
+        raise NotStackableError(
+            f"{attached.label} cannot be used for single rows of a batch: {reason}; run its rows "
+            f"by themselves, after attachments(model).only({attached.name!r})"
+        )
+
+
+def _require_batch(images: Tensor, count: int) -> None:
+    if len(images) != count:
+        raise ValueError(f"rows() was given {count} names, the batch has {len(images)} pictures")
 
 
 # ---- merging -------------------------------------------------------------------------------------

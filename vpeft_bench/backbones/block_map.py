@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +16,7 @@ from torch import nn
 from vpeft_bench.backbones.family import Family
 from vpeft_bench.backbones.joined import JoinedLinear
 from vpeft_bench.backbones.placement import ChangedParameters, Placement, Replacement, follow, join
+from vpeft_bench.backbones.rows import ByRow, Rows
 from vpeft_bench.backbones.sites import (
     JOINED,
     OpenedAttention,
@@ -446,6 +447,31 @@ class Backbone:
                 follow(placement.module, placement.host)
                 fill(placement.host, placement.slot, placement.module)
         self._count_prefix_tokens(self.added_prefix_tokens)
+
+    @contextmanager
+    def by_row(self, keys: Sequence[str | None], maps: Mapping[str, Backbone]) -> Iterator[None]:
+        """Let each picture of a batch pass through what one of ``maps`` placed, all of it in slots.
+
+        Args:
+            keys: one for each picture; those that are not in ``maps`` pass through nothing.
+            maps: of the same model, by key; what they placed is out of it.
+        """
+        rows = Rows(keys)
+        held: dict[tuple[nn.Module, str], dict[Hashable, nn.Module]] = {}
+        for key, one in maps.items():
+            for placement in one.placements:
+                follow(placement.module, placement.host)
+                held.setdefault((placement.host, placement.slot), {})[key] = placement.module
+        added = next((one.added_prefix_tokens for one in maps.values()), 0)
+        for (host, slot), modules in held.items():
+            fill(host, slot, ByRow(slot, rows, modules).train(host.training))
+        self._count_prefix_tokens(added)
+        try:
+            yield
+        finally:
+            self._count_prefix_tokens(-added)
+            for host, slot in held:
+                withdraw(host, slot)
 
     def forget(self) -> None:
         """What was taken out does not come back."""
