@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -13,11 +14,13 @@ from PIL import Image
 from rich.console import Console
 
 import vpeft_bench
+from vpeft_bench import serving
 from vpeft_bench.config import typed
 from vpeft_bench.errors import NotMergeableError, RecordError, VpeftBenchError
+from vpeft_bench.onnx_files import answers, write_onnx
 from vpeft_bench.overrides import check_overrides
 from vpeft_bench.run import run
-from vpeft_bench.serving import FORMATS, export, main
+from vpeft_bench.serving import export, main
 
 
 def finished(tmp_path: Path, *overrides: str) -> Path:
@@ -59,7 +62,7 @@ def test_it_predicts_what_the_run_has_predicted(lora: Path) -> None:
         predictor(["nowhere.png"])
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", ["timm", "safetensors"])
 def test_an_exported_model_is_a_plain_one_of_timm(lora: Path, tmp_path: Path, kind: str) -> None:
     images = torch.randn(3, 3, 32, 32)
     with torch.inference_mode():
@@ -77,6 +80,68 @@ def test_an_exported_model_is_a_plain_one_of_timm(lora: Path, tmp_path: Path, ki
         model.load_state_dict(load_file(written))
     with torch.inference_mode():
         assert torch.allclose(model.eval()(images), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_graph_answers_batches_of_any_size(
+    lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "there.onnx"
+    assert main([str(lora), "--format", "onnx", "--out", str(out)]) == 0
+    assert f'onnxruntime.InferenceSession("{out}")' in capsys.readouterr().out
+    assert [one.name for one in tmp_path.iterdir()] == ["there.onnx"]
+    session = onnxruntime.InferenceSession(str(out))
+    settings = json.loads(session.get_modelmeta().custom_metadata_map["vpeft_bench"])
+    assert settings["label_names"][0] == "digit 0"
+    assert settings["pretrained_cfg"]["mean"]
+    names = {one.name for one in session.get_overridable_initializers()}
+    assert not any("delta" in name or name.endswith((".A.q", ".B.q")) for name in names)
+    for count in (1, 3, 7):
+        images = torch.randn(count, 3, 32, 32)
+        with torch.inference_mode():
+            expected = vpeft_bench.load_run(lora).model(images)
+        (found,) = session.run(["logits"], {"images": images.numpy()})
+        assert torch.allclose(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["adapter", "vpt_deep", "prefix", "lst"])
+def test_a_graph_has_room_for_what_cannot_be_merged(tmp_path: Path, method: str) -> None:
+    pytest.importorskip("onnxruntime")
+    directory = finished(tmp_path, f"method={method}")
+    images = torch.randn(3, 3, 32, 32)
+    with torch.inference_mode():
+        expected = vpeft_bench.load_run(directory).model(images)
+    written = export(directory, tmp_path / "there.onnx", "onnx")
+    assert torch.allclose(answers(written, images), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_what_answers_otherwise_is_not_kept(
+    lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(serving, "answers", lambda path, images: answers(path, images + 1))
+    with pytest.raises(VpeftBenchError, match="was not kept: its logits differ"):
+        export(lora, tmp_path / "there.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_libraries_it_says_what_to_install(
+    lora: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if "onnx" in name else found(name)
+    )
+    assert main([str(lora), "--format", "onnx"]) == 2
+    said = capsys.readouterr().err
+    assert "onnx, onnxscript, onnxruntime are not installed" in said
+    assert "pip install 'vpeft-bench[onnx]'" in said
+
+
+def test_a_graph_that_is_too_large_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    large = torch.nn.Linear(1, 2**29 + 1, bias=False, device="meta")
+    with pytest.raises(VpeftBenchError, match=r"2\.0 GiB, and an ONNX file can hold 2.*timm"):
+        write_onnx(large, torch.zeros(1, 1), tmp_path / "there.onnx", {})
 
 
 def test_the_command_writes_once_and_says_how_to_load(

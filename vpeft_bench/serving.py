@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -22,17 +23,19 @@ from vpeft_bench.config import from_plain
 from vpeft_bench.data.dataset import Dataset
 from vpeft_bench.data.loading import Preprocessing, as_input
 from vpeft_bench.data.pictures import read_picture
-from vpeft_bench.errors import ProblemsError, VpeftBenchError
+from vpeft_bench.errors import NotMergeableError, ProblemsError, VpeftBenchError
 from vpeft_bench.files import replacing, replacing_folder, typed_path, write_atomically
 from vpeft_bench.finished import finished_model, finished_run
 from vpeft_bench.flags import refuse_config_dir
+from vpeft_bench.onnx_files import answers, require_onnx, write_onnx
 from vpeft_bench.record import RECORD_NAME, RunRecord
 from vpeft_bench.run_files import EVALUATION
 from vpeft_bench.tensor_files import save_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 """The files of a folder that timm reads as ``local-dir:FOLDER``."""
-FORMATS = ("timm", "safetensors")
+FORMATS = {"timm": "", "safetensors": ".safetensors", "onnx": ".onnx"}
+"""Forms of an exported model, with the ending of the file; a folder has none."""
 PROBES = 4
 """Random inputs that an exported model must answer as the run does."""
 TOLERANCE = 1e-3
@@ -116,7 +119,7 @@ def _class_names(directory: Path) -> tuple[str, ...]:
 
 
 def export(run: Path, out: Path, kind: str = "timm") -> Path:
-    """Write the weights of a run with its method merged into them, as a plain timm model.
+    """Write the weights of a run with its method merged into them, as a plain timm model, or ONNX.
 
     What was written is loaded back and must give the logits of the run.
 
@@ -124,31 +127,43 @@ def export(run: Path, out: Path, kind: str = "timm") -> Path:
         run: directory of the run.
         out: folder for ``timm``, file for ``safetensors``.
         kind: ``timm``: a folder that ``timm.create_model("local-dir:FOLDER")`` reads;
-            ``safetensors``: the weights alone.
+            ``safetensors``: the weights alone; ``onnx``: a graph, which has room for a method
+            that cannot be merged.
 
     Raises:
         NotMergeableError: the method cannot be folded into the weights; says why.
+        ConfigError: the libraries for ONNX are not installed.
         VpeftBenchError: see :func:`load_run`; or the written model answers otherwise.
     """
+    if kind == "onnx":
+        require_onnx()
     predictor = load_run(run)
     height, width = predictor.preprocessing.image_size
     probes = torch.randn(PROBES, 3, height, width, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = predictor.model(probes)
-    merged = predictor.attached.merge()
     settings = _timm_config(predictor)
+    if kind == "onnx":
+        with contextlib.suppress(NotMergeableError):
+            predictor.attached.merge()
+        with replacing(out) as path:
+            write_onnx(predictor.model, probes, path, settings)
+            for batch in (slice(None), slice(1)):  # batches of any size
+                _require_same(answers(path, probes[batch]), expected[batch], out)
+        return out
+    merged = predictor.attached.merge()
     state = merged.state_dict()
     metadata = {"format": "pt", "vpeft_bench": json.dumps(settings)}
     if kind == "safetensors":
         with replacing(out) as path:
             save_tensors(state, path, metadata)
-            _require_same(_from_file(path, settings), probes, expected, out)
+            _require_same(_logits(_from_file(path, settings), probes), expected, out)
         return out
     with replacing_folder(out) as fresh:
         save_tensors(state, fresh / WEIGHTS, metadata)
         write_atomically(fresh / CONFIG, f"{json.dumps(settings, indent=2)}\n".encode())
         written = timm.create_model(f"local-dir:{fresh}", pretrained=True)
-        _require_same(written, probes, expected, out)
+        _require_same(_logits(written, probes), expected, out)
     return out
 
 
@@ -183,10 +198,14 @@ def _from_file(path: Path, settings: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _require_same(model: nn.Module, probes: Tensor, expected: Tensor, out: Path) -> None:
-    """Raise where a plain timm model does not answer as the run does."""
-    with torch.inference_mode():
-        found = model.eval()(probes)
+@torch.inference_mode()
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    logits: Tensor = model.eval()(images)
+    return logits
+
+
+def _require_same(found: Tensor, expected: Tensor, out: Path) -> None:
+    """Raise where what was written does not answer as the run does."""
     difference = float((found - expected).abs().max() / expected.abs().max())
     if not difference <= TOLERANCE:  # NaN included
         what = f"its logits differ from those of the run by {difference:.1e} of the largest"
@@ -198,15 +217,14 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
     refuse_config_dir(own, "export")
     parser = argparse.ArgumentParser(
         prog="python -m vpeft_bench export",
-        description="Write a run's weights, its method merged into them, as a plain timm model.",
+        description="Write a run's weights, its method merged into them, for use elsewhere.",
     )
     parser.add_argument("run", type=typed_path, metavar="RUN", help="run directory")
     parser.add_argument("--format", choices=FORMATS, default="timm", help="default: timm, a folder")
-    parser.add_argument("--out", type=typed_path, help="default: RUN/exported[.safetensors]")
+    parser.add_argument("--out", type=typed_path, help="default: RUN/exported[.safetensors|.onnx]")
     options = parser.parse_args(arguments)
     run = options.run.parent if options.run.name == RECORD_NAME else options.run
-    suffix = "" if options.format == "timm" else ".safetensors"
-    out = options.out or run / f"exported{suffix}"
+    out = options.out or run / f"exported{FORMATS[options.format]}"
     try:
         if out.exists():
             raise VpeftBenchError(f"{out} is there already: type --out for another place")
@@ -219,4 +237,6 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
         print(f'load it: timm.create_model("local-dir:{written}", pretrained=True)')
         if json.loads((written / CONFIG).read_text())["architecture"] == "vpeft_demo_vit":
             print("after: import vpeft_bench.backbones.demo_vit, which timm does not know")
+    if options.format == "onnx":
+        print(f'load it: onnxruntime.InferenceSession("{written}")')
     return 0

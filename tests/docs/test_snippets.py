@@ -43,7 +43,7 @@ EXPECTED = {
     "docs/python.md": {"python": 8, "checked": 0, "run": 1, "file": 0},
     "docs/real-data.md": {"python": 0, "checked": 11, "run": 0, "file": 0},
     "docs/records.md": {"python": 1, "checked": 2, "run": 1, "file": 0},
-    "docs/serve.md": {"python": 4, "checked": 0, "run": 0, "file": 0},
+    "docs/serve.md": {"python": 6, "checked": 0, "run": 0, "file": 0},
     "docs/speed.md": {"python": 0, "checked": 5, "run": 0, "file": 0},
     "docs/sweeps.md": {"python": 0, "checked": 5, "run": 0, "file": 0},
     "docs/variants.md": {"python": 0, "checked": 4, "run": 1, "file": 1},

@@ -32,8 +32,8 @@ class InsertPrompts(nn.Module):
         prompts = self.prompts if self.projection is None else self.projection(self.prompts)
         if self.training and self.dropout.p > 0:
             # Expanded first: every picture drops prompt values of its own, as in KMnP/vpt.
-            prompts = self.dropout(prompts.expand(len(x), -1, -1))
-        prompts = self.inserted(prompts).expand(len(x), -1, -1).to(x.dtype)
+            prompts = self.dropout(prompts.expand(x.shape[0], -1, -1))
+        prompts = self.inserted(prompts).expand(x.shape[0], -1, -1).to(x.dtype)
         at = x.shape[1] if self.at is None else self.at
         return torch.cat([x[:, :at], prompts, x[:, at:]], dim=1)
 

@@ -27,7 +27,7 @@ class MetaTokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, N, D)`` to ``(B, n + N, D)``."""
-        return torch.cat([self.tokens.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        return torch.cat([self.tokens.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
 
 
 class ToTokens(nn.Module):

@@ -55,7 +55,7 @@ class Prompts(nn.Module):
         for index, (block, width) in enumerate(zip(stage.blocks, self.widths, strict=True)):
             if width:
                 kept = own if self.stale == "replace" else x.shape[1] - before
-                prompts = self.prompts[str(index)][:, :width].expand(len(x), -1, -1)
+                prompts = self.prompts[str(index)][:, :width].expand(x.shape[0], -1, -1)
                 x = torch.cat([x[:, :kept], self.dropout(prompts).to(x.dtype)], dim=1)
             before = width
             x = model.run(block, x)
