@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -107,6 +108,7 @@ def run_and_exit(main: Callable[[], int]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
         status = 1
+    threading._shutdown()  # as the interpreter ends: first threads, then what was registered
     atexit._run_exitfuncs()
     sys.stdout.flush()
     os._exit(status)
