@@ -104,6 +104,7 @@ def test_a_graph_answers_batches_of_any_size(
         assert torch.allclose(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["adapter", "vpt_deep", "prefix", "lst"])
 def test_a_graph_has_room_for_what_cannot_be_merged(tmp_path: Path, method: str) -> None:
     pytest.importorskip("onnxruntime")
