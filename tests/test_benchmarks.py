@@ -11,7 +11,7 @@ from tests.running import config_of
 from vpeft_bench import benchmarks
 from vpeft_bench.benchmarks import Benchmark, known
 from vpeft_bench.choices import use_folders
-from vpeft_bench.data.listing import main as data
+from vpeft_bench.cli.data import main as data
 from vpeft_bench.errors import ConfigError
 from vpeft_bench.overrides import check_overrides
 

@@ -11,8 +11,6 @@ from safetensors.torch import save_file
 
 from tests import running
 from vpeft_bench.build import (
-    Model,
-    build_batches,
     build_model,
     build_task,
     head_parameters,
@@ -26,7 +24,8 @@ from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.errors import VpeftBenchError
 from vpeft_bench.methods.registry import build_method, list_methods
 from vpeft_bench.overrides import check_overrides
-from vpeft_bench.tasks.base import Task
+from vpeft_bench.tasks.base import Model, Task
+from vpeft_bench.tasks.names import kind_of
 from vpeft_bench.tasks.optim import Trained, adamw, schedule
 
 SMALL = ("head.channels=16", "head.hidden=32", "train.batch_size=2", "hardware.workers=0")
@@ -98,7 +97,7 @@ def test_merging_inside_a_detector_changes_no_detection() -> None:
     with torch.no_grad():
         for parameter in model.attached.trainable_parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    batches = build_batches(config, dataset, model.preprocessing, "val", train=False)
+    batches = kind_of(config).batches(config, dataset, model.preprocessing, "val", train=False)
     images, _ = next(iter(batches))
     task.eval()
     with torch.no_grad():
@@ -119,7 +118,7 @@ def test_gradient_checkpointing_gives_the_same_loss_and_gradients() -> None:
             "method=adapter",
             f"hardware.gradient_checkpointing={checkpointed}",
         )
-        batches = build_batches(config, dataset, model.preprocessing, "train", train=True)
+        batches = kind_of(config).batches(config, dataset, model.preprocessing, "train", train=True)
         task.train()
         loss = task.loss(next(iter(batches)))
         loss.backward()
@@ -235,7 +234,9 @@ def test_every_method_trains_under_a_dense_head(
 ) -> None:
     """Two steps of the real optimizer: what is said to be trained moves, and nothing else does."""
     config, dataset, model, task = built(f"data=demo/{data}", f"method={method}", *backbone)
-    batch = next(iter(build_batches(config, dataset, model.preprocessing, "train", train=True)))
+    batch = next(
+        iter(kind_of(config).batches(config, dataset, model.preprocessing, "train", train=True))
+    )
     trained = {entry.parameter for entry in task.training_plan.parameters}  # type: ignore[union-attr]
     before = {p: p.detach().clone() for p in task.model.parameters()}
     optimizer = adamw(task.training_plan.parameters, config.train)  # type: ignore[union-attr]

@@ -19,7 +19,7 @@ from vpeft_bench.config import (
     register_schema,
     typed,
 )
-from vpeft_bench.data.listing import compose_data_configs
+from vpeft_bench.data.composed import compose_data_configs
 from vpeft_bench.heads.names import HEADS
 from vpeft_bench.identity import config_hash, not_scientific
 from vpeft_bench.methods.base import default_options
@@ -108,7 +108,7 @@ def test_published_dense_recipes(name: str, head: str, backbone: str) -> None:
     assert config.head is not None
     assert config.input is not None
     assert (config.data.name, config.head.name, config.backbone.name) == (name, head, backbone)
-    segmentation = config.task.name == "segmentation"
+    segmentation = config.task["name"] == "segmentation"
     assert config.input.size_divisor == (32 if segmentation else 224)
     assert config.train.lr == (3e-4 if segmentation else 1e-4)
     assert config.train.schedule is (Schedule.poly if segmentation else Schedule.step)

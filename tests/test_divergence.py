@@ -22,7 +22,7 @@ from vpeft_bench.errors import DivergedError
 from vpeft_bench.methods.data_pass import require_finite
 from vpeft_bench.record import Status, find, read
 from vpeft_bench.tasks.base import Training
-from vpeft_bench.tasks.classification import Classification
+from vpeft_bench.tasks.classification.module import Classification
 from vpeft_bench.tasks.optim import Trained
 
 __all__ = ["boxes_on_grey", "maps_of_halves"]

@@ -21,7 +21,7 @@ from vpeft_bench import feature_store, interruption, run
 from vpeft_bench.interruption import Interrupted, interruptible
 from vpeft_bench.methods.sct import SCT
 from vpeft_bench.record import Status, find
-from vpeft_bench.tasks.classification import Classification
+from vpeft_bench.tasks.classification.module import Classification
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 

@@ -134,18 +134,18 @@ def test_imports_point_one_way() -> None:
             "record",
         ),
         "metrics": ("methods", "catalogue", "data", "tasks", "heads", "backbones", "record"),
-        "tasks": (
+        "tasks": ("methods", "catalogue", "cost", "leaderboard", "run", "record", "build", "cli"),
+        "cost": ("catalogue", "data", "heads", "leaderboard", "run"),
+        "data": (
             "methods",
             "catalogue",
-            "data",
-            "cost",
+            "tasks",
+            "backbones",
             "leaderboard",
             "run",
             "record",
-            "backbones",
+            "cli",
         ),
-        "cost": ("catalogue", "data", "heads", "leaderboard", "run"),
-        "data": ("methods", "catalogue", "tasks", "backbones", "leaderboard", "run", "record"),
         "leaderboard": ("methods", "catalogue", "tasks", "backbones", "data", "run", "config"),
     }
     seen = 0

@@ -21,8 +21,8 @@ from vpeft_bench.config import typed
 from vpeft_bench.data.splits import FileSplit
 from vpeft_bench.files import sha256
 from vpeft_bench.overrides import check_overrides
-from vpeft_bench.predictions import picture_names
 from vpeft_bench.run import Outcome, Result, run
+from vpeft_bench.tasks.writers import picture_names
 
 SMALL = (
     "head.channels=16",

@@ -17,7 +17,7 @@ from rich.console import Console
 from tests.conftest import shared_path
 from vpeft_bench.choices import choices_on_disk, config_dir
 from vpeft_bench.config import RunConfig, VariantConfig, plain, typed
-from vpeft_bench.data.listing import compose_data_configs
+from vpeft_bench.data.composed import compose_data_configs
 from vpeft_bench.fields import settings
 from vpeft_bench.leaderboard.cells import collect
 from vpeft_bench.leaderboard.tables import summaries

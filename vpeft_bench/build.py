@@ -1,10 +1,9 @@
-"""From a configuration to the parts of a run: backbone with method and head, batches, task."""
+"""From a configuration to the parts of a run: backbone, method and task; the head's own state."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +11,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from vpeft_bench.attachment import Attached, attach_method
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.backbones.checkpoint_files import not_finite
-from vpeft_bench.backbones.features import StageFeatures
-from vpeft_bench.backbones.load import LoadedBackbone, load_backbone
+from vpeft_bench.backbones.load import load_backbone
 from vpeft_bench.config import Precision, RunConfig, TrainConfig
 from vpeft_bench.data.dataset import Dataset
-from vpeft_bench.data.dense_loading import build_dense_loader
-from vpeft_bench.data.loading import Preprocessing, build_loader, preprocessing_for
 from vpeft_bench.errors import VpeftBenchError
-from vpeft_bench.heads.names import HEADS, masks
-from vpeft_bench.heads.resizing import FILTER as DETECTOR_FILTER
 from vpeft_bench.methods.registry import build_method
-from vpeft_bench.registry import found
-from vpeft_bench.tasks.base import Task, Training
-from vpeft_bench.tasks.classification import Classification
-from vpeft_bench.tasks.detection import Detection
+from vpeft_bench.tasks.base import Model, Task, Training
+from vpeft_bench.tasks.names import kind_of
 from vpeft_bench.tasks.optim import Trained
-from vpeft_bench.tasks.segmentation import Segmentation
 
 COMPILED = "~/.cache/vpeft_bench/inductor"
-
-
-@dataclass(frozen=True)
-class Model:
-    """A backbone with its method, and what it is fed with.
-
-    Attributes:
-        loaded: the backbone, its weights and their facts.
-        attached: the method on it; it may not be placed yet.
-        preprocessing: how pictures become its input.
-    """
-
-    loaded: LoadedBackbone
-    attached: Attached
-    preprocessing: Preprocessing
 
 
 def build_model(config: RunConfig, dataset: Dataset) -> Model:
@@ -58,13 +33,13 @@ def build_model(config: RunConfig, dataset: Dataset) -> Model:
     Raises:
         WeightsMismatchError, MissingWeightsError, UnsupportedBackboneError.
     """
-    dense = config.input is not None
+    kind = kind_of(config)
     loaded = load_backbone(
         config.backbone.model,
         config.backbone.weights,
-        0 if dense else dataset.num_classes,
+        kind.outputs(config, dataset),
         config.backbone.image_size,
-        any_size=dense,
+        any_size=kind.any_size,
         drop_path_rate=config.backbone.drop_path,
         **config.backbone.model_args,
     )
@@ -72,17 +47,10 @@ def build_model(config: RunConfig, dataset: Dataset) -> Model:
         loaded.model.set_grad_checkpointing(True)  # type: ignore[operator]  # timm's
     options = dict(config.method)
     attached = attach_method(loaded.model, build_method(options.pop("name"), options))
-    if config.head is not None and not dense:
-        found(HEADS.get(config.head.name).build)(loaded.model, config.head)
+    kind.change_classifier(config, loaded.model)
     if not config.hardware.fused_attention:
         unfuse_attention(loaded.model)
-    preprocessing = preprocessing_for(config.data, loaded.pretrained_cfg, loaded.image_size)
-    if config.input is not None and loaded.any_size:
-        sizes = (config.input.test_shorter_side, config.input.longer_side)
-        preprocessing = replace(preprocessing, image_size=sizes)
-    if config.task.name == "detection":  # resized on the device, by the detector
-        preprocessing = replace(preprocessing, interpolation=DETECTOR_FILTER)
-    return Model(loaded, attached, preprocessing)
+    return Model(loaded, attached, kind.preprocessing(config, loaded))
 
 
 def unfuse_attention(model: nn.Module) -> None:
@@ -108,31 +76,6 @@ def device_of(accelerator: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 
-def build_batches(
-    config: RunConfig, dataset: Dataset, preprocessing: Preprocessing, split: str, *, train: bool
-) -> DataLoader[Any]:
-    """Batches of a split, for training or for evaluation."""
-    evaluation = config.input or config.hardware
-    batch_size = config.train.batch_size if train else evaluation.eval_batch_size
-    shared: dict[str, Any] = {
-        "train": train,
-        "batch_size": batch_size,
-        "seed": config.seed,
-        "workers": config.hardware.workers,
-        "cache_gib": config.data.cache_gib,
-    }
-    pictures: Any = dataset.split(split)
-    if config.input is None:
-        return build_loader(pictures, preprocessing, **shared)
-    return build_dense_loader(
-        pictures,
-        config.input,
-        interpolation=preprocessing.interpolation,
-        masks=config.head is not None and masks(config.head.name),
-        **shared,
-    )
-
-
 def build_task(
     config: RunConfig, dataset: Dataset, model: Model, steps_per_epoch: int | None = None
 ) -> Task:
@@ -141,7 +84,8 @@ def build_task(
     Args:
         steps_per_epoch: batches per epoch; None where nothing is to be trained.
     """
-    network = _network(config, dataset, model)
+    kind = kind_of(config)
+    network = kind.network(config, dataset, model)
     if config.hardware.channels_last:
         network.to(memory_format=torch.channels_last)
     training = None
@@ -150,34 +94,7 @@ def build_task(
         penalty = model.attached.penalty
         fused = config.hardware.fused_optimizer
         training = Training(config.train, trained, steps_per_epoch, penalty, fused)
-    classes, normalize = dataset.num_classes, model.preprocessing.normalize
-    if config.task.name == "detection":
-        assert config.head is not None
-        limit = config.head.max_detections
-        return Detection(network, classes, config.data.box_metric, limit, training)
-    if config.task.name == "segmentation":
-        return Segmentation(network, classes, normalize, training)
-    return Classification(network, classes, normalize, training)
-
-
-def _network(config: RunConfig, dataset: Dataset, model: Model) -> Any:
-    """The timm model itself, or a dense head around it."""
-    if config.head is None or config.input is None:
-        return model.attached.model
-    features = StageFeatures(model.attached.backbone)
-    build = found(HEADS.get(config.head.name).build)
-    square = None if model.loaded.any_size else model.loaded.image_size[0]
-    if config.task.name == "segmentation":
-        return build(config.head, config.input, features, dataset.num_classes, square=square)
-    return build(
-        config.head,
-        config.input,
-        features,
-        dataset.num_classes,
-        mean=model.preprocessing.mean,
-        std=model.preprocessing.std,
-        square=square,
-    )
+    return kind.module(config, dataset, model, network, training)
 
 
 def head_state(attached: Attached, network: nn.Module) -> dict[str, Tensor]:

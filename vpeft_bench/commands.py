@@ -19,7 +19,7 @@ COMMANDS: Registry[Run] = Registry(
         "leaderboard": "vpeft_bench.leaderboard.cli:main",
         "methods": "vpeft_bench.catalogue.listing:main",
         "backbones": "vpeft_bench.catalogue.backbones:main",
-        "data": "vpeft_bench.data.listing:main",
+        "data": "vpeft_bench.cli.data:main",
         "show": "vpeft_bench.show:main",
         "export": "vpeft_bench.serving:main",
         "cost": "vpeft_bench.cost.cli:main",

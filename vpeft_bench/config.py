@@ -42,18 +42,6 @@ class BackboneConfig:
     model_args: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
-class TaskConfig:
-    """The kind of prediction; chosen by the data set.
-
-    Attributes:
-        name: ``classification``, ``detection`` (with masks where the head predicts them) or
-            ``segmentation``.
-    """
-
-    name: str = setting("classification", choices=("classification", "detection", "segmentation"))
-
-
 IGNORED_LABEL = 255
 """The value in a label map of pixels that are neither trained on nor scored."""
 
@@ -398,8 +386,9 @@ class RunConfig:
     Attributes:
         variant: the row of a table that it is for, where that has a name of its own.
         method: ``name`` and the method's own hyper-parameters.
-        head: of a dense task; in classification null is the backbone's own linear.
-        input: of a dense task; null for classification.
+        task: ``name`` and the options of the kind of task, see :mod:`vpeft_bench.tasks.kind`.
+        head: of a dense task; else null is the backbone's own linear.
+        input: of a dense task; else null.
         render: draw predictions beside the truth at the end of the run.
         predictions: store what is predicted on the split that is scored; of a finished run as well.
         plugins: modules that were imported first, see :mod:`vpeft_bench.plugins`.
@@ -411,7 +400,7 @@ class RunConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     method: dict[str, Any] = field(default_factory=dict)
     variant: VariantConfig = field(default_factory=VariantConfig)
-    task: TaskConfig = field(default_factory=TaskConfig)
+    task: dict[str, Any] = field(default_factory=lambda: {"name": "classification"})
     head: HeadConfig | None = None
     input: InputConfig | None = None
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
@@ -474,6 +463,8 @@ def typed(config: DictConfig) -> RunConfig:
     """
     from omegaconf import OmegaConf
 
+    from vpeft_bench.tasks.names import with_defaults
+
     fits = OmegaConf.get_type(config) is RunConfig
     structured = config if fits else OmegaConf.merge(OmegaConf.structured(RunConfig), config)
     run_config = OmegaConf.to_object(structured)
@@ -482,6 +473,7 @@ def typed(config: DictConfig) -> RunConfig:
         node, _, name = key.rpartition(".")
         part = getattr(run_config, node) if node else run_config
         setattr(part, name, os.path.expanduser(getattr(part, name)))
+    run_config.task = with_defaults(run_config.task)
     return run_config
 
 

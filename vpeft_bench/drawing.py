@@ -5,9 +5,10 @@ from __future__ import annotations
 import colorsys
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,3 +208,11 @@ def _enlarged_size(picture: Image.Image, cell: int) -> tuple[int, int]:
 @functools.cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(FONT_SIZE)
+
+
+def evenly(batches: Any, pictures: int) -> Iterator[tuple[int, Any, Any]]:
+    """Index, picture and truth of so many pictures, spread evenly over the split."""
+    size = len(batches.dataset)
+    for index in np.linspace(0, size - 1, min(pictures, size)).round().astype(np.int64):
+        (image,), (target,) = batches.dataset[0, index[None]]
+        yield int(index), image, target

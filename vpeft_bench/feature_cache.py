@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from vpeft_bench.backbones.trunk import OpenedModel, resumes
-from vpeft_bench.build import Model, autocast, build_batches, device_of
+from vpeft_bench.build import autocast, device_of
 from vpeft_bench.config import FeatureCache, FeatureType, RunConfig
 from vpeft_bench.data.dataset import Dataset
-from vpeft_bench.data.loading import BatchKey, EpochSampler
+from vpeft_bench.data.loading import BatchKey
 from vpeft_bench.data.schema import Augmentation
 from vpeft_bench.data.splits import LabelledSplit
 from vpeft_bench.errors import DivergedError
@@ -43,6 +43,8 @@ from vpeft_bench.feature_store import (
     bytes_of,
     size_of,
 )
+from vpeft_bench.tasks.base import Model
+from vpeft_bench.tasks.names import kind_of
 
 _FORMAT = 4  # changes when pictures are read otherwise
 _PIXELS, _HASH_BYTES = "pixels", 16
@@ -66,8 +68,8 @@ def refusal(config: RunConfig, model: Model) -> str | None:
     attached = model.attached
     if config.data.augmentation is not Augmentation.none:
         return f"data.augmentation={config.data.augmentation.value} changes the pictures"
-    if config.input is not None:
-        return "dense heads train on pictures of changing sizes"
+    if (reason := kind_of(config).not_kept(config)) is not None:
+        return reason
     for module, path in attached.backbone.original_modules():
         if _is_random(module):
             return f"{path} draws random numbers in training"
@@ -160,17 +162,16 @@ class FeatureReader:
 
     def loader(self, split: str, *, train: bool) -> tuple[DataLoader[FeatureBatch], Kept]:
         """Batches of ``(features, labels)`` in the order that batches of pictures have."""
-        config = self.config
+        config, kind = self.config, kind_of(self.config)
         kept = self._kept(split)
         pictures = None
         if "images" in self.names:
-            pictures = build_batches(
+            pictures = kind.batches(
                 config, self.dataset, self.model.preprocessing, split, train=train
             ).dataset
         labels = cast(LabelledSplit, self.dataset.split(split)).labels
         batches = _FeatureBatches(kept, torch.from_numpy(labels), pictures)
-        size = config.train.batch_size if train else config.hardware.eval_batch_size
-        sampler = EpochSampler(len(labels), size, config.seed, shuffle=train)
+        sampler = kind.sampler(config, self.dataset, split, train=train)
         return DataLoader(batches, sampler=sampler, batch_size=None), kept
 
     def _kept(self, split: str) -> Kept:
@@ -182,7 +183,7 @@ class FeatureReader:
             shapes = {name: (count, *shape) for name, shape in self._shapes.items()}
             shapes[_PIXELS] = (count, _HASH_BYTES // self.dtype.itemsize)
             features = self.store.empty(key, shapes, self.dtype)
-            loader = build_batches(
+            loader = kind_of(self.config).batches(
                 self.config, self.dataset, self.model.preprocessing, split, train=False
             )
             start, finite = 0, []
@@ -202,7 +203,7 @@ class FeatureReader:
     @functools.cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each feature of one picture."""
-        height, width = self.model.preprocessing.image_size
+        height, width = self.model.preprocessing.height_and_width
         found = self._read(torch.zeros(1, 3, height, width, dtype=torch.uint8))
         return {name: tuple(values.shape[1:]) for name, values in found.items()}
 
@@ -221,7 +222,7 @@ class FeatureReader:
     def _key(self, split: str) -> str:
         """The name of a split's features: a hash of everything they depend on."""
         config, preprocessing = self.config, asdict(self.model.preprocessing)
-        del preprocessing["augmentation"]
+        del preprocessing["augmentation"], preprocessing["sides"]
         identity = {
             "format": _FORMAT,
             "weights": self._weights,

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from vpeft_bench.build import Model, build_model, build_task, load_head
+from vpeft_bench.build import build_model, build_task, load_head
 from vpeft_bench.config import RunConfig
 from vpeft_bench.data.dataset import Dataset
 from vpeft_bench.errors import ConfigError, Problem, VpeftBenchError
 from vpeft_bench.record import RECORD_NAME, RunRecord, Status, read
 from vpeft_bench.run_files import DELTA, HEAD, require_unaltered
-from vpeft_bench.tasks.base import Task
+from vpeft_bench.tasks.base import Model, Task
 
 
 def finished_run(directory: Path) -> RunRecord:

@@ -15,6 +15,7 @@ from typing import Any
 from vpeft_bench import always_counted
 from vpeft_bench.config import RunConfig, plain
 from vpeft_bench.fields import Measured, Setting, settings
+from vpeft_bench.tasks.names import TASKS
 
 # What a run's identity knows by content, and where and how often a run is done.
 _WHICH_RUN = ("seed", "results_dir", "data.root", "data.folders", "backbone.weights")
@@ -65,6 +66,8 @@ def scientific(asked: dict[str, Any], uncounted: Collection[str] = ()) -> dict[s
     kept = _kept(asked, "", lambda setting: setting.identity)
     if isinstance(method := asked.get("method"), dict):
         kept["method"] = counted(method, uncounted)
+    if isinstance(task := asked.get("task"), dict):
+        kept["task"] = _counted_task(task)
     return kept
 
 
@@ -78,6 +81,18 @@ def measured(asked: dict[str, Any], uncounted: Collection[str] = ()) -> dict[str
 def counted(method: dict[str, Any], uncounted: Collection[str]) -> dict[str, Any]:
     """Name and options of a method without those that do not count."""
     return {name: value for name, value in method.items() if name not in uncounted}
+
+
+def _counted_task(task: dict[str, Any]) -> dict[str, Any]:
+    """Name and options of a task without those that change nothing."""
+    if task.get("name") not in TASKS:
+        return task
+    said = settings(TASKS.get(task["name"]).options)
+    return {
+        key: value
+        for key, value in task.items()
+        if key not in said or (said[key].identity and value != said[key].neutral)
+    }
 
 
 def _kept(part: dict[str, Any], prefix: str, counts: Callable[[Setting], bool]) -> dict[str, Any]:

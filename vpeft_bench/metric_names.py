@@ -1,13 +1,14 @@
 """What is measured on a split, under which name, and what it is called in print.
 
-All of it is in percent, and more is better. A task's first metric is its headline: what runs are
-ranked by. A package may add metrics of a classifier: each is computed in every evaluation, recorded
-and shown beside the headline. Importing this module does not import torch.
+Each kind of task brings its metrics (:mod:`vpeft_bench.tasks.kind`); the first of an evaluation is
+its headline: what runs are ranked by. A package may add metrics of a classifier: each is computed
+in every evaluation, recorded and shown beside the headline. Importing this module does not import
+torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -31,24 +32,6 @@ class BoxMetric(Enum):
     """At IoU 0.50, area below the curve."""
 
 
-_COCO_TITLES = {
-    "ap": "AP",
-    "ap50": "AP50",
-    "ap75": "AP75",
-    "ap_small": "AP small",
-    "ap_medium": "AP medium",
-    "ap_large": "AP large",
-    "ar1": "AR1",
-    "ar10": "AR10",
-    "ar100": "AR100",
-    "ar_small": "AR small",
-    "ar_medium": "AR medium",
-    "ar_large": "AR large",
-    "ap_all_detections": "AP of all detections",
-    "ar_all_detections": "AR of all detections",
-}
-
-
 @dataclass(frozen=True)
 class Metric:
     """One metric.
@@ -56,44 +39,45 @@ class Metric:
     Attributes:
         title: what it is called in print.
         beside: headlines beside which tables show it; the files have all metrics.
+        unit: of its values, as tables write it after the title.
+        minimum, maximum: no value lies outside; None: there is no bound.
+        higher_is_better: what a better value is.
         of_pairs: for a classifier, its value in percent from the ``(C, C)`` counts of pictures by
             true and predicted class; NaN where it is not defined. None: a task computes it itself.
     """
 
     title: str
     beside: tuple[str, ...] = ()
+    unit: str = "%"
+    minimum: float | None = 0.0
+    maximum: float | None = 100.0
+    higher_is_better: bool = True
     of_pairs: Callable[[Tensor], float] | None = None
 
+    def problem(self, value: float) -> str | None:
+        """Why ``value`` cannot be one of this metric, or None."""
+        low, high = self.minimum, self.maximum
+        if (low is None or value >= low) and (high is None or value <= high):
+            return None
+        bounds = " and ".join(
+            f"{what} {bound:g}"
+            for what, bound in (("at least", low), ("at most", high))
+            if bound is not None
+        )
+        return f"must be {bounds}"
 
-_BESIDE = {
-    "mean_per_class_accuracy": ("top1",),
-    "box_ap": ("mask_ap", "voc07_ap50", "voc12_ap50"),
-    "mask_ap": ("box_ap",),
-    "box_ap50": ("box_ap",),
-    "mask_ap50": ("mask_ap",),
-    "box_ap_all_detections": ("box_ap",),
-    "mask_ap_all_detections": ("mask_ap",),
-    "mean_accuracy": ("miou",),
-    "pixel_accuracy": ("miou",),
-}
-_TITLES = {
-    "top1": "top-1",
-    "mean_per_class_accuracy": "mean per class",
-    **{
-        f"{kind}_{name}": f"{kind} {title}"
-        for kind in ("box", "mask")
-        for name, title in _COCO_TITLES.items()
-    },
-    "voc07_ap50": "AP50 (VOC 2007)",
-    "voc12_ap50": "AP50 (VOC 2012)",
-    "miou": "mIoU",
-    "mean_accuracy": "mAcc",
-    "pixel_accuracy": "aAcc",
-}
+    def gain(self, value: float) -> float:
+        """``value`` so that more is better."""
+        return value if self.higher_is_better else -value
 
-METRICS: Registry[Metric] = Registry(
-    "metric", {name: Metric(title, _BESIDE.get(name, ())) for name, title in _TITLES.items()}
-)
+
+def _of_tasks() -> Mapping[str, Metric]:
+    from vpeft_bench.tasks.names import every_kind
+
+    return {name: metric for kind in every_kind() for name, metric in kind.metrics.items()}
+
+
+METRICS: Registry[Metric] = Registry("metric", brought=_of_tasks)
 
 
 def title(name: str) -> str:

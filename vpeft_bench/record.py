@@ -23,7 +23,7 @@ from vpeft_bench.metric_names import METRICS
 from vpeft_bench.strict_json import require_no_negative
 from vpeft_bench.upgrades import with_method_facts
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 RECORD_NAME = "record.json"
 LOCK = "run.lock"
 """Beside a record; the process that works on the run holds it."""
@@ -62,12 +62,12 @@ class Metrics:
         epoch: epochs completed by then; 0 is the state before training.
         images: number of images scored.
         headline: the metric that runs on this data set are ranked by, a key of ``values``.
-        values: percent by name, see ``metric_names``; null where it is not defined, such as an
-            average precision where there is nothing to find.
+        values: by name, each in its unit, see ``metric_names``; null where it is not defined, such
+            as an average precision where there is nothing to find.
 
     Raises:
-        ValueError: a value lies outside 0 to 100, a count is negative, no image was scored, a name
-            is unknown, or the headline has no value of its name.
+        ValueError: a value lies outside the range of its metric, a count is negative, no image was
+            scored, a name is unknown, or the headline has no value of its name.
     """
 
     split: Split
@@ -82,8 +82,8 @@ class Metrics:
             if name not in METRICS:
                 fix = "; ".join(METRICS.unknown(name).fix.splitlines())
                 raise ValueError(f"{name} is no known metric; {fix}")
-            if value is not None and not 0 <= value <= 100:
-                raise ValueError(f"{name} is {value}, which is no percentage")
+            if value is not None and (wrong := METRICS.get(name).problem(value)):
+                raise ValueError(f"{name} is {value}, and {wrong}")
         if self.headline not in self.values:
             raise ValueError(f"the headline {self.headline} is not among the values")
         require_no_negative(self)
@@ -92,7 +92,7 @@ class Metrics:
 
     @property
     def value(self) -> float | None:
-        """The headline, percent."""
+        """The headline, in its unit."""
         return self.values[self.headline]
 
 
@@ -279,13 +279,27 @@ class Preprocessing:
         mean: subtracted from each channel, of images in 0 to 1.
         std: each channel is divided by it afterwards.
         interpolation: resize filter.
-        image_size: height and width, pixels.
+        image_size: height and width, pixels; null where the input has any size.
+        shorter_side: pixels of the shorter side in evaluation, where the input has any size.
+        longer_side: the most pixels of the longer side, where the input has any size.
+
+    Raises:
+        ValueError: it says both one size and any, or neither.
     """
 
     mean: list[float]
     std: list[float]
     interpolation: str
-    image_size: list[int]
+    image_size: list[int] | None
+    shorter_side: int | None = None
+    longer_side: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be true."""
+        require_no_negative(self)
+        sides = (self.shorter_side, self.longer_side)
+        if (self.image_size is None) == (None in sides):
+            raise ValueError("the input has either one image_size or a shorter and a longer side")
 
 
 @dataclass(frozen=True)
@@ -521,8 +535,31 @@ def _from_version_5(raw: dict[str, Any]) -> dict[str, Any]:
     return with_method_facts(raw) | {"variant": "", "schema_version": 6}
 
 
+def _from_version_6(raw: dict[str, Any]) -> dict[str, Any]:
+    """Version 6 wrote the limits of an input of any size in the place of its one size."""
+    asked, where = raw.get("asked"), raw.get("where")
+    if isinstance(where, dict) and isinstance(old := where.get("preprocessing"), dict):
+        limits = asked.get("input") if isinstance(asked, dict) else None
+        sides = [limits.get(k) for k in _LIMITS] if isinstance(limits, dict) else []
+        # Where both are equal it may be a square, which is the same.
+        any_size = old.get("image_size") == sides and len(set(sides)) == 2
+        shorter, longer = sides if any_size else (None, None)
+        size = None if any_size else old.get("image_size")
+        new = {"image_size": size, "shorter_side": shorter, "longer_side": longer}
+        where["preprocessing"] = old | new
+    return raw | {"schema_version": 7}
+
+
+_LIMITS = ("test_shorter_side", "longer_side")
 _ACCURACIES = ("top1", "mean_per_class_accuracy")
-_UPGRADES = (_from_version_1, _from_version_2, _from_version_3, _from_version_4, _from_version_5)
+_UPGRADES = (
+    _from_version_1,
+    _from_version_2,
+    _from_version_3,
+    _from_version_4,
+    _from_version_5,
+    _from_version_6,
+)
 
 
 def _parse(text: str, path: Path) -> RunRecord:

@@ -23,15 +23,23 @@ class Registry(Generic[T]):
     Args:
         where: the key that names one, as typed on the command line.
         things: by name, in their order: objects, or ``module:object`` where they are.
+        brought: gives what things of another registry bring along; they come first.
     """
 
-    def __init__(self, where: str, things: Mapping[str, T | str] | None = None) -> None:
+    def __init__(
+        self,
+        where: str,
+        things: Mapping[str, T | str] | None = None,
+        brought: Callable[[], Mapping[str, T]] = dict,
+    ) -> None:
         self.where = where
         self._things: dict[str, T | str] = dict(things or {})
+        self._brought = brought
 
     def names(self) -> list[str]:
         """All names in the order in which they were added, those of plug-ins included."""
         plugins.load()
+        self._things = {**self._brought(), **self._things}
         return list(self._things)
 
     def __contains__(self, name: object) -> bool:

@@ -22,11 +22,9 @@ from torch.utils.data import DataLoader
 from vpeft_bench import benchmarks, interruption, plugins
 from vpeft_bench import record as records
 from vpeft_bench.attachment import Attached
-from vpeft_bench.backbones.load import LoadedBackbone, traits_of
+from vpeft_bench.backbones.load import traits_of
 from vpeft_bench.backbones.weights import weights_source
 from vpeft_bench.build import (
-    Model,
-    build_batches,
     build_model,
     build_task,
     compile_in_place,
@@ -48,6 +46,7 @@ from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.data.inspect_content import compare_content
 from vpeft_bench.data.inspect_pictures import data_identity
 from vpeft_bench.data.inspection import Inspection, inspect
+from vpeft_bench.data.loading import Preprocessing
 from vpeft_bench.divergence import Divergence
 from vpeft_bench.environment import environment, processor_name, utc_now
 from vpeft_bench.errors import (
@@ -72,11 +71,13 @@ from vpeft_bench.identity import config_hash
 from vpeft_bench.loggers import open_sinks
 from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.registry import build_method
+from vpeft_bench.metric_names import METRICS
 from vpeft_bench.predictions import store_again, storing
 from vpeft_bench.record import Metrics, RunRecord, Status
 from vpeft_bench.run_files import RunFiles
 from vpeft_bench.selection import RunData, select
-from vpeft_bench.tasks.base import Task
+from vpeft_bench.tasks.base import Model, Task
+from vpeft_bench.tasks.names import kind_of
 from vpeft_bench.tensor_files import save_tensors
 
 LIGHTNING_PRECISION = {
@@ -141,7 +142,8 @@ def _run(config: RunConfig, console: Console) -> Outcome:
     dataset = open_dataset(config.data)
     most = config.head.max_detections if config.head else None
     evaluated = evaluated_split(config.protocol.name)
-    inspection = inspect(dataset, config.data, max_detections=most, evaluated=evaluated)
+    inspectors = kind_of(config).inspectors()
+    inspection = inspect(dataset, config.data, inspectors, max_detections=most, evaluated=evaluated)
     inspection.require_sound()
     dataset = replace(dataset, fingerprint=data_identity(dataset, inspection))
     weights = weights_source(config.backbone.weights, config.backbone.model).identity()
@@ -204,6 +206,7 @@ class _Run:
         self.files = files
         self.directory = files.directory
         self.console = console
+        self.kind = kind_of(config)
         self.asked = plain(config)
         self.started = utc_now()
         self.environment = environment()  # now: the checkout may change during a long run
@@ -262,7 +265,7 @@ class _Run:
         task = build_task(self.config, self.dataset, model, len(train_loader))
         self._note_setup(model, task)
         if self.config.hardware.compile:
-            compile_in_place(model.attached, any_size=self.config.input is not None)
+            compile_in_place(model.attached, any_size=self.kind.any_size)
         trainer = self._train(task, model.attached, train_loader, eval_loader)
         self._evaluate(trainer, task, eval_loader)
         self._store(model.attached, task)
@@ -299,8 +302,9 @@ class _Run:
         if loaders is None:
             start = time.perf_counter()
             config, dataset, preprocessing = self.config, self.dataset, model.preprocessing
-            train = build_batches(config, dataset, preprocessing, train_split, train=True)
-            evaluation = build_batches(config, dataset, preprocessing, eval_split, train=False)
+            batches = self.kind.batches
+            train = batches(config, dataset, preprocessing, train_split, train=True)
+            evaluation = batches(config, dataset, preprocessing, eval_split, train=False)
             self.happened["data"] = time.perf_counter() - start
             loaders = train, evaluation
         self._compare_content(train_split, eval_split, loaders)
@@ -445,9 +449,11 @@ class _Run:
         values = task.metrics()
         self.happened["last_epoch"] = self._metrics(epochs, values)
         if self.config.protocol.name is Protocol.select:
+            headline = next(iter(values))
+            gain = METRICS.get(headline).gain
             curve = [
-                -math.inf if math.isnan(value) else value
-                for value in self.curves.curves[f"val_{next(iter(values))}"]
+                -math.inf if math.isnan(value) else gain(value)
+                for value in self.curves.curves[f"val_{headline}"]
             ]
             best = max(range(len(curve)), key=curve.__getitem__)  # the earliest of equals
             self.happened["selected_epoch"] = self._metrics(
@@ -514,14 +520,15 @@ class _Run:
             list(preprocessing.mean),
             list(preprocessing.std),
             preprocessing.interpolation,
-            list(preprocessing.image_size),
+            None if preprocessing.image_size is None else list(preprocessing.image_size),
+            *(preprocessing.sides or (None, None)),
         )
         head = sum(p.numel() for p in head_parameters(attached, task.model) if p.requires_grad)
         method = sum(p.numel() for p in attached.trainable_parameters())
         everything = sum(p.numel() for p in task.model.parameters())
         self.happened["parameters"] = records.Parameters(method, head, method + head, everything)
         self.console.print(
-            f"input {_size(self.config, backbone)}, "
+            f"input {_size(preprocessing)}, "
             f"{preprocessing.interpolation}, mean {_short(preprocessing.mean)}, "
             f"std {_short(preprocessing.std)} ({self.config.data.normalization.value}); "
             f"weights: {backbone.source.name}{notes}",
@@ -580,11 +587,12 @@ class _Run:
         return record
 
 
-def _size(config: RunConfig, backbone: LoadedBackbone) -> str:
+def _size(preprocessing: Preprocessing) -> str:
     """The input's size in words."""
-    if config.input is not None and backbone.any_size:
-        return f"of any size up to {config.input.longer_side} pixels"
-    return f"{backbone.image_size[0]}x{backbone.image_size[1]}"
+    if preprocessing.sides is not None:
+        return f"of any size up to {preprocessing.sides[1]} pixels"
+    height, width = preprocessing.height_and_width
+    return f"{height}x{width}"
 
 
 def _prepare(config: RunConfig) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from vpeft_bench.attachment import Attached
 from vpeft_bench.config import Protocol, RunConfig
 from vpeft_bench.data.dataset import Dataset
-from vpeft_bench.data.loading import Preprocessing, build_loader
+from vpeft_bench.data.loading import EpochSampler, Preprocessing, build_loader
 from vpeft_bench.data.splits import LabelledSplit
 from vpeft_bench.run_files import RunFiles
 from vpeft_bench.tensor_files import save_tensors
@@ -78,7 +78,7 @@ class RunData:
             pictures,
             self._preprocessing,
             train=augment,
-            batch_size=batch_size,
+            sampler=EpochSampler(len(pictures), batch_size, self._config.seed, shuffle=augment),
             seed=self._config.seed,
             workers=0,
             cache_gib=self._config.data.cache_gib,

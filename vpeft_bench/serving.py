@@ -93,8 +93,8 @@ def load_run(run: str | os.PathLike[str]) -> Predictor:
     directory = directory.parent if directory.name == RECORD_NAME else directory
     record = finished_run(directory)
     config = from_plain(record.asked)
-    if config.task.name != "classification":
-        what = f"it is a run of {config.task.name}; show {directory} draws what it predicts"
+    if config.task["name"] != "classification":
+        what = f"it is a run of {config.task['name']}; show {directory} draws what it predicts"
         raise VpeftBenchError(f"{directory}: only classifiers are loaded: {what}")
     names = _class_names(directory)
     dataset = Dataset(config.data.name, len(names), record.where.data_fingerprint or "", {})
@@ -138,7 +138,7 @@ def export(run: Path, out: Path, kind: str = "timm") -> Path:
     if kind == "onnx":
         require_onnx()
     predictor = load_run(run)
-    height, width = predictor.preprocessing.image_size
+    height, width = predictor.preprocessing.height_and_width
     probes = torch.randn(PROBES, 3, height, width, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = predictor.model(probes)
@@ -170,7 +170,7 @@ def export(run: Path, out: Path, kind: str = "timm") -> Path:
 def _timm_config(predictor: Predictor) -> dict[str, Any]:
     """What timm wants to know of a model, and what run it is of."""
     asked, preprocessing = predictor.record.asked, predictor.preprocessing
-    height, width = preprocessing.image_size
+    height, width = preprocessing.height_and_width
     model_args = dict(asked["backbone"]["model_args"])
     if asked["backbone"]["image_size"] is not None:
         model_args["img_size"] = asked["backbone"]["image_size"]

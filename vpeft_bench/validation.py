@@ -11,10 +11,6 @@ from typing import Any, TypeVar
 
 from vpeft_bench import variants
 from vpeft_bench.config import (
-    HeadConfig,
-    HeadNorm,
-    Inference,
-    InputConfig,
     Precision,
     Protocol,
     RunConfig,
@@ -34,10 +30,9 @@ from vpeft_bench.errors import (
 )
 from vpeft_bench.fields import settings
 from vpeft_bench.files import in_the_way
-from vpeft_bench.heads.names import HEADS, of_task, predict_masks
-from vpeft_bench.heads.names import masks as predicts_masks
 from vpeft_bench.loggers import LOGGERS
-from vpeft_bench.metric_names import BoxMetric
+from vpeft_bench.tasks.kind import TaskKind
+from vpeft_bench.tasks.names import TASKS
 
 NOT_EMPTY = ("backbone.name", "backbone.model", "backbone.weights")
 FOLDERS = ("results_dir", "hardware.feature_cache_dir", "cost.results_dir")
@@ -104,7 +99,7 @@ def quick_problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem("data.name=", "is empty", "type data.name=...")
     yield from _values(config)
     yield from _borrowed_name(config)
-    yield from _dense(config)
+    yield from _task(config)
 
 
 def data_problems(config: RunConfig) -> Iterator[Problem]:
@@ -255,7 +250,7 @@ def _borrowed_name(config: RunConfig) -> Iterator[Problem]:
 def _what_is_named(data: str) -> tuple[str, str]:
     """Reader and benchmark of the data set that ``data=NAME`` chooses; once for all jobs."""
     from vpeft_bench.choices import config_dir
-    from vpeft_bench.data.listing import compose_data_configs
+    from vpeft_bench.data.composed import compose_data_configs
 
     [named] = compose_data_configs(config_dir(), [data])
     return named.reader, named.benchmark
@@ -274,96 +269,19 @@ def _device(config: RunConfig) -> Iterator[Problem]:
             )
 
 
-def _dense(config: RunConfig) -> Iterator[Problem]:
-    """Task, head, metric and input sizes that do not fit each other."""
-    task, head, sizes = config.task.name, config.head, config.input
-    if not (heads := of_task(task)):
-        return
-    if task == "classification":
-        if config.data.num_classes == 1:
-            yield Problem("data.num_classes=1", "out of range", "it must be at least 2")
-        if head is not None and head.name not in heads:
-            fix = f"leave head= out for the backbone's own classifier, or head={heads[0]}"
-            yield Problem(f"head={head.name}", f"is no head for {task}", fix)
-        return
-    if sizes is None or head is None:
-        yield Problem(
-            f"data={config.data.name}",
-            f"its task, {task}, needs a head",
-            f"head={heads[0]}",
-        )
-        return
-    if head.name not in heads:
-        problem = HEADS.unknown(head.name, heads)
-        yield Problem(problem.where, f"is no head for {task}", problem.fix)
-    masks = predicts_masks(head.name)
-    if task == "detection" and config.data.box_metric is BoxMetric.coco_masks and not masks:
-        yield Problem(
-            f"head={head.name}",
-            f"predicts no masks, and {config.data.name} is ranked by them",
-            f"head={predict_masks()[0]}, or data.box_metric=coco",
-        )
-    if head.name != "cascade_mask_rcnn":
-        yield from _only_of_the_cascade(head)
-    if head.box != HeadConfig.box and head.name in HEADS and not HEADS.get(head.name).regions:
-        what = f"head={head.name} has no heads on regions"
-        others = [name for name in heads if HEADS.get(name).regions]
-        yield Problem(f"head.box={head.box}", what, f"head={others[0]}")
-    if sizes.crop_shorter_sides:
-        yield from _cut_out(sizes)
-    sides = [*sizes.shorter_sides, sizes.test_shorter_side]
-    if not sizes.shorter_sides or min(sides) < 1 or max(sides) > sizes.longer_side:
-        yield Problem(
-            f"input.shorter_sides={sizes.shorter_sides}",
-            f"must be between 1 and input.longer_side={sizes.longer_side}",
-            f"input.longer_side={max([1, *sides])}",
-        )
-    low_to_high = len(sizes.scale_range) == 2 and 0 < sizes.scale_range[0] <= sizes.scale_range[1]
-    if not low_to_high:
-        what = "must be a smallest and a largest factor, above 0"
-        yield Problem(f"input.scale_range={sizes.scale_range}", what, "input.scale_range=[0.5,2.0]")
-    window, stride = sizes.crop, sizes.window_stride
-    if sizes.inference is Inference.slide and stride is not None and stride > window:
-        what = f"leaves gaps between windows of input.crop={window}"
-        yield Problem(f"input.window_stride={stride}", what, f"input.window_stride={window}")
+def _kind(config: RunConfig) -> TaskKind | None:
+    """The kind of task; None for a name that is none, which is told once."""
+    return TASKS.get(config.task["name"]) if config.task.get("name") in TASKS else None
 
 
-def _only_of_the_cascade(head: HeadConfig) -> Iterator[Problem]:
-    for key in ("box_loss", "class_boxes"):
-        value = getattr(head, key)
-        if value != getattr(HeadConfig, key):
-            text = str(getattr(value, "value", value)).lower()
-            what = "is offered by head=cascade_mask_rcnn alone"
-            yield Problem(f"head.{key}={text}", what, "head=cascade_mask_rcnn")
-
-
-def _cut_out(sizes: InputConfig) -> Iterator[Problem]:
-    """What is wrong with the parts that are cut out of training pictures."""
-    if min(sizes.crop_shorter_sides) < 1 or max(sizes.crop_shorter_sides) > sizes.longer_side:
-        what = f"must be between 1 and input.longer_side={sizes.longer_side}"
-        yield Problem(f"input.crop_shorter_sides={sizes.crop_shorter_sides}", what)
-    if len(sizes.crop_sides) != 2 or not 1 <= sizes.crop_sides[0] <= sizes.crop_sides[1]:
-        what = "must be least and most pixels of a side"
-        yield Problem(f"input.crop_sides={sizes.crop_sides}", what, "input.crop_sides=[384,600]")
-
-
-def _fixed_square(config: RunConfig, side: int) -> Iterator[Problem]:
-    """What a backbone that reads squares of one size cannot do in segmentation."""
-    sizes = config.input
-    if config.task.name != "segmentation" or sizes is None:
-        return
-    if sizes.crop != side:
-        yield Problem(
-            f"input.crop={sizes.crop}",
-            f"the backbone reads squares of {side} pixels",
-            f"input.crop={side}, or backbone.image_size={sizes.crop}",
-        )
-    if sizes.inference is Inference.whole:
-        yield Problem(
-            "input.inference=whole",
-            f"the backbone reads squares of {side} pixels, not whole pictures of any size",
-            "input.inference=slide",
-        )
+def _task(config: RunConfig) -> Iterator[Problem]:
+    """What does not fit the kind of task, its options among it."""
+    if (kind := _kind(config)) is None:
+        yield TASKS.unknown(str(config.task.get("name")))
+    elif wrong := kind.option_problems(config.task):
+        yield from wrong
+    else:
+        yield from kind.problems(config)
 
 
 def _data(config: RunConfig, seen: Seen) -> Iterator[Problem]:
@@ -377,15 +295,14 @@ def _data(config: RunConfig, seen: Seen) -> Iterator[Problem]:
     except MissingDataError as error:
         yield from error.problems
         return
-    if (
-        config.task.name in settings(RunConfig)["task.name"].choices
-        and config.task.name != dataset.task
-    ):
+    kind = _kind(config)
+    if kind is not None and not kind.accepts(dataset):
         yield Problem(
-            f"task={config.task.name}",
+            f"task={kind.name}",
             f"{config.data.name} is a data set for {dataset.task}",
             f"task={dataset.task} (by itself where it is not typed)",
         )
+        return
     for option, instead in _batch_norms(config):
         final = config.protocol.name is Protocol.final
         pictures = len(dataset.split(config.data.final_train if final else "train"))
@@ -398,15 +315,8 @@ def _data(config: RunConfig, seen: Seen) -> Iterator[Problem]:
                 f"of {pictures} pictures in batches of {size} one is alone, and has no deviation",
                 f"train.batch_size={fits}, or {instead}",
             )
-    if config.head is not None and predicts_masks(config.head.name) and not dataset.has_masks:
-        boxes = ", ".join(name for name in of_task("detection") if not predicts_masks(name))
-        lacking = "some objects of" if dataset.unmasked else "the objects of"
-        yield Problem(
-            f"head={config.head.name}",
-            f"predicts masks, and {lacking} {config.data.name} have none",
-            f"one of these: head={boxes}",
-        )
-        yield from dataset.unmasked
+    if kind is not None:
+        yield from kind.data_problems(config, dataset)
 
 
 def _background(config: RunConfig) -> Iterator[Problem]:
@@ -432,11 +342,8 @@ def _batch_norms(config: RunConfig) -> Iterator[tuple[str, str]]:
     """What trains with statistics of a batch, and what to type for something that does not."""
     from vpeft_bench.methods.registry import method_class
 
-    head = config.head
-    if config.task.name == "segmentation" and head and head.norm is HeadNorm.batch:
-        yield "head.norm=batch", "head.norm=group"
-    if config.task.name == "classification" and head and head.name == "batch_norm":
-        yield "head=batch_norm", "leave head= out"
+    if (kind := _kind(config)) is not None:
+        yield from kind.batch_norms(config)
     name = config.method["name"]
     with contextlib.suppress(MethodOptionError):  # an unknown one is reported where it is built
         if method_class(name).batch_statistics:
@@ -455,6 +362,7 @@ def _method_and_backbone(config: RunConfig, seen: Seen) -> Iterator[Problem]:
     except MethodOptionError as error:
         yield from error.problems
 
+    kind = _kind(config)
     backbone = config.backbone
     if unbuildable := seen(check_model, backbone.model):
         yield from unbuildable
@@ -463,15 +371,14 @@ def _method_and_backbone(config: RunConfig, seen: Seen) -> Iterator[Problem]:
         outlined = seen(outline, backbone.model, backbone.image_size, **backbone.model_args)
         if method is not None:
             method.check(outlined)
-            if config.input is not None and (reason := method.dense_refusal):
+            if kind is not None and (reason := kind.method_refusal(config, method)):
                 yield IncompatibleProblem(
-                    f"method={name} task={config.task.name}",
+                    f"method={name} task={kind.name}",
                     f"is not offered: {reason}",
-                    "a method for dense prediction: python -m vpeft_bench methods",
+                    f"a method for {kind.name}: python -m vpeft_bench methods",
                 )
-        if config.input is not None and outlined.family.any_size is None:
-            model: Any = outlined.model
-            yield from _fixed_square(config, model.patch_embed.img_size[0])
+        if kind is not None:
+            yield from kind.backbone_problems(config, outlined)
     except UnsupportedBackboneError as error:
         yield IncompatibleProblem(f"method={name} backbone={backbone.name}", str(error))
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:

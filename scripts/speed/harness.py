@@ -20,9 +20,7 @@ from speed.measure import Settings
 from vpeft_bench import validation
 from vpeft_bench.attachment import Attached
 from vpeft_bench.build import (
-    Model,
     autocast,
-    build_batches,
     build_model,
     build_task,
     compile_in_place,
@@ -33,7 +31,8 @@ from vpeft_bench.errors import ConfigError
 from vpeft_bench.overrides import check_overrides
 from vpeft_bench.record import RunRecord
 from vpeft_bench.run import Result, run
-from vpeft_bench.tasks.base import Task
+from vpeft_bench.tasks.base import Model, Task
+from vpeft_bench.tasks.names import kind_of
 
 
 def vit_b16(settings: Settings) -> list[str]:
@@ -183,7 +182,7 @@ def bare_epochs(config: RunConfig, device: torch.device) -> float:
     dataset = open_dataset(config.data)
     model = build_model(config, dataset)
     split = config.data.final_train
-    loader = build_batches(config, dataset, model.preprocessing, split, train=True)
+    loader = kind_of(config).batches(config, dataset, model.preprocessing, split, train=True)
     task = build_task(config, dataset, model, len(loader)).to(device).train()
     optimizer, scheduler = optimizer_and_schedule(task)
     ends = []

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vpeft_bench.data.dataset import open_dataset
+from vpeft_bench.data.dataset import Dataset, open_dataset
+from vpeft_bench.data.inspection import Inspection, inspect
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.errors import MissingDataError, Problem
+from vpeft_bench.tasks.names import TASKS
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 torch.set_num_threads(1)
+
+
+def inspected(dataset: Dataset, config: DataConfig, **options: Any) -> Inspection:
+    """What is found in a data set for the task that it is for."""
+    return inspect(dataset, config, TASKS.get(dataset.task).inspectors(), **options)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import shared_path
-from vpeft_bench.data.listing import main
+from vpeft_bench.cli.data import main
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.drawing import colour
 from vpeft_bench.errors import ConfigError

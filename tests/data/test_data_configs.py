@@ -15,14 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from vpeft_bench.choices import choices_on_disk
-from vpeft_bench.config import register_schema
-from vpeft_bench.data.listing import (
+from vpeft_bench.cli.data import (
     Listed,
-    compose_data_configs,
     list_datasets,
     main,
     print_datasets,
 )
+from vpeft_bench.config import register_schema
+from vpeft_bench.data.composed import compose_data_configs
 from vpeft_bench.data.schema import Augmentation, DataConfig, Resize
 
 
@@ -85,7 +85,7 @@ def test_dense_sets_choose_their_task_and_head(
             config = compose("config", overrides=[f"data={name}"])
             assert config.head.name == head, name
             detects = config.data.reader in ("coco", "voc_boxes")
-            assert config.task.name == ("detection" if detects else "segmentation"), name
+            assert config.task["name"] == ("detection" if detects else "segmentation"), name
             assert config.data == OmegaConf.structured(configs[name]), name
 
 
@@ -135,7 +135,7 @@ def test_command_line(
         asked.append(roots)
         return [Listed(configs["demo/digits"], None), Listed(configs["fgvc/cub"], None)]
 
-    monkeypatch.setattr("vpeft_bench.data.listing.list_datasets", list_two)
+    monkeypatch.setattr("vpeft_bench.cli.data.list_datasets", list_two)
     assert main(["--vtab1k", "somewhere", "--dense", "elsewhere"]) == 0
     assert asked == [{"vtab1k": "somewhere", "dense": "elsewhere"}]
     shown = capsys.readouterr().out
@@ -144,5 +144,5 @@ def test_command_line(
 
 
 def test_listing_needs_no_torch() -> None:
-    code = "import sys, vpeft_bench.data.listing; sys.exit('torch' in sys.modules)"
+    code = "import sys, vpeft_bench.cli.data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,8 +10,8 @@ import pytest
 
 from tests.data.conftest import check
 from vpeft_bench.data import demo, sprites
+from vpeft_bench.data.composed import compose_data_configs
 from vpeft_bench.data.dataset import open_dataset
-from vpeft_bench.data.listing import compose_data_configs
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import Dataset
 

@@ -22,6 +22,7 @@ from vpeft_bench.data.dense_loading import (
     DenseBatch,
     build_dense_loader,
 )
+from vpeft_bench.data.loading import EpochSampler
 from vpeft_bench.data.splits import LabelMapSplit, Objects, ObjectSplit
 from vpeft_bench.errors import VpeftBenchError
 from vpeft_bench.sizes import resized_size
@@ -124,7 +125,7 @@ def loader(
         split,
         input,
         train=train,
-        batch_size=4,
+        sampler=EpochSampler(len(split), 4, seed, shuffle=train),
         seed=seed,
         workers=workers,
         cache_gib=cache_gib,

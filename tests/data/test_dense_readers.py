@@ -14,12 +14,12 @@ from PIL import Image
 from pycocotools import mask as reference_mask
 from pycocotools.coco import COCO
 
+from tests.data.conftest import inspected
 from vpeft_bench.config import IGNORED_LABEL
 from vpeft_bench.data.ade20k import read_ade20k
 from vpeft_bench.data.coco import CocoSplit, read_coco
+from vpeft_bench.data.composed import compose_data_configs
 from vpeft_bench.data.dense_files import FileMaps, FileObjects
-from vpeft_bench.data.inspection import inspect
-from vpeft_bench.data.listing import compose_data_configs
 from vpeft_bench.data.schema import BoxMetric, DataConfig
 from vpeft_bench.data.splits import SPLITS, Dataset
 from vpeft_bench.data.voc import read_voc_boxes, read_voc_masks
@@ -190,7 +190,7 @@ def test_real_ade20k_sample(config_dir: Path, shared_data: Path, tmp_path: Path)
 
     config.lists["train"] = "validation"
     with pytest.raises(UnsoundDataError, match="3 of the 3 test pictures are in train"):
-        inspect(read_ade20k(config), config).require_sound()
+        inspected(read_ade20k(config), config).require_sound()
 
     for kind in ("images", "annotations"):  # two of its three pictures to train on
         for place, file in enumerate(sorted((shared_data / "ade20k_sample" / kind).rglob("*.*g"))):
@@ -1013,10 +1013,10 @@ def test_no_picture_is_trained_and_tested_on(devkit: DataConfig, masks: DataConf
     assert read_voc_boxes(devkit)
     masks.lists["val"] = masks.lists["test"]  # validated on what is tested on
     with pytest.raises(UnsoundDataError, match="1 of the 1 test pictures are in train"):
-        inspect(read_voc_masks(masks), masks).require_sound()
+        inspected(read_voc_masks(masks), masks).require_sound()
     masks.lists["val"], masks.lists["test"] = "", "train"
     with pytest.raises(UnsoundDataError, match=r"3 of the 3 (.|\n)*data\.lists\.test=") as caught:
-        inspect(read_voc_masks(masks), masks).require_sound()
+        inspected(read_voc_masks(masks), masks).require_sound()
     assert "v0" in str(caught.value)
 
 

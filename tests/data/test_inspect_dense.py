@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.conftest import inspected
+from vpeft_bench.data.composed import compose_data_configs
 from vpeft_bench.data.dataset import open_dataset
-from vpeft_bench.data.inspection import Inspection, inspect
-from vpeft_bench.data.listing import compose_data_configs
+from vpeft_bench.data.inspection import Inspection
 from vpeft_bench.data.schema import BoxMetric, DataConfig
 
 Box = tuple[float, float, float, float]
@@ -66,7 +67,7 @@ def edit(config: DataConfig, file: str, **changes: Any) -> None:
 
 
 def looked_at(config: DataConfig, **options: Any) -> Inspection:
-    return inspect(open_dataset(config), config, **options)
+    return inspected(open_dataset(config), config, **options)
 
 
 def refused(inspection: Inspection) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.data.conftest import check
+from tests.data.conftest import check, inspected
 from vpeft_bench.data.dataset import open_dataset
-from vpeft_bench.data.inspection import Inspection, inspect
+from vpeft_bench.data.inspection import Inspection
 from vpeft_bench.data.schema import DataConfig
 
 MakeImageList = Callable[..., DataConfig]
@@ -23,7 +23,7 @@ TEST = "".join(f"images/{number}.png {number % 3}\n" for number in range(9, 12))
 
 
 def looked_at(config: DataConfig, full: bool = False) -> Inspection:
-    return inspect(open_dataset(config), config, full=full)
+    return inspected(open_dataset(config), config, full=full)
 
 
 def only_problem(config: DataConfig, full: bool = False) -> str:

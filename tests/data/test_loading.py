@@ -20,6 +20,7 @@ from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.loading import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    EpochSampler,
     Preprocessing,
     build_loader,
     preprocessing_for,
@@ -54,7 +55,7 @@ def loader(
         split,
         preprocessing,
         train=train,
-        batch_size=4,
+        sampler=EpochSampler(len(split), 4, seed, shuffle=train),
         seed=seed,
         workers=workers,
         cache_gib=cache_gib,

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.conftest import check
+from tests.data.conftest import check, inspected
 from vpeft_bench.choices import config_dir
 from vpeft_bench.config import RunConfig, plain
+from vpeft_bench.data.composed import compose_data_configs
 from vpeft_bench.data.dataset import open_dataset
-from vpeft_bench.data.inspection import inspect
-from vpeft_bench.data.listing import compose_data_configs
 from vpeft_bench.data.readers import READERS
 from vpeft_bench.data.schema import DataConfig, Reader
 from vpeft_bench.data.shares import held_out
@@ -76,7 +75,7 @@ def test_folders_of_splits(root: Path, names: tuple[str, str, str]) -> None:
     assert dataset.class_names == ("ant", "bee")
     assert dataset.split("train").labels.tolist() == [0] * 6 + [1] * 6  # type: ignore[attr-defined]
     assert files(dataset, "test")[0] == "ant/0.png"
-    assert inspect(dataset, config_of("imagefolder", root)).problems == []
+    assert inspected(dataset, config_of("imagefolder", root)).problems == []
 
 
 def test_a_tree_is_split_by_stated_shares(root: Path) -> None:
@@ -209,7 +208,7 @@ def test_tables_of_other_programs(
     dataset = open_dataset(config_of("csv", root))
     assert counts(dataset) == {"train": 2, "val": 2, "test": 2, "trainval": 4}
     assert dataset.class_names == ("ant", "bee")
-    assert inspect(dataset, config_of("csv", root)).problems == []
+    assert inspected(dataset, config_of("csv", root)).problems == []
 
 
 def test_numbers_are_in_their_own_order(root: Path) -> None:
@@ -275,7 +274,7 @@ def test_a_missing_table_names_those_that_are_there(root: Path) -> None:
 def test_one_picture_twice_is_refused_as_everywhere(root: Path, row: str, said: str) -> None:
     table(root, "\n".join(["path,label,split", *ROWS, row]))
     config = config_of("csv", root)
-    found = inspect(open_dataset(config), config).problems
+    found = inspected(open_dataset(config), config).problems
     assert any(said in str(one) for one in found), found
 
 
@@ -301,7 +300,7 @@ def test_classes_without_training_pictures_may_be_allowed(root: Path) -> None:
     config = config_of("imagefolder", root, allow_unseen_classes=True)
     dataset = open_dataset(config)
     assert dataset.class_names == ("ant", "bee", "wasp")
-    found = inspect(dataset, config)
+    found = inspected(dataset, config)
     assert found.problems == []
     assert any("no training picture" in notice for notice in found.notices)
 
@@ -373,5 +372,5 @@ def test_what_is_taken_or_a_path_is_not_proposed_as_a_column(root: Path) -> None
 def test_labels_are_called_as_the_table_calls_them(root: Path) -> None:
     table(root, "\n".join(["path,label,split", *ROWS, "a.png,bee,train"]))
     config = config_of("csv", root)
-    found = "\n".join(map(str, inspect(open_dataset(config), config).problems))
+    found = "\n".join(map(str, inspected(open_dataset(config), config).problems))
     assert "a.png: ant in labels.csv, bee in labels.csv" in found

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.data.conftest import check
+from vpeft_bench.data.composed import compose_data_configs
 from vpeft_bench.data.dataset import SPLITS, open_dataset
-from vpeft_bench.data.listing import compose_data_configs
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.errors import ConfigError, MissingDataError, VpeftBenchError
 

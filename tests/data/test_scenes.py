@@ -70,7 +70,7 @@ def test_configured_facts_hold(config_dir: Path, variant: str) -> None:
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         run = typed(compose("config", overrides=[f"data=demo/scenes_{variant}"]))
     assert run.head is not None
-    assert (run.task.name, run.head.name) == CHOICES[variant]
+    assert (run.task["name"], run.head.name) == CHOICES[variant]
     config = run.data
     assert (config.reader, config.variant) == ("scenes", variant)
     dataset = read_scenes(config)

@@ -9,7 +9,7 @@ import pytest
 from torch.utils.data import Dataset
 
 from vpeft_bench.data.dataset import open_dataset
-from vpeft_bench.data.loading import build_loader, preprocessing_for
+from vpeft_bench.data.loading import EpochSampler, build_loader, preprocessing_for
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import LabelledSplit
 from vpeft_bench.data.workers import Loader, hands_over_errors
@@ -35,7 +35,7 @@ def test_a_damaged_picture_is_one_line(
             split,
             PLAIN,
             train=False,
-            batch_size=2,
+            sampler=EpochSampler(len(split), 2, 0, shuffle=False),
             seed=0,
             workers=workers,
             cache_gib=cache_gib,

@@ -145,7 +145,7 @@ def _sub_command_problems(arguments: list[str]) -> list[str]:
     from vpeft_bench import list_methods
     from vpeft_bench.catalogue.backbones import main as backbones
     from vpeft_bench.catalogue.listing import main as methods
-    from vpeft_bench.data.listing import main as data
+    from vpeft_bench.cli.data import main as data
     from vpeft_bench.leaderboard.cli import main as leaderboard
     from vpeft_bench.serving import main as export
     from vpeft_bench.show import main as show

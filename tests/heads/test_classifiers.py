@@ -25,7 +25,7 @@ from vpeft_bench.identity import config_hash
 from vpeft_bench.record import RunRecord
 from vpeft_bench.run import run
 from vpeft_bench.show import show
-from vpeft_bench.tasks.classification import Classification
+from vpeft_bench.tasks.classification.module import Classification
 
 
 def config(*overrides: str) -> RunConfig:

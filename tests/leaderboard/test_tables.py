@@ -13,7 +13,7 @@ from tests.leaderboard.conftest import CPU
 from vpeft_bench.benchmarks import known
 from vpeft_bench.choices import choices_on_disk, config_dir, use_folders
 from vpeft_bench.cost.card import CardStatus, CostCard
-from vpeft_bench.data.listing import compose_data_configs
+from vpeft_bench.data.composed import compose_data_configs
 from vpeft_bench.formats import shortest, to_csv, to_markdown
 from vpeft_bench.leaderboard.cards import collect_cards, join
 from vpeft_bench.leaderboard.cells import Cell, collect

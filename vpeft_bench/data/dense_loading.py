@@ -52,7 +52,7 @@ def build_dense_loader(
     input: InputConfig,
     *,
     train: bool,
-    batch_size: int,
+    sampler: EpochSampler,
     seed: int,
     workers: int,
     cache_gib: float,
@@ -79,9 +79,9 @@ def build_dense_loader(
     Args:
         split: the pictures.
         input: sizes and augmentation.
-        train: shuffle and augment; otherwise pictures come in order and as they are.
-        batch_size: pictures per batch.
-        seed: of order and augmentation.
+        train: augment; otherwise pictures come as they are.
+        sampler: which pictures make each batch.
+        seed: of augmentation.
         workers: processes that decode what is not kept in memory, and that augment large crops;
             none are started where there is neither to do.
         cache_gib: the split is kept in memory where that takes, judged by some of its pictures, no
@@ -100,7 +100,7 @@ def build_dense_loader(
             workers = 0
     return Loader(
         batches,
-        sampler=EpochSampler(len(split), batch_size, seed, shuffle=train),
+        sampler=sampler,
         batch_size=None,  # the sampler's items are whole batches already
         num_workers=workers,
         persistent_workers=workers > 0,

@@ -8,18 +8,14 @@ they cannot read; what can be read and is wrong all the same is found here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vpeft_bench.data.findings import Inspection, Track, untracked
 from vpeft_bench.data.folders import Folders
 from vpeft_bench.data.inspect_content import inspect_content
-from vpeft_bench.data.inspect_labels import inspect_labels
 from vpeft_bench.data.inspect_lists import inspect_lists
-from vpeft_bench.data.inspect_maps import inspect_maps
 from vpeft_bench.data.inspect_names import inspect_names
-from vpeft_bench.data.inspect_objects import inspect_objects
 from vpeft_bench.data.inspect_pictures import inspect_pictures
-from vpeft_bench.data.inspect_shapes import inspect_shapes
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import Dataset
 from vpeft_bench.data_facts import DataFacts
@@ -31,16 +27,12 @@ Inspector = Callable[[Dataset, DataConfig, Inspection], None]
 
 OF_ALL: tuple[Inspector, ...] = (inspect_lists, inspect_names, inspect_pictures, inspect_content)
 """What holds for every data set."""
-OF_TASK: dict[str, tuple[Inspector, ...]] = {
-    "classification": (inspect_labels,),
-    "detection": (inspect_objects, inspect_shapes),
-    "segmentation": (inspect_maps,),
-}
 
 
 def inspect(
     dataset: Dataset,
     config: DataConfig,
+    of_task: Sequence[Inspector],
     *,
     full: bool = False,
     max_detections: int | None = None,
@@ -52,6 +44,7 @@ def inspect(
     Args:
         dataset: as its reader opened it.
         config: its configuration.
+        of_task: look for what does not fit the task.
         full: look at every picture and every label map, not at a sample of them.
         max_detections: most detections of a picture that the head gives, where one is chosen.
         evaluated: the split that is reported: ``val`` under ``protocol=select``.
@@ -69,7 +62,7 @@ def inspect(
             classes=dataset.num_classes,
         ),
     )
-    for inspector in (*OF_ALL, *OF_TASK[dataset.task]):
+    for inspector in (*OF_ALL, *of_task):
         inspector(dataset, config, inspection)
     return inspection
 

@@ -45,21 +45,30 @@ class Preprocessing:
     """How a picture becomes the network's input.
 
     Attributes:
-        image_size: height and width of the input in pixels.
+        image_size: height and width of the input in pixels; None where it has any size.
         interpolation: Pillow's name of the resize filter, e.g. ``bilinear`` or ``bicubic``; Pillow
             always filters against aliasing when it shrinks.
         mean: per channel, of pixels scaled to 0 to 1.
         std: per channel, of pixels scaled to 0 to 1.
         resize: how any size becomes the input size.
         augmentation: what is done to training pictures.
+        sides: where the input has any size, pixels of its shorter side in evaluation, and the most
+            of its longer side.
     """
 
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resize: Resize
     augmentation: Augmentation
+    sides: tuple[int, int] | None = None
+
+    @property
+    def height_and_width(self) -> tuple[int, int]:
+        """Of an input that has one size."""
+        assert self.image_size is not None
+        return self.image_size
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 pictures as float32 input of the network, on their device."""
@@ -77,7 +86,10 @@ def _channel_statistics(
 
 
 def preprocessing_for(
-    data_config: DataConfig, pretrained_cfg: Mapping[str, Any], image_size: int | tuple[int, int]
+    data_config: DataConfig,
+    pretrained_cfg: Mapping[str, Any],
+    image_size: int | tuple[int, int] | None,
+    sides: tuple[int, int] | None = None,
 ) -> Preprocessing:
     """The preprocessing of a data set for given weights.
 
@@ -85,17 +97,19 @@ def preprocessing_for(
         data_config: says resize, augmentation and whose normalisation.
         pretrained_cfg: timm's description of the weights; of it ``interpolation``, ``mean`` and
             ``std`` are read.
-        image_size: input size of the network: height and width, or the side of a square.
+        image_size: input size of the network: height and width, or the side of a square; None
+            where it reads any size.
+        sides: what bounds the input there, see :class:`Preprocessing`.
     """
     imagenet = data_config.normalization is Normalization.imagenet
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     return Preprocessing(
-        image_size=(height, width),
+        image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
         interpolation=pretrained_cfg["interpolation"],
         mean=IMAGENET_MEAN if imagenet else tuple(pretrained_cfg["mean"]),
         std=IMAGENET_STD if imagenet else tuple(pretrained_cfg["std"]),
         resize=data_config.resize,
         augmentation=data_config.augmentation,
+        sides=sides if image_size is None else None,
     )
 
 
@@ -104,7 +118,7 @@ def build_loader(
     preprocessing: Preprocessing,
     *,
     train: bool,
-    batch_size: int,
+    sampler: EpochSampler,
     seed: int,
     workers: int,
     cache_gib: float,
@@ -117,9 +131,9 @@ def build_loader(
     Args:
         split: the pictures.
         preprocessing: how they are resized and, in training, augmented.
-        train: shuffle and augment; otherwise pictures come in order, cropped at the centre.
-        batch_size: pictures per batch.
-        seed: of order and augmentation.
+        train: augment; otherwise pictures are cropped at the centre.
+        sampler: which pictures make each batch.
+        seed: of augmentation.
         workers: processes that decode what is not kept in memory, and that compute RandAugment;
             none are started where there is neither to do.
         cache_gib: the split is kept in memory, resized, where that takes no more GiB than this.
@@ -131,7 +145,7 @@ def build_loader(
             workers = 0
     return Loader(
         batches,
-        sampler=EpochSampler(len(split), batch_size, seed, shuffle=train),
+        sampler=sampler,
         batch_size=None,  # the sampler's items are whole batches already
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -159,11 +173,15 @@ class EpochSampler(Sampler[BatchKey]):
 
     def __iter__(self) -> Iterator[BatchKey]:
         """The batches of the chosen epoch."""
-        order = np.arange(self.size)
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        order = self.order()
         for start in range(0, self.size, self.batch_size):
             yield self.epoch, order[start : start + self.batch_size]
+
+    def order(self) -> NDArray[np.int64]:
+        """All indices in the order of the chosen epoch."""
+        if self.shuffle:
+            return np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        return np.arange(self.size)
 
 
 class _Batches(TorchDataset[Batch]):
@@ -213,14 +231,16 @@ class _Batches(TorchDataset[Batch]):
             if self._crops_at_random:  # pictures of different sizes
                 self._memory = list(images)
                 return
-            memory = torch.empty(len(self), 3, *self.preprocessing.image_size, dtype=torch.uint8)
+            memory = torch.empty(
+                len(self), 3, *self.preprocessing.height_and_width, dtype=torch.uint8
+            )
             for slot, image in zip(memory, images, strict=True):
                 slot.copy_(image)
             self._memory = memory
 
     def _estimated_bytes(self) -> int:
         """What the resized pictures take; before a random crop a shape of 4:3 is assumed."""
-        height, width = self.preprocessing.image_size
+        height, width = self.preprocessing.height_and_width
         area = height * width
         if self._crops_at_random:
             area = _before_crop(height) * _before_crop(width) * 4 // 3
@@ -253,7 +273,7 @@ class _Batches(TorchDataset[Batch]):
         if self.augmentation is Augmentation.none:
             return pixels
         rng = np.random.default_rng([self.seed, epoch, index])
-        height, width = self.preprocessing.image_size
+        height, width = self.preprocessing.height_and_width
         top = rng.integers(pixels.shape[1] - height + 1)
         left = rng.integers(pixels.shape[2] - width + 1)
         pixels = pixels[:, top : top + height, left : left + width]
@@ -269,7 +289,7 @@ class _Batches(TorchDataset[Batch]):
 def as_input(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     """An RGB picture as (3, H, W) uint8 of the input size, as evaluation sees it."""
     pixels = _pixels(_resize(image, preprocessing))
-    height, width = preprocessing.image_size
+    height, width = preprocessing.height_and_width
     # Rounded as torchvision's CenterCrop does.
     top = round((pixels.shape[1] - height) / 2)
     left = round((pixels.shape[2] - width) / 2)
@@ -287,7 +307,7 @@ def _before_crop(side: int) -> int:
 
 def _resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """``image`` at the input size, or at the size that the crop is taken from."""
-    height, width = preprocessing.image_size
+    height, width = preprocessing.height_and_width
     if preprocessing.resize is Resize.shorter_side:
         height, width = _before_crop(height), _before_crop(width)
         if image.width * height < image.height * width:
@@ -301,7 +321,7 @@ def _resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
 def _randaugment(preprocessing: Preprocessing) -> RandAugment:
     """RandAugment with the parameters that timm's training transform gives it."""
     options = {
-        "translate_const": int(min(preprocessing.image_size) * 0.45),
+        "translate_const": int(min(preprocessing.height_and_width) * 0.45),
         "img_mean": tuple(min(255, round(255 * mean)) for mean in preprocessing.mean),
         "interpolation": Image.Resampling[preprocessing.interpolation.upper()],
         # At magnitude 10, which the noise reaches now and then, timm has Pillow posterize to no

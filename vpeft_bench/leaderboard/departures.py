@@ -18,7 +18,7 @@ from vpeft_bench.leaderboard.cells import Cell
 _TOLD = {
     "method",
     "variant",
-    "task",
+    "task.name",
     "protocol",
     "backbone.name",
     "backbone.model",
@@ -89,7 +89,8 @@ def _differing(
 
 def _settings(cell: Cell) -> dict[str, Any]:
     record = cell.records[0]
-    return scientific(record.asked, record.uncounted)
+    # Of the task all options: those that are neutral in one row may not be in another.
+    return {**scientific(record.asked, record.uncounted), "task": record.asked.get("task")}
 
 
 def _flat(part: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -99,7 +100,8 @@ def _flat(part: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         if key in _TOLD:
             continue
         known = setting_of(key)
-        if isinstance(value, dict) and known is not None and known.section:
+        section = key == "task" or (known is not None and known.section)
+        if isinstance(value, dict) and section:
             yield from _flat(value, f"{key}.")
         elif value not in (None, {}, []):
             yield key, value

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from vpeft_bench.errors import MethodOptionError, Problem, nearest
+from vpeft_bench.errors import MethodOptionError, Problem
 from vpeft_bench.methods.base import Method, default_options
 from vpeft_bench.methods.names import METHODS
+from vpeft_bench.options import typed, wrong_options
 
 
 @dataclass(frozen=True)
@@ -119,9 +118,7 @@ def checked(method: Method) -> Method:
 def _built(found: type[Method], options: Mapping[str, Any]) -> Method:
     if problems := _option_problems(found, options):
         raise MethodOptionError(problems)
-    hints = get_type_hints(found)
-    # A whole number given for a real one is stored as such: alpha=8 and alpha=8.0 are one method.
-    method = found(**{key: _plain(value, hints[key]) for key, value in options.items()})
+    method = found(**typed(found, options))
     if problems := list(method.conflicts()):
         raise MethodOptionError(problems)
     return method
@@ -133,74 +130,4 @@ def option_problems(name: str, options: Mapping[str, Any]) -> list[Problem]:
 
 
 def _option_problems(found: type[Method], options: Mapping[str, Any]) -> list[Problem]:
-    name = found.name
-    hints = get_type_hints(found)
-    known = {f.name: f for f in fields(found)}
-    defaults = default_options(found)
-    problems = []
-    for key, value in options.items():
-        where = f"method.{key}"
-        if key not in known:
-            close = nearest(key, known)
-            fix = [f"did you mean method.{close}=..."] if close else []
-            fix.append(f"options: {', '.join(known) or 'none'}")
-            problems.append(Problem(where, f"{name} has no such option", "\n".join(fix)))
-            continue
-        what = _wrong(value, hints[key], known[key].metadata)
-        if what:
-            default = f"default: {where}={defaults[key]}"
-            problems.append(Problem(f"{where}={value}", what, default))
-    return problems
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
-    return get_args(hint) if get_origin(hint) is UnionType else (hint,)
-
-
-def _plain(value: Any, hint: Any) -> Any:
-    return float(value) if type(value) is int and float in _kinds(hint) else value
-
-
-def _wrong(value: Any, hint: Any, metadata: Mapping[str, Any]) -> str | None:
-    """What is wrong with an option's value, or None."""
-    kinds = _kinds(hint)
-    if value is None:
-        return None if NoneType in kinds else "must not be null"
-    kind = next(k for k in kinds if k is not NoneType)
-    if type(value) is bool and bool in kinds:
-        return None
-    if kinds[:2] == (bool, str):  # a switch that also takes names
-        kind = str
-    choices = metadata["choices"]
-    if get_origin(kind) is list:
-        if not isinstance(value, list) or not value:
-            return "must be a non-empty list"
-        (item_kind,) = get_args(kind)
-        if any(type(item) is not item_kind for item in value):
-            return f"must hold items of type {item_kind.__name__}"
-        wrong = [item for item in value if item not in choices] if choices else []
-        if wrong:
-            return f"{wrong} not in {list(choices)}"
-        if len(set(value)) < len(value) and (metadata["distinct"] or item_kind is str):
-            return "names something twice"
-        return next((p for item in value if (p := _out_of_range(item, metadata))), None)
-    value = _plain(value, kind)
-    if type(value) is not kind:
-        return f"must be {'a number' if kind is float else f'of type {kind.__name__}'}"
-    if choices and value not in choices:
-        close = nearest(value, choices)
-        hint_text = f" (did you mean {close}?)" if close else ""
-        return f"must be one of {', '.join(choices)}{hint_text}"
-    if kind is float and not math.isfinite(value):
-        return "must be finite"
-    return _out_of_range(value, metadata)
-
-
-def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
-    low, high = metadata["minimum"], metadata["maximum"]
-    if (low is not None and value < low) or (high is not None and value > high):
-        if high is None:
-            return f"must be at least {low:g}"
-        return f"must be between {low:g} and {high:g}"
-    return None
+    return wrong_options(found, options, "method", found.name, default_options(found))

@@ -1,4 +1,4 @@
-"""What all tasks share: the optimizer, the penalty, and what a checkpoint keeps."""
+"""What all tasks share: model, optimizer, penalty, and what a checkpoint keeps."""
 
 from __future__ import annotations
 
@@ -10,8 +10,26 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from vpeft_bench.attachment import Attached
+from vpeft_bench.backbones.load import LoadedBackbone
 from vpeft_bench.config import TrainConfig
+from vpeft_bench.data.loading import Preprocessing
 from vpeft_bench.tasks.optim import Trained, adamw, schedule
+
+
+@dataclass(frozen=True)
+class Model:
+    """A backbone with its method, and what it is fed with.
+
+    Attributes:
+        loaded: the backbone, its weights and their facts.
+        attached: the method on it; it may not be placed yet.
+        preprocessing: how pictures become its input.
+    """
+
+    loaded: LoadedBackbone
+    attached: Attached
+    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,11 @@ class Training:
     steps_per_epoch: int
     penalty: Callable[[], Tensor | None] = lambda: None
     fused_optimizer: bool = True
+
+
+Inputs = Tensor | dict[str, Tensor]
+"""uint8 images ``(B, 3, H, W)``, or the frozen features that the method reads, by name."""
+LabelledBatch = tuple[Inputs, Tensor]
 
 
 def _forgotten(prediction: Any) -> None:
@@ -172,3 +195,36 @@ class Task(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what changes: trained parameters and buffers, not the frozen weights."""
         checkpoint["state_dict"] = self.changing()
+
+
+class LabelledTask(Task):
+    """A task whose network is the backbone itself, which gives one vector for a picture.
+
+    Args:
+        model: images ``(B, 3, H, W)`` to vectors ``(B, C)``; by ``resume``, frozen features too.
+        normalize: uint8 images to what the model reads, on the device.
+        training: how it is trained.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        normalize: Callable[[Tensor], Tensor],
+        training: Training | None = None,
+    ) -> None:
+        super().__init__(model, training)
+        self.normalize = normalize
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Images or frozen features to vectors ``(B, C)``."""
+        vectors: Tensor
+        if isinstance(inputs, Tensor):
+            vectors = self.model(self.normalize(inputs))
+            return vectors
+        features = {
+            name: self.normalize(kept) if name == "images" else kept.float()
+            for name, kept in inputs.items()
+        }
+        model: Any = self.model
+        vectors = model.resume(features)
+        return vectors

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vpeft_bench.metric_names import METRICS
-from vpeft_bench.tasks.base import Task, Training
-
-Inputs = Tensor | dict[str, Tensor]
-"""uint8 images ``(B, 3, H, W)``, or the frozen features that the method reads, by name."""
-Batch = tuple[Inputs, Tensor]
+from vpeft_bench.tasks.base import LabelledBatch, LabelledTask, Training
 
 
-class Classification(Task):
+class Classification(LabelledTask):
     """One classifier.
 
     Args:
@@ -33,33 +28,18 @@ class Classification(Task):
         normalize: Callable[[Tensor], Tensor],
         training: Training | None = None,
     ) -> None:
-        super().__init__(model, training)
-        self.normalize = normalize
+        super().__init__(model, normalize, training)
         smoothing = training.config.label_smoothing if training else 0.0
         self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=smoothing)
         self.pairs = MulticlassConfusionMatrix(num_classes)
 
-    def forward(self, inputs: Inputs) -> Tensor:
-        """Images or frozen features to logits ``(B, C)``."""
-        logits: Tensor
-        if isinstance(inputs, Tensor):
-            logits = self.model(self.normalize(inputs))
-            return logits
-        features = {
-            name: self.normalize(kept) if name == "images" else kept.float()
-            for name, kept in inputs.items()
-        }
-        model: Any = self.model
-        logits = model.resume(features)
-        return logits
-
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: LabelledBatch) -> Tensor:
         """Cross entropy."""
         inputs, labels = batch
         loss: Tensor = self.cross_entropy(self(inputs), labels)
         return loss
 
-    def score(self, batch: Batch) -> None:
+    def score(self, batch: LabelledBatch) -> None:
         """Count pairs of true and predicted class; logits ``(B, C)`` are the prediction."""
         inputs, labels = batch
         logits = self(inputs)

@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from vpeft_bench.cli.data_asked import EXIT_FAILED, answered, asked, parser
 from vpeft_bench.config import RunConfig, evaluated_split
-from vpeft_bench.data.asked import EXIT_FAILED, answered, asked, parser
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.inspection import Inspection, inspect
 from vpeft_bench.data.splits import SPLITS, Dataset
 from vpeft_bench.errors import MissingDataError
 from vpeft_bench.files import typed_path, write_atomically
+from vpeft_bench.tasks.names import kind_of
 from vpeft_bench.terminal import Terminal
 
 MINIMUM_COLUMNS = 100  # narrower tables would cut numbers short
@@ -57,6 +58,7 @@ def check(config: RunConfig, out: Path | None, console: Console) -> int:
         found = inspect(
             dataset,
             config.data,
+            kind_of(config).inspectors(),
             full=True,
             max_detections=most,
             evaluated=evaluated_split(config.protocol.name),
@@ -70,7 +72,7 @@ def check(config: RunConfig, out: Path | None, console: Console) -> int:
 
     if dataset is not None:
         console.width = max(console.width, MINIMUM_COLUMNS)
-        console.print(_heading(dataset, found), soft_wrap=True)
+        console.print(_heading(config, dataset, found), soft_wrap=True)
         console.print(_table(dataset, found))
     for notice in found.notices:
         console.print(f"note: {notice}", soft_wrap=True)
@@ -89,7 +91,7 @@ def report(config: RunConfig, dataset: Dataset | None, found: Inspection) -> dic
     return {
         "data": config.data.name,
         "root": config.data.root,
-        "task": dataset and dataset.task,
+        "task": config.task["name"],
         "fingerprint": dataset and dataset.fingerprint,
         "lists": dict(dataset.lists) if dataset else {},
         "sound": not found.problems,
@@ -99,10 +101,10 @@ def report(config: RunConfig, dataset: Dataset | None, found: Inspection) -> dic
     }
 
 
-def _heading(dataset: Dataset, found: Inspection) -> str:
+def _heading(config: RunConfig, dataset: Dataset, found: Inspection) -> str:
     classes = _counted(dataset.num_classes, "class", "classes")
     of_pictures = f", {found.facts.image_format}" if found.facts.image_format else ""
-    return f"{dataset.name}: {dataset.task}, {classes}{of_pictures}"
+    return f"{dataset.name}: {config.task['name']}, {classes}{of_pictures}"
 
 
 def _table(dataset: Dataset, found: Inspection) -> Table:

@@ -1,37 +1,27 @@
-"""The table behind ``python -m vpeft_bench data``: every data set, and whether it is there."""
+"""``python -m vpeft_bench data``: every data set, and whether it is there."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import cast
 
-from hydra import initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.defaults_list import create_defaults_list
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vpeft_bench import config_sources, plugins
+from vpeft_bench import plugins
 from vpeft_bench.benchmarks import CUSTOM, FOLDER, Benchmark, find, known
 from vpeft_bench.choices import choices_on_disk, config_dir, use_folders
-from vpeft_bench.config import register_resolvers
+from vpeft_bench.data.composed import CLASSIFICATION, compose_with_tasks
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.folders import candidate_folders
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.errors import ConfigError, Problem, ProblemsError, nearest
 from vpeft_bench.terminal import Terminal
-from vpeft_bench.typed_text import quoted
 
-CLASSIFICATION = "classification"
 COMMANDS = ("check", "show")
 MINIMUM_COLUMNS = 112  # the widest table: narrower ones would cut names short
 
@@ -72,11 +62,11 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
         own: a further folder of configs (``--config-dir``).
     """
     if arguments and arguments[0] == "check":
-        from vpeft_bench.data.check import main as check
+        from vpeft_bench.cli.data_check import main as check
 
         return check(arguments[1:], own)
     if arguments and arguments[0] == "show":
-        from vpeft_bench.data.show import main as show
+        from vpeft_bench.cli.data_show import main as show
 
         return show(arguments[1:], own)
     if arguments and not arguments[0].startswith("-"):
@@ -128,56 +118,6 @@ def _no_such_command(typed: str) -> Problem:
     return Problem(f"data {typed}", "no such command", "\n".join(dict.fromkeys(fix)))
 
 
-def compose_data_configs(directory: Path, names: Sequence[str]) -> list[DataConfig]:
-    """The configurations that ``data=NAME`` chooses, for all ``names``.
-
-    Raises OmegaConf's error for a key or a type that DataConfig does not have.
-    """
-    return [config for config, _ in _compose(directory, names)]
-
-
-def _compose(
-    directory: Path, names: Sequence[str], own: Path | None = None
-) -> list[tuple[DataConfig, str]]:
-    """For all ``names`` the configuration that ``data=NAME`` chooses, and the task with it.
-
-    A data set may choose its task and head, which the primary config lets it. That one composes a
-    dozen files besides; here every group but ``data`` is left empty, unless the data set fills it,
-    and Hydra's own config, which is most of the work, is left out.
-    """
-    groups = sorted(path.name for path in directory.iterdir() if path.is_dir())
-    empty = [{group: None} for group in groups if group != "data"]
-    primary = "data_alone"
-    schema = OmegaConf.structured(DataConfig)
-    composed = []
-    places = [] if own is None else [f"hydra.searchpath=[{quoted(f'file://{own}')}]"]
-    register_resolvers()
-    config_sources.register()
-    with _no_hydra(), initialize_config_dir(str(directory.absolute()), version_base="1.3"):
-        for name in names:
-            defaults = [*empty, {"data": name}, "_self_"]
-            ConfigStore.instance().store(primary, {"defaults": defaults})
-            loader = GlobalHydra.instance().config_loader()
-            assert isinstance(loader, ConfigLoaderImpl)
-            overrides, files = loader._parse_overrides_and_create_caching_repo(primary, places)
-            chosen = create_defaults_list(files, primary, overrides, False, skip_missing=False)
-            config = loader._compose_config_from_defaults_list(chosen.defaults, files)
-            data = cast(DataConfig, OmegaConf.to_object(OmegaConf.merge(schema, config.data)))
-            composed.append((data, OmegaConf.select(config, "task.name", default=CLASSIFICATION)))
-    return composed
-
-
-@contextmanager
-def _no_hydra() -> Iterator[None]:
-    """Within a job Hydra is there already, for one config; it is put back afterwards."""
-    before = GlobalHydra.instance().hydra
-    GlobalHydra.instance().hydra = None
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().hydra = before
-
-
 def list_datasets(
     directory: Path, roots: Mapping[str, str] | None = None, own: Path | None = None
 ) -> list[Listed]:
@@ -190,7 +130,7 @@ def list_datasets(
     """
     folders = [directory, *plugins.config_folders(), *([] if own is None else [own])]
     names = {name for folder in folders for name in choices_on_disk(folder).get("data", ())}
-    composed = _compose(directory, sorted(names), own)
+    composed = compose_with_tasks(directory, sorted(names), own)
     every = known()
     composed.sort(key=lambda pair: _place(pair[0], every))
     listed = []

@@ -1,0 +1,1 @@
+"""Image retrieval: pictures of classes that were not trained on, found by an embedding."""
