@@ -113,7 +113,7 @@ def test_published_dense_recipes(name: str, head: str, backbone: str) -> None:
     assert config.train.lr == (3e-4 if segmentation else 1e-4)
     assert config.train.schedule is (Schedule.poly if segmentation else Schedule.step)
     assert list(validation._values(config)) == []
-    assert list(validation._dense(config)) == []
+    assert list(validation._task(config)) == []
     warm_up = {"coco": 500 * 16 / 118_287, "voc0712": 0.0, "ade20k": 1500 * 16 / 20_210}
     assert config.train.warmup_epochs == pytest.approx(warm_up[name], rel=0.01)
     full = composed(f"experiment={name}", "method=full")
@@ -150,7 +150,7 @@ def test_the_published_coco_rows_have_their_own_heads_and_cuts() -> None:
 )
 def test_parts_of_detectors_that_do_not_fit(overrides: list[str], problem: str) -> None:
     config = composed(*overrides)
-    text = "\n".join(map(str, [*validation._values(config), *validation._dense(config)]))
+    text = "\n".join(map(str, [*validation._values(config), *validation._task(config)]))
     assert problem in text
     assert "Traceback" not in text
 

@@ -140,7 +140,7 @@ def test_a_head(tmp_path: Path) -> None:
     HEADS.add("doubled", Head("classification", f"{__name__}:double"))
     assert of_task("classification") == ["batch_norm", "doubled"]
     config = config_of("head=batch_norm", "head.name=doubled")
-    assert list(validation._dense(config)) == []
+    assert list(validation._task(config)) == []
     from vpeft_bench.build import build_model
     from vpeft_bench.data.dataset import open_dataset
 

@@ -426,6 +426,11 @@ PATHS = (
 )
 
 
+def trained_split(config: RunConfig) -> str:
+    """The split that is trained on."""
+    return "train" if config.protocol.name is Protocol.select else config.data.final_train
+
+
 def register_schema() -> None:
     """Make the schema known to Hydra; ``config.yaml`` names it first in its defaults.
 

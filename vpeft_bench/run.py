@@ -41,6 +41,7 @@ from vpeft_bench.config import (
     RunConfig,
     evaluated_split,
     plain,
+    trained_split,
 )
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.data.inspect_content import compare_content
@@ -293,8 +294,7 @@ class _Run:
 
     def _loaders(self, model: Model) -> tuple[DataLoader, DataLoader]:
         """Training and evaluation batches, as the protocol says: of pictures or of features."""
-        final = self.config.protocol.name is Protocol.final
-        train_split = self.config.data.final_train if final else "train"
+        train_split = trained_split(self.config)
         eval_split = evaluated_split(self.config.protocol.name)
         self.happened["eval_split"] = eval_split
         self.happened["eval_images"] = len(self.dataset.split(eval_split))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vpeft_bench.attachment import Attached
-from vpeft_bench.config import Protocol, RunConfig
+from vpeft_bench.config import RunConfig, trained_split
 from vpeft_bench.data.dataset import Dataset
 from vpeft_bench.data.loading import EpochSampler, Preprocessing, build_loader
 from vpeft_bench.data.splits import LabelledSplit
@@ -54,8 +54,7 @@ class RunData:
         epoch: int = 0,
     ) -> Iterator[tuple[Tensor, ...]]:
         """One pass over what the run trains on; without its validation part where asked."""
-        final = self._config.protocol.name is Protocol.final and not hold_out_validation
-        split = self._config.data.final_train if final else "train"
+        split = "train" if hold_out_validation else trained_split(self._config)
         size = self._config.train.batch_size if batch_size is None else batch_size
         loader = self._loader(split, augment, size)
         loader.sampler.set_epoch(epoch)

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from vpeft_bench import variants
 from vpeft_bench.config import (
     Precision,
-    Protocol,
     RunConfig,
     Schedule,
+    trained_split,
 )
 from vpeft_bench.data.readers import READERS
 from vpeft_bench.data.schema import RENDERED
@@ -304,8 +304,7 @@ def _data(config: RunConfig, seen: Seen) -> Iterator[Problem]:
         )
         return
     for option, instead in _batch_norms(config):
-        final = config.protocol.name is Protocol.final
-        pictures = len(dataset.split(config.data.final_train if final else "train"))
+        pictures = len(dataset.split(trained_split(config)))
         size = config.train.batch_size
         if 1 in (size, pictures % max(1, size)):
             # Two at least, and none left over.

@@ -1,4 +1,4 @@
-"""The demo data sets, which need no download: scikit-learn's digits, rendered sprites and scenes.
+"""The demo data sets, which need no download: scikit-learn's digits, and what is rendered.
 
 Their pictures are kept in a cache folder (``$VPEFT_BENCH_CACHE``, else ``vpeft_bench`` below
 ``$XDG_CACHE_HOME`` or ``~/.cache``), under a name that holds the generator's version.
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vpeft_bench.data import scenes, sprites
+from vpeft_bench.data import glyphs, scenes, sprites
 from vpeft_bench.data.folders import fingerprint
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import (
@@ -47,6 +47,15 @@ _SCENE_RANGES = {
     "val": range(400, 500),
     "trainval": range(0, 500),
     "test": range(500, scenes.IMAGES),
+}
+
+_GLYPH_CLASSES = {
+    "retrieval": {
+        "train": range(0, 40),
+        "val": range(40, 50),
+        "trainval": range(0, 50),
+        "test": range(50, 100),
+    }
 }
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -115,6 +124,28 @@ def read_scenes(config: DataConfig) -> Dataset:
         fingerprint=fingerprint([f"scenes {variant} {scenes.VERSION}".encode()]),
         splits={name: _SCENE_SPLITS[variant](range_) for name, range_ in _SCENE_RANGES.items()},
         class_names=names,
+    )
+
+
+def read_glyphs(config: DataConfig) -> Dataset:
+    """The rendered glyphs, see ``vpeft_bench.data.glyphs``, each split with classes of its own.
+
+    Raises MissingDataError for a variant, a way to divide the classes, that does not exist.
+    """
+    variant = config.variant
+    if variant not in _GLYPH_CLASSES:
+        raise MissingDataError([unknown_name("data.variant", variant, _GLYPH_CLASSES)])
+    labels = glyphs.labels()
+    return Dataset(
+        name=config.name,
+        num_classes=glyphs.CLASSES,
+        fingerprint=fingerprint([f"glyphs {variant} {glyphs.VERSION}".encode()]),
+        splits={
+            name: ArraySplit(
+                labels[_glyphs_of(classes)], functools.partial(_glyph_pixels, variant, name)
+            )
+            for name, classes in _GLYPH_CLASSES[variant].items()
+        },
     )
 
 
@@ -243,3 +274,19 @@ def _scenes(name: str) -> NDArray[np.uint8]:
 def _build_scenes() -> Arrays:
     pixels, instances, classes = scenes.render()
     return {"pixels": pixels, "instances": instances, "classes": classes}
+
+
+@functools.cache
+def _glyphs() -> Arrays:
+    return cached(f"glyphs-v{glyphs.VERSION}", lambda: {"pixels": glyphs.render()})
+
+
+def _glyph_pixels(variant: str, split: str) -> NDArray[np.uint8]:
+    chosen = _glyphs_of(_GLYPH_CLASSES[variant][split])
+    return _glyphs()["pixels"][chosen].astype(np.uint8, copy=False)
+
+
+def _glyphs_of(classes: range) -> slice:
+    """Where the pictures of neighbouring classes lie."""
+    each = glyphs.PICTURES_PER_CLASS
+    return slice(each * classes.start, each * classes.stop)

@@ -22,7 +22,7 @@ def inspect_labels(dataset: Dataset, config: DataConfig, inspection: Inspection)
     occurring = {name: set(np.unique(of_split).tolist()) for name, of_split in labels.items()}
     for name, classes in occurring.items():
         inspection.count(name, "classes", len(classes))
-    _refuse_two_labels(dataset, labels, inspection)
+    refuse_two_labels(dataset, labels, inspection)
 
     trained = occurring[config.final_train]
     where = dataset.listed_in(config.final_train)
@@ -36,13 +36,13 @@ def inspect_labels(dataset: Dataset, config: DataConfig, inspection: Inspection)
     elif untested := trained - evaluated:
         inspection.tell(
             f"{len(untested)} of {len(trained)} trained classes have no {inspection.evaluated} "
-            f"picture: {_named(dataset, untested)}"
+            f"picture: {named_classes(dataset, untested)}"
         )
     unseen = occurring["test"] - trained
     pictures = int(np.isin(labels["test"], list(unseen)).sum())
     if unseen and not config.allow_unseen_classes:
         what = f"{pictures} of the {len(labels['test'])} test pictures are of classes without any "
-        what += f"training picture in {where}: {_named(dataset, unseen)}"
+        what += f"training picture in {where}: {named_classes(dataset, unseen)}"
         fix = "move pictures of these classes to the training part, or leave the classes out\n"
         fix += "where this is how the data set was published: data.allow_unseen_classes=true"
         inspection.refuse(dataset.listed_in("test"), what, fix)
@@ -51,7 +51,7 @@ def inspect_labels(dataset: Dataset, config: DataConfig, inspection: Inspection)
         tested = f", and {pictures} test {are} of them" if pictures else ""
         inspection.tell(
             f"{len(idle)} of {dataset.num_classes} classes have no training picture{tested}: "
-            f"{_named(dataset, idle)}"
+            f"{named_classes(dataset, idle)}"
         )
 
 
@@ -61,7 +61,7 @@ def _labels(dataset: Dataset, name: str) -> NDArray[np.int64]:
     return split.labels
 
 
-def _refuse_two_labels(
+def refuse_two_labels(
     dataset: Dataset, labels: dict[str, NDArray[np.int64]], inspection: Inspection
 ) -> None:
     """Refuse pictures that a list, or two of them, give different classes."""
@@ -82,7 +82,7 @@ def _refuse_two_labels(
         inspection.refuse(f"data={dataset.name}", what, "\n".join(lines))
 
 
-def _named(dataset: Dataset, classes: Iterable[int]) -> str:
+def named_classes(dataset: Dataset, classes: Iterable[int]) -> str:
     """Classes in their order, as the lists call them."""
     names = [dataset.listed_label(label) for label in sorted(classes)]
     more = len(names) - CLASSES_SHOWN

@@ -28,6 +28,7 @@ READERS: Registry[ReadDataset] = Registry(
         "digits": "vpeft_bench.data.demo:read_digits",
         "sprites": "vpeft_bench.data.demo:read_sprites",
         "scenes": "vpeft_bench.data.demo:read_scenes",
+        "glyphs": "vpeft_bench.data.demo:read_glyphs",
         "coco": "vpeft_bench.data.coco:read_coco",
         "voc_boxes": "vpeft_bench.data.voc:read_voc_boxes",
         "voc_masks": "vpeft_bench.data.voc:read_voc_masks",

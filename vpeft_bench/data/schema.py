@@ -19,13 +19,14 @@ class Reader(StrEnum):
     digits = "digits"
     sprites = "sprites"
     scenes = "scenes"
+    glyphs = "glyphs"
     coco = "coco"
     voc_boxes = "voc_boxes"
     voc_masks = "voc_masks"
     ade20k = "ade20k"
 
 
-RENDERED = ("digits", "sprites", "scenes")
+RENDERED = ("digits", "sprites", "scenes", "glyphs")
 """Readers whose pictures are no files."""
 
 
@@ -87,7 +88,8 @@ class DataConfig:
         licence: terms as far as known; the source's own page counts.
         source: where to get it.
         variant: which of the rendered sprite sets: ``location``, ``count`` or ``orientation``; of
-            the rendered scenes: ``detection``, ``instances`` or ``segmentation``.
+            the rendered scenes: ``detection``, ``instances`` or ``segmentation``; how the classes
+            of the rendered glyphs are divided: ``retrieval``.
         lists: where the readers of dense data sets find each split: name of the split to the file,
             the folder or the image set, relative to the data set's folder; and further places and
             names that each reader describes.

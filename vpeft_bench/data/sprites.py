@@ -64,7 +64,7 @@ def render(variant: str) -> NDArray[np.uint8]:
     rng = Generator(PCG64([_SEEDS[variant], 0]))
     labels = draw_labels(variant)
     dark_background = rng.integers(0, 2, size=IMAGES) == 1
-    canvas = _backgrounds(rng, dark_background)
+    canvas = backgrounds(rng, dark_background)
     if variant == "count":
         _draw_many(canvas, rng, labels + 1, dark_background)
     else:
@@ -113,7 +113,7 @@ def _lone_sprites(rng: Generator, variant: str, labels: Ints, dark_background: B
         centre=np.stack([x, y], axis=1),
         radius=radius,
         angle=angle,
-        colour=_sprite_colours(rng, hue, dark_background),
+        colour=strong_colours(rng, hue, dark_background),
     )
 
 
@@ -132,7 +132,7 @@ def _draw_many(canvas: Ints, rng: Generator, counts: Ints, dark_background: Bool
             centre=(8 * cell + 4) * UNITS + shift,
             radius=rng.integers(2 * UNITS + 48, 4 * UNITS + 16, size=IMAGES),
             angle=rng.integers(0, ANGLES, size=IMAGES),
-            colour=_sprite_colours(rng, first_hue + 1536 // most * hues[:, layer], dark_background),
+            colour=strong_colours(rng, first_hue + 1536 // most * hues[:, layer], dark_background),
         )
         _draw(canvas, np.flatnonzero(counts > layer), layer_sprites)
 
@@ -219,38 +219,40 @@ SHAPES = {
 }
 
 
-def _backgrounds(rng: Generator, dark: Bools) -> Ints:
-    """(3000, 32, 32, 3) backgrounds of little colour: plain, cloudy or striped, with some grain."""
-    value = np.where(dark, rng.integers(20, 90, size=IMAGES), rng.integers(180, 236, size=IMAGES))
-    saturation = rng.integers(0, 80, size=IMAGES)
-    colour = rgb(rng.integers(0, 1536, size=IMAGES), saturation, value)
+def backgrounds(rng: Generator, dark: Bools) -> Ints:
+    """(M, 32, 32, 3) backgrounds of little colour: plain, cloudy or striped, with some grain."""
+    count = len(dark)
+    value = np.where(dark, rng.integers(20, 90, size=count), rng.integers(180, 236, size=count))
+    saturation = rng.integers(0, 80, size=count)
+    colour = rgb(rng.integers(0, 1536, size=count), saturation, value)
 
     # Clouds: values at the corners of cells of 8 pixels, blended linearly between them.
-    corners = rng.integers(-24, 25, size=(IMAGES, 5, 5))
+    corners = rng.integers(-24, 25, size=(count, 5, 5))
     position = np.arange(SIZE)
     blend = np.zeros((SIZE, 5), dtype=np.int64)
     blend[position, position // 8] = 8 - position % 8
     blend[position, position // 8 + 1] = position % 8
     clouds = blend @ corners @ blend.T // 64
 
-    slope = rng.integers(-3, 4, size=(2, IMAGES, 1, 1))
-    phase = rng.integers(0, 24, size=(IMAGES, 1, 1))
+    slope = rng.integers(-3, 4, size=(2, count, 1, 1))
+    phase = rng.integers(0, 24, size=(count, 1, 1))
     bands = slope[0] * position[:, None] + slope[1] * position[None, :] + phase
     stripes = 24 * (bands // 12 % 2) - 12
 
-    pattern = rng.integers(0, 3, size=(IMAGES, 1, 1))
+    pattern = rng.integers(0, 3, size=(count, 1, 1))
     texture = np.select([pattern == 1, pattern == 2], [clouds, stripes], default=0)
-    grain = rng.integers(-4, 5, size=(IMAGES, SIZE, SIZE, 1))
+    grain = rng.integers(-4, 5, size=(count, SIZE, SIZE, 1))
     pixels: Ints = np.clip(colour[:, None, None, :] + texture[..., None] + grain, 0, 255)
     return pixels
 
 
-def _sprite_colours(rng: Generator, hue: Ints, dark_background: Bools) -> Ints:
-    """(3000, 3) strong colours of the given hues: bright on dark pictures, dark on bright ones."""
-    bright = rng.integers(210, 256, size=IMAGES)
-    dark = rng.integers(70, 150, size=IMAGES)
+def strong_colours(rng: Generator, hue: Ints, dark_background: Bools) -> Ints:
+    """(M, 3) strong colours of the given hues: bright on dark pictures, dark on bright ones."""
+    count = len(dark_background)
+    bright = rng.integers(210, 256, size=count)
+    dark = rng.integers(70, 150, size=count)
     return rgb(
-        hue % 1536, rng.integers(150, 256, size=IMAGES), np.where(dark_background, bright, dark)
+        hue % 1536, rng.integers(150, 256, size=count), np.where(dark_background, bright, dark)
     )
 
 

@@ -51,7 +51,6 @@ class Vectors(PredictionWriter):
         root: of the data set, below which pictures are named.
         dataset: names the classes.
         name: of the column of vectors.
-        width: of a vector.
         predicts: whether the largest number of a vector says the class.
     """
 
@@ -62,26 +61,15 @@ class Vectors(PredictionWriter):
         root: str,
         dataset: Dataset,
         name: str,
-        width: int,
         predicts: bool = True,
     ) -> None:
-        # Imported here because every other run can do without.
-        import pyarrow as arrow
-        from pyarrow import parquet
-
+        self.path = path
         self.split = split
         self.images = _below(root, split)
+        self.class_names = json.dumps(dataset.class_names)
+        self.name = name
         self.predicts = predicts
-        columns = [
-            ("index", arrow.int64()),
-            ("image", arrow.string()),
-            ("label", arrow.int64()),
-            *([("predicted", arrow.int64())] if predicts else []),
-            (name, arrow.list_(arrow.float32(), width)),
-        ]
-        names = json.dumps(dataset.class_names)
-        self.schema = arrow.schema(columns, metadata={"class_names": names})
-        self.file = parquet.ParquetWriter(path, self.schema)
+        self.file: Any = None
         self.waiting: list[Tensor] = []
 
     def write(self, prediction: Tensor) -> None:
@@ -93,11 +81,14 @@ class Vectors(PredictionWriter):
     def close(self) -> None:
         """Write what is left."""
         self._flush(self.count)
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
     def _flush(self, end: int) -> None:
         """Write what is waiting: the rows up to ``end``."""
+        # Imported here because every other run can do without.
         import pyarrow as arrow
+        from pyarrow import parquet
 
         if not self.waiting:
             return
@@ -105,14 +96,18 @@ class Vectors(PredictionWriter):
         self.waiting = []
         rows = range(end - len(vectors), end)
         flat = arrow.array(vectors.numpy().ravel())
-        columns = [
-            arrow.array(rows),
-            arrow.array([self.images[row] for row in rows], arrow.string()),
-            arrow.array(self.split.labels[rows.start : rows.stop]),
-            *([arrow.array(vectors.argmax(dim=1).numpy())] if self.predicts else []),
-            arrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
-        ]
-        self.file.write_table(arrow.table(columns, schema=self.schema))
+        columns = {
+            "index": arrow.array(rows),
+            "image": arrow.array([self.images[row] for row in rows], arrow.string()),
+            "label": arrow.array(self.split.labels[rows.start : rows.stop]),
+        }
+        if self.predicts:
+            columns["predicted"] = arrow.array(vectors.argmax(dim=1).numpy())
+        columns[self.name] = arrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        table = arrow.table(columns).replace_schema_metadata({"class_names": self.class_names})
+        if self.file is None:
+            self.file = parquet.ParquetWriter(self.path, table.schema)
+        self.file.write_table(table)
 
 
 def picture_names(split: Split) -> list[str]:

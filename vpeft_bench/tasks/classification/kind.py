@@ -95,7 +95,6 @@ class ClassificationKind(LabelledKind):
             config.data.root,
             dataset,
             "logits",
-            dataset.num_classes,
         )
 
 

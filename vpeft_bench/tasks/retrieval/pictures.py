@@ -1,0 +1,49 @@
+"""How retrieval is drawn: queries, and what lies nearest to each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import ImageDraw
+from PIL.Image import Image
+
+from vpeft_bench.data.splits import Dataset
+from vpeft_bench.drawing import Panel, class_name, enlarged
+from vpeft_bench.tasks.labelled import labelled
+from vpeft_bench.tasks.retrieval.module import Retrieval
+
+NEAREST = 4  # drawn beside each query
+CELL = 120  # longer side of a drawn picture, pixels
+RIGHT, WRONG = (0, 160, 60), (210, 30, 30)
+
+
+def nearest_pictures(
+    task: Retrieval, dataset: Dataset, split: str, batches: Any, pictures: int
+) -> tuple[list[Panel], str]:
+    """Queries spread evenly over a split, each with its nearest pictures; and what is what."""
+    task.forget()
+    for images, labels in batches:
+        task.score((images.to(task.device), labels.to(task.device)))
+    found = task.found()
+    size = len(found.queries)
+    panels = []
+    for place in np.linspace(0, size - 1, min(pictures, size)).round().astype(int).tolist():
+        query, right = int(found.queries[place]), found.right[place, :NEAREST].tolist()
+        beside = [
+            _framed(dataset, split, index, RIGHT if same else WRONG)
+            for index, same in zip(found.nearest[place, :NEAREST].tolist(), right, strict=True)
+        ]
+        name = class_name(dataset, int(labelled(dataset, split).labels[query]))
+        caption = f"{split} {query}: {name}, {sum(right)} of {len(right)} right"
+        panels.append(Panel([_framed(dataset, split, query, None), *beside], caption))
+    return panels, f"queries, and the {NEAREST} nearest {split} pictures to each"
+
+
+def _framed(dataset: Dataset, split: str, index: int, colour: tuple[int, int, int] | None) -> Image:
+    """An enlarged picture with a frame; all of one size, so that they stand beside each other."""
+    picture = enlarged(dataset.split(split).image(index), CELL)
+    square = picture.resize((CELL, CELL))
+    if colour is not None:
+        ImageDraw.Draw(square).rectangle((0, 0, CELL - 1, CELL - 1), outline=colour, width=4)
+    return square
