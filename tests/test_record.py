@@ -176,7 +176,7 @@ def test_every_truncation_is_noticed(record: RunRecord, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        (["schema_version"], 7, "schema version 7; this code reads 1 to 6"),
+        (["schema_version"], 8, "schema version 8; this code reads 1 to 7"),
         (["schema_version"], 0, "schema version 0"),
         (["schema_version"], None, "schema version None"),
         (["schema_version"], True, "schema version True"),
@@ -188,7 +188,7 @@ def test_every_truncation_is_noticed(record: RunRecord, tmp_path: Path) -> None:
         (["happened", "last_epoch"], None, "last_epoch is null"),
         ([*VALUES, "top1"], "96", "happened.last_epoch.values.top1 should be float"),
         ([*VALUES, "top1"], True, "happened.last_epoch.values.top1 should be float"),
-        ([*VALUES, "top1"], 101, "101.0, which is no percentage"),
+        ([*VALUES, "top1"], 101, "top1 is 101.0, and must be at least 0 and at most 100"),
         ([*VALUES, "top1"], float("nan"), "NaN is not allowed"),
         ([*VALUES, "top5"], 99.0, "top5 is no known metric"),
         (["happened", "last_epoch", "headline"], "miou", "headline miou is not among the values"),
@@ -243,6 +243,28 @@ def test_older_versions_are_read(record: RunRecord, tmp_path: Path, version: int
         del raw["happened"]["seconds"]["selection"]
     path.write_text(json.dumps(raw))
     assert read(path) == record
+
+
+@pytest.mark.parametrize("sides", [(512, 2048), (64, 64)])
+def test_limits_of_any_size_are_no_size(
+    record: RunRecord, tmp_path: Path, sides: tuple[int, int]
+) -> None:
+    """Version 6 wrote them in its place; equal ones are a square, as far as anybody can tell."""
+    path = tmp_path / "record.json"
+    write(record, path)
+    raw = json.loads(path.read_text())
+    raw["schema_version"] = 6
+    raw["asked"]["input"] = {"test_shorter_side": sides[0], "longer_side": sides[1]}
+    old = raw["where"]["preprocessing"]
+    del old["shorter_side"], old["longer_side"]
+    old["image_size"] = list(sides)
+    path.write_text(json.dumps(raw))
+    new = read(path).where.preprocessing
+    assert new is not None
+    if sides[0] == sides[1]:
+        assert (new.image_size, new.shorter_side) == ([64, 64], None)
+    else:
+        assert (new.image_size, new.shorter_side, new.longer_side) == (None, 512, 2048)
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -18,7 +18,7 @@ from torch import Tensor
 from vpeft_bench.attachment import Attached
 from vpeft_bench.files import write_atomically
 from vpeft_bench.loggers import Sink
-from vpeft_bench.metric_names import title
+from vpeft_bench.metric_names import shown, title
 from vpeft_bench.tasks.base import Task
 
 
@@ -229,8 +229,8 @@ class ProgressBar(pl.Callback):
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
         state = f"loss {curves['train_loss'][-1]:.3f}"
         if scored := [name for name in curves if name.startswith("val_")]:
-            headline = title(scored[0].removeprefix("val_"))
-            state += f"  val {headline} {curves[scored[0]][-1]:.1f} %"
+            headline = scored[0].removeprefix("val_")
+            state += f"  val {title(headline)} {shown(headline, curves[scored[0]][-1], digits=1)}"
         if self.progress is not None:
             self.progress.update(self.task, completed=epoch, state=state)
         elif epoch * 10 // epochs > (epoch - 1) * 10 // epochs:

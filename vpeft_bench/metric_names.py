@@ -39,20 +39,20 @@ class Metric:
     Attributes:
         title: what it is called in print.
         beside: headlines beside which tables show it; the files have all metrics.
+        of_pairs: for a classifier, its value in percent from the ``(C, C)`` counts of pictures by
+            true and predicted class; NaN where it is not defined. None: a task computes it itself.
         unit: of its values, as tables write it after the title.
         minimum, maximum: no value lies outside; None: there is no bound.
         higher_is_better: what a better value is.
-        of_pairs: for a classifier, its value in percent from the ``(C, C)`` counts of pictures by
-            true and predicted class; NaN where it is not defined. None: a task computes it itself.
     """
 
     title: str
     beside: tuple[str, ...] = ()
+    of_pairs: Callable[[Tensor], float] | None = None
     unit: str = "%"
     minimum: float | None = 0.0
     maximum: float | None = 100.0
     higher_is_better: bool = True
-    of_pairs: Callable[[Tensor], float] | None = None
 
     def problem(self, value: float) -> str | None:
         """Why ``value`` cannot be one of this metric, or None."""
@@ -83,6 +83,16 @@ METRICS: Registry[Metric] = Registry("metric", brought=_of_tasks)
 def title(name: str) -> str:
     """What a metric is called in print."""
     return METRICS.get(name).title
+
+
+def heading(name: str) -> str:
+    """What a column of its values is called: title and unit."""
+    return f"{title(name)} {METRICS.get(name).unit}".strip()
+
+
+def shown(name: str, value: float, digits: int = 2) -> str:
+    """A value with its unit."""
+    return f"{value:.{digits}f} {METRICS.get(name).unit}".strip()
 
 
 def beside(headline: str) -> list[str]:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vpeft_bench.formats import option_text
-from vpeft_bench.metric_names import beside, title
+from vpeft_bench.metric_names import beside, shown, title
 from vpeft_bench.record import Metrics, RunRecord, leaderboard_command
 from vpeft_bench.run import Outcome, Result
 from vpeft_bench.run_files import PREDICTIONS
@@ -82,15 +82,15 @@ def run_table(record: RunRecord) -> Table:
 def _reached(metrics: Metrics) -> str:
     where = f"{metrics.images:,} {metrics.split.value} images (epoch {metrics.epoch}"
     others = "".join(
-        f"; {title(name)} {_percent(metrics.values[name])}"
+        f"; {title(name)} {_shown(name, metrics.values[name])}"
         for name in beside(metrics.headline)
         if name in metrics.values
     )
-    return f"{_percent(metrics.value)} on {where}{others})"
+    return f"{_shown(metrics.headline, metrics.value)} on {where}{others})"
 
 
-def _percent(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.2f} %"
+def _shown(name: str, value: float | None) -> str:
+    return "not defined" if value is None else shown(name, value)
 
 
 def _number(value: int | None, what: str) -> str:

@@ -30,6 +30,7 @@ from vpeft_bench.flags import refuse_config_dir
 from vpeft_bench.onnx_files import answers, require_onnx, write_onnx
 from vpeft_bench.record import RECORD_NAME, RunRecord
 from vpeft_bench.run_files import EVALUATION
+from vpeft_bench.tasks.names import kind_of
 from vpeft_bench.tensor_files import save_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -93,7 +94,7 @@ def load_run(run: str | os.PathLike[str]) -> Predictor:
     directory = directory.parent if directory.name == RECORD_NAME else directory
     record = finished_run(directory)
     config = from_plain(record.asked)
-    if config.task["name"] != "classification":
+    if not kind_of(config).classifies:
         what = f"it is a run of {config.task['name']}; show {directory} draws what it predicts"
         raise VpeftBenchError(f"{directory}: only classifiers are loaded: {what}")
     names = _class_names(directory)

@@ -21,7 +21,7 @@ from vpeft_bench.config import Protocol, typed
 from vpeft_bench.errors import ProblemsError, RecordError
 from vpeft_bench.files import write_atomically
 from vpeft_bench.interruption import Interrupted, received
-from vpeft_bench.metric_names import title
+from vpeft_bench.metric_names import shown, title
 from vpeft_bench.record import LOCK, Metrics, Status, leaderboard_command, read
 from vpeft_bench.terminal import Terminal
 
@@ -156,7 +156,7 @@ def print_summary(notes: list[dict[str, Any]], results_dir: str, console: Consol
     table.add_column("run", overflow="fold")
     table.add_column("result")
     table.add_column("metric")
-    table.add_column("%", justify="right")
+    table.add_column("value", justify="right")
     table.add_column("why", overflow="fold")
     colours = {"done": "green", "skipped": "cyan", "busy": "yellow"}
     for note in notes:
@@ -166,7 +166,7 @@ def print_summary(notes: list[dict[str, Any]], results_dir: str, console: Consol
             " ".join(o for o in note["overrides"] if o not in shared),
             Text(note["result"], colour),
             "" if metric is None else title(metric),
-            "" if value is None else f"{value:.2f}",
+            "" if metric is None or value is None else shown(metric, value),
             note["reason"],
         )
     console.print(table)

@@ -34,7 +34,8 @@ def configs(config_dir: Path) -> dict[str, DataConfig]:
 
 def test_all_are_there_and_carry_their_own_name(configs: dict[str, DataConfig]) -> None:
     counts = Counter(config.benchmark for config in configs.values())
-    assert counts == {"vtab1k": 19, "fgvc": 5, "dense": 4, "demo": 4, "demo_dense": 3, "custom": 8}
+    demos = {"demo": 4, "demo_dense": 3, "demo_retrieval": 1}
+    assert counts == {"vtab1k": 19, "fgvc": 5, "dense": 4, "custom": 8, **demos}
     assert [config.name for config in configs.values()] == list(configs)
 
 
@@ -104,7 +105,7 @@ def test_listing(config_dir: Path, shared_data: Path) -> None:
         "dense": str(shared_data),
     }
     listed = {row.config.name: row for row in list_datasets(config_dir, roots)}
-    assert len(listed) == 43
+    assert len(listed) == 44
     there = {name for name, row in listed.items() if row.status == "yes"}
     demo = {name for name in listed if name.startswith("demo/")}
     assert there == demo | {"vtab1k/dsprites_loc", "vtab1k/dsprites_ori", "coco"}
@@ -112,7 +113,12 @@ def test_listing(config_dir: Path, shared_data: Path) -> None:
     assert listed["fgvc/oxford_flowers"].status == "1 problem"
     assert listed["vtab1k/svhn"].status == "no"
     tasks = Counter(row.task for row in listed.values())
-    assert tasks == {"classification": 19 + 5 + 4 + 4, "detection": 6, "segmentation": 5}
+    assert tasks == {
+        "classification": 19 + 5 + 4 + 4,
+        "detection": 6,
+        "segmentation": 5,
+        "retrieval": 1,
+    }
     assert listed["voc0712"].task == "detection"
     assert listed["voc2012_masks"].task == "segmentation"
 

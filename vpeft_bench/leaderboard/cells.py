@@ -16,6 +16,7 @@ from vpeft_bench.formats import option_text
 from vpeft_bench.identity import counted
 from vpeft_bench.leaderboard.once import once_each
 from vpeft_bench.leaderboard.verify import run_name, verified
+from vpeft_bench.metric_names import METRICS
 from vpeft_bench.record import Metrics, RunRecord, Split, Status, Weights, WeightsLabel
 
 UNKNOWN = "unknown"
@@ -166,6 +167,12 @@ class Cell:
         values = [metrics.value for metrics in self.metrics]
         known = [value for value in values if value is not None]
         return Spread.of(known if len(known) == len(values) and not self.diverged else [])
+
+    @property
+    def gain(self) -> float | None:
+        """The mean of the headline metric so that more is better."""
+        mean, headline = self.score.mean, self.headline
+        return None if mean is None or headline is None else METRICS.get(headline).gain(mean)
 
     def value(self, metric: str) -> float | None:
         """Mean of a metric at the last epoch, percent.

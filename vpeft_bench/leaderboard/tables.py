@@ -26,7 +26,7 @@ from vpeft_bench.leaderboard.cells import PROTOCOL_SPLIT, Cell, Entry
 from vpeft_bench.leaderboard.costs import card_columns, card_csv_columns
 from vpeft_bench.leaderboard.departures import departures, short_keys
 from vpeft_bench.leaderboard.scores import Scored, Scores
-from vpeft_bench.metric_names import METRICS, beside, title
+from vpeft_bench.metric_names import METRICS, beside, heading, title
 from vpeft_bench.record import Split, Status
 
 _SHORT_HASH = 8
@@ -218,7 +218,7 @@ def best_first(cells: Iterable[Cell]) -> list[Cell]:
             cell.benchmark,
             place(cell),
             cell.data,
-            _descending(cell.score.mean),
+            _best_first(cell.gain),
             cell.entry,
             cell.config_hash,
         ),
@@ -229,8 +229,10 @@ def what_is_shown(protocol: str, cells: Iterable[Cell]) -> str:
     """What the numbers of a table of ``cells`` under ``protocol`` are, in a few words."""
     split = _SPLIT_WORD[PROTOCOL_SPLIT[protocol]]
     headlines = {cell.headline for cell in cells if cell.headline}
+    units = {METRICS.get(headline).unit for headline in headlines}
     what = title(headlines.pop()) if len(headlines) == 1 else "headline metric"
-    return f"protocol {protocol}: {what} on {split} images, %, last epoch, mean ± std (n seeds)"
+    unit = f", {units.pop()}" if len(units) == 1 else ""
+    return f"protocol {protocol}: {what} on {split} images{unit}, last epoch, mean ± std (n seeds)"
 
 
 def summary_csv_rows(summary: Summary, scores: Scores) -> list[Row]:
@@ -340,7 +342,7 @@ def dataset_csv_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
 def dataset_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
     """Every cell for a reader: rounded, short names, units in the column names."""
     headlines = {cell.headline for cell in cells if cell.headline}
-    score = f"{title(next(iter(headlines)))} %" if len(headlines) == 1 else "metric %"
+    score = heading(next(iter(headlines))) if len(headlines) == 1 else "value"
     others = {name for headline in headlines for name in beside(headline)}
     shown_beside = [name for name in _metrics(cells) if name in others]
     with_cards = any(cell.card for cell in cells)
@@ -371,11 +373,11 @@ def dataset_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
             "config": cell.config_hash[:_SHORT_HASH]
             if alike[cell.benchmark, cell.data, cell.entry, departs] > 1
             else "",
-            "metric": title(cell.headline) if cell.headline and len(headlines) > 1 else "",
+            "metric": heading(cell.headline) if cell.headline and len(headlines) > 1 else "",
             score: "diverged" if cell.diverged else percent(cell.score.mean),
             "± std": percent(cell.score.std),
             "n": str(len(cell.finished)),
-            **{f"{title(name)} %": percent(cell.value(name)) for name in shown_beside},
+            **{heading(name): percent(cell.value(name)) for name in shown_beside},
             "params": quantity(_largest(_parameters(cell))),
             "head params": quantity(_largest(_head_parameters(cell))),
             "delta KiB": quantity(_largest(_delta_bytes(cell)), KIB),
@@ -398,17 +400,21 @@ def _summary(
         SummaryRow(entry, benchmark, {name: tuple(cells) for name, cells in datasets.items()})
         for entry, datasets in entries.items()
     ]
-    rows.sort(key=lambda row: (_descending(row.mean(benchmark.datasets)), row.entry))
+    rows.sort(key=lambda row: (_best_first(row.mean(benchmark.datasets)), row.entry))
     return Summary(benchmark, protocol, tuple(rows))
 
 
-def _descending(value: float | None) -> tuple[bool, float]:
+def _best_first(value: float | None) -> tuple[bool, float]:
     """Sorts large values first and None last. What is printed equal counts as equal."""
     return (True, 0.0) if value is None else (False, -float(percent(value)))
 
 
 def _scored(cell: Cell, scores: Scores) -> Scored:
-    return scores.of(cell.score.mean, _mean(_parameters(cell)), cell.card)
+    """The scores are defined for percentages of which more is better."""
+    metric = METRICS.get(cell.headline) if cell.headline else None
+    is_share = metric is not None and metric.higher_is_better and metric.unit == "%"
+    mean = cell.score.mean if is_share else None
+    return scores.of(mean, _mean(_parameters(cell)), cell.card)
 
 
 def _score_csv_columns(scores: Scores, scored: Scored | None) -> Row:

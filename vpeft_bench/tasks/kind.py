@@ -48,6 +48,7 @@ class TaskKind(ABC):
         options: a dataclass: what may follow ``task.`` besides the name, with its defaults. Fields
             say of themselves what they are by :func:`vpeft_bench.fields.setting`.
         any_size: pictures of any size reach the backbone, and a head reads its feature maps.
+        classifies: a run gives one logit for each class of a picture.
         legend: of pictures of its truth, what follows a title.
     """
 
@@ -55,6 +56,7 @@ class TaskKind(ABC):
     metrics: ClassVar[Mapping[str, Metric]]
     options: ClassVar[type] = NoOptions
     any_size: ClassVar[bool] = False
+    classifies: ClassVar[bool] = False
     legend: ClassVar[str] = ""
 
     # ---- its options -----------------------------------------------------------------------------

@@ -27,6 +27,7 @@ class ClassificationKind(LabelledKind):
     """The backbone's own classifier, trained by cross entropy."""
 
     name = "classification"
+    classifies = True
     metrics = {
         "top1": Metric("top-1"),
         "mean_per_class_accuracy": Metric("mean per class", beside=("top1",)),
