@@ -37,7 +37,7 @@ EXPECTED = {
     "docs/cost.md": {"python": 1, "checked": 7, "run": 1, "file": 0},
     "docs/dense-data.md": {"python": 1, "checked": 12, "run": 1, "file": 1},
     "docs/dense-prediction.md": {"python": 0, "checked": 18, "run": 0, "file": 0},
-    "docs/extend.md": {"python": 1, "checked": 0, "run": 6, "file": 12},
+    "docs/extend.md": {"python": 1, "checked": 0, "run": 7, "file": 15},
     "docs/hf.md": {"python": 4, "checked": 4, "run": 0, "file": 0},
     "docs/leaderboard.md": {"python": 0, "checked": 5, "run": 0, "file": 0},
     "docs/python.md": {"python": 8, "checked": 0, "run": 1, "file": 0},
@@ -45,6 +45,7 @@ EXPECTED = {
     "docs/records.md": {"python": 1, "checked": 2, "run": 1, "file": 0},
     "docs/serve.md": {"python": 6, "checked": 0, "run": 0, "file": 0},
     "docs/speed.md": {"python": 0, "checked": 5, "run": 0, "file": 0},
+    "docs/retrieval.md": {"python": 1, "checked": 4, "run": 1, "file": 0},
     "docs/sweeps.md": {"python": 0, "checked": 5, "run": 0, "file": 0},
     "docs/variants.md": {"python": 0, "checked": 4, "run": 1, "file": 1},
 }

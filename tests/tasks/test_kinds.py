@@ -45,9 +45,8 @@ def test_a_metric_is_of_one_kind() -> None:
 
 def test_no_other_place_asks_which_kind_it_is() -> None:
     """Nor whether the task is dense: whoever needs to know asks the kind for what it needs."""
-    asks = re.compile(
-        r"task\[.name.\] *[!=]=|\.input is (not )?None|isinstance\(task, (?!Task|dict)"
-    )
+    of_task = r"isinstance\(task, (?!Task|dict)"
+    asks = re.compile(rf"task\[.name.\] *[!=]=|\.input is (not )?None|{of_task}")
     for path in PACKAGE.rglob("*.py"):
         if path.relative_to(PACKAGE).parts[0] != "tasks":
             assert not asks.search(path.read_text(encoding="utf-8")), path

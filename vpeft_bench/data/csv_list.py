@@ -26,7 +26,7 @@ from vpeft_bench.data.folders import (
     shortened,
 )
 from vpeft_bench.data.schema import DataConfig
-from vpeft_bench.data.shares import SPLIT_NAMES, completed, missing_shares, unseen
+from vpeft_bench.data.shares import SPLIT_NAMES, completed, missing_shares
 from vpeft_bench.data.splits import Dataset, FileSplit
 from vpeft_bench.errors import MissingDataError, Problem, nearest
 
@@ -95,14 +95,7 @@ def read_csv(config: DataConfig) -> Dataset:
     for name, rows in parts.items():
         listed = lists.get(name, lists.get(TABLE, ""))
         problems += _missing_pictures(folder, Path(listed), rows, config)
-    known = parts.get("train") or parts.get("all") or _Rows()
-    names = _class_names(known.labels)
-    for name, rows in parts.items():
-        what, fix = unseen(rows.labels, names)
-        if what and not config.allow_unseen_classes:
-            problems.append(Problem(f"{where}, {name}", what, fix))
-    if config.allow_unseen_classes:
-        names = _class_names([label for rows in parts.values() for label in rows.labels])
+    names = _class_names([label for rows in parts.values() for label in rows.labels])
     if "all" in parts:  # whose parts are drawn: one of a pair would be learnt from
         problems += _twice(where, parts["all"])
     if config.num_classes is not None and len(names) != config.num_classes:

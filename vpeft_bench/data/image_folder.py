@@ -23,7 +23,7 @@ from vpeft_bench.data.folders import (
     shortened,
 )
 from vpeft_bench.data.schema import DataConfig
-from vpeft_bench.data.shares import SPLIT_NAMES, completed, missing_shares, unseen
+from vpeft_bench.data.shares import SPLIT_NAMES, completed, missing_shares
 from vpeft_bench.data.splits import Dataset, FileSplit
 from vpeft_bench.errors import Problem
 
@@ -62,18 +62,11 @@ def read_image_folder(config: DataConfig) -> Dataset:
         )
         has = set(parts) - {"all"}
         problems += _wrapped(folder, parts) or missing_shares(config, str(folder), has, reported)
-    known = parts.get("train") or parts.get("all")
-    names = sorted(set(known.classes)) if known else []
-    if known is None and not problems:
+    names = sorted({name for part in parts.values() for name in part.classes})
+    if not {"train", "all"} & parts.keys() and not problems:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         what = f"has no train folder and no folders of classes (it has: {found})"
         problems.append(Problem(str(folder), what))
-    for part in parts.values():
-        what, fix = unseen(part.classes, names)
-        if what and not config.allow_unseen_classes:
-            problems.append(Problem(str(part.folder), what, fix))
-    if config.allow_unseen_classes:
-        names = sorted({name for part in parts.values() for name in part.classes})
     if config.num_classes is not None and names and len(names) != config.num_classes:
         what = f"has folders of {len(names)} classes, and data.num_classes={config.num_classes}"
         problems.append(Problem(str(folder), what, "leave data.num_classes out"))

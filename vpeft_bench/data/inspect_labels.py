@@ -38,11 +38,15 @@ def inspect_labels(dataset: Dataset, config: DataConfig, inspection: Inspection)
             f"{len(untested)} of {len(trained)} trained classes have no {inspection.evaluated} "
             f"picture: {named_classes(dataset, untested)}"
         )
+    if inspection.evaluated == "val" and (new := occurring["val"] - occurring["train"]):
+        are = "class has" if len(new) == 1 else "classes have"
+        named = named_classes(dataset, new)
+        inspection.tell(f"{len(new)} {are} val pictures and no train picture: {named}")
     unseen = occurring["test"] - trained
     pictures = int(np.isin(labels["test"], list(unseen)).sum())
     if unseen and not config.allow_unseen_classes:
         what = f"{pictures} of the {len(labels['test'])} test pictures are of classes without any "
-        what += f"training picture in {where}: {named_classes(dataset, unseen)}"
+        what += f"training picture in {where}: {_as_meant(dataset, unseen, trained)}"
         fix = "move pictures of these classes to the training part, or leave the classes out\n"
         fix += "where this is how the data set was published: data.allow_unseen_classes=true"
         inspection.refuse(dataset.listed_in("test"), what, fix)
@@ -53,6 +57,20 @@ def inspect_labels(dataset: Dataset, config: DataConfig, inspection: Inspection)
             f"{len(idle)} of {dataset.num_classes} classes have no training picture{tested}: "
             f"{named_classes(dataset, idle)}"
         )
+
+
+def _as_meant(dataset: Dataset, unseen: set[int], trained: set[int]) -> str:
+    """Classes that were not trained on, each with one that was and is spelled almost alike."""
+    if not dataset.named_by_class:
+        return named_classes(dataset, unseen)
+    alike = {_plain(dataset, label): dataset.listed_label(label) for label in trained}
+    meant = [(label, alike.get(_plain(dataset, label))) for label in sorted(unseen)]
+    names = [dataset.listed_label(n) + (f" (is it {m}?)" if m else "") for n, m in meant]
+    return ", ".join(shortened(names))
+
+
+def _plain(dataset: Dataset, label: int) -> str:
+    return dataset.listed_label(label).strip().casefold()
 
 
 def _labels(dataset: Dataset, name: str) -> NDArray[np.int64]:

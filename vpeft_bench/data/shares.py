@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vpeft_bench.data.folders import shortened
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import FileSplit
 from vpeft_bench.errors import Problem
@@ -98,22 +97,3 @@ def missing_shares(config: DataConfig, where: str, has: set[str], reported: str)
         fix += "data.split_seed=N draws others)"
         return [Problem(where, "comes with no splits", fix)]
     return []
-
-
-def unseen(classes: Iterable[str], trained: Collection[str]) -> tuple[str, str]:
-    """What is said of classes that occur in a split and not in training; empty if there are none.
-
-    Returns:
-        what is wrong, and what to do.
-    """
-    new = sorted(set(classes) - set(trained))
-    if not new:
-        return "", ""
-    alike = {name.strip().casefold(): name for name in trained}
-    meant = [alike.get(name.strip().casefold()) for name in new]
-    named = [f"{n} (is it {m}?)" if m else n for n, m in zip(new, meant, strict=True)]
-    fix = f"{', '.join(shortened(named))}\n"
-    fix += "give the training part pictures of them, or leave them out\n"
-    fix += "where this is how the data set was published: data.allow_unseen_classes=true"
-    are = "class of it is" if len(new) == 1 else "classes of it are"
-    return f"{len(new)} {are} not in the training part:", fix

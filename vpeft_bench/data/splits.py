@@ -249,8 +249,8 @@ class Dataset:
         The name of the split where nothing lists it.
         """
         made_of = {"trainval": ("train", "val")}.get(split, ())
-        joined = " and ".join(self.lists[part] for part in made_of if part in self.lists)
-        return self.lists.get(split, joined or split)
+        joined = dict.fromkeys(self.lists[part] for part in made_of if part in self.lists)
+        return self.lists.get(split, " and ".join(joined) or split)
 
     def listed_label(self, label: int) -> str:
         """Class ``label`` as the lists call it."""

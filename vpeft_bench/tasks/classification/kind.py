@@ -35,7 +35,7 @@ class ClassificationKind(LabelledKind):
 
     def problems(self, config: RunConfig) -> Iterator[Problem]:
         """One class alone, or a head for something else."""
-        heads = of_task(self.name)
+        heads = of_task("classification")
         if config.data.num_classes == 1:
             yield Problem("data.num_classes=1", "out of range", "it must be at least 2")
         if config.head is not None and config.head.name not in heads:
