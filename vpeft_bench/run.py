@@ -46,10 +46,10 @@ from vpeft_bench.config import (
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.data.inspect_content import compare_content
 from vpeft_bench.data.inspect_pictures import data_identity
-from vpeft_bench.data.inspection import Inspection, inspect
+from vpeft_bench.data.inspection import inspect
 from vpeft_bench.data.loading import Preprocessing
 from vpeft_bench.divergence import Divergence
-from vpeft_bench.environment import environment, processor_name, utc_now
+from vpeft_bench.environment import processor_name
 from vpeft_bench.errors import (
     ConfigError,
     DamagedError,
@@ -74,8 +74,9 @@ from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.registry import build_method
 from vpeft_bench.metric_names import METRICS
 from vpeft_bench.predictions import store_again, storing
-from vpeft_bench.record import Metrics, RunRecord, Status
+from vpeft_bench.record import RunRecord, Status
 from vpeft_bench.run_files import RunFiles
+from vpeft_bench.run_state import RunState, run_id
 from vpeft_bench.selection import RunData, select
 from vpeft_bench.tasks.base import Model, Task
 from vpeft_bench.tasks.names import kind_of
@@ -179,8 +180,22 @@ def _run(config: RunConfig, console: Console) -> Outcome:
                 if altered := files.altered(done):
                     reason += f" ({', '.join(altered)} beside it: gone or changed since)"
                 return Outcome(Result.SKIPPED, directory, done, reason)
-            story = _Run(config, method, dataset, inspection, weights, hash_, files, console)
-            return story.execute()
+            state = RunState(
+                run_id=run_id(directory, config.results_dir),
+                config_hash=hash_,
+                asked=plain(config),
+                variant=config.variant.name or method.described(),
+                uncounted=uncounted,
+                method_version=method.version,
+                weights_identity=weights,
+                data_fingerprint=dataset.fingerprint,
+                data=inspection.facts,
+                labels=list(inspection.notices),
+                curves=Curves(files.metrics, []),
+                eval_split=records.Split(evaluated),
+                eval_images=len(dataset.split(evaluated)),
+            )
+            return _Run(config, method, dataset, state, files, console).execute()
     except Timeout:
         return Outcome(Result.BUSY, directory, None, "another process is working on this run")
 
@@ -193,31 +208,19 @@ class _Run:
         config: RunConfig,
         method: Method,
         dataset: Dataset,
-        inspection: Inspection,
-        weights_identity: str,
-        hash_: str,
+        state: RunState,
         files: RunFiles,
         console: Console,
     ) -> None:
         self.config = config
         self.method = method
         self.dataset = dataset
-        self.weights_identity = weights_identity
-        self.hash = hash_
+        self.state = state
         self.files = files
         self.directory = files.directory
         self.console = console
         self.kind = kind_of(config)
-        self.asked = plain(config)
-        self.started = utc_now()
-        self.environment = environment()  # now: the checkout may change during a long run
-        self.curves = Curves(files.metrics, [])
-        self.happened: dict[str, Any] = {}
-        self.where: dict[str, Any] = {
-            "data_fingerprint": dataset.fingerprint,
-            "data": inspection.facts,
-        }
-        self.labels: list[str] = list(inspection.notices)
+        self.curves = state.curves
 
     def execute(self) -> Outcome:
         """Run to the end, and record how it ended."""
@@ -240,7 +243,7 @@ class _Run:
             status, error = _ending(caught)
             if isinstance(caught, DivergedError):
                 what = records.Diverged(caught.quantity, caught.epoch, caught.step)
-                self.happened["diverged"] = what
+                self.state.diverged = what
                 self.files.forget_progress()  # what led there is nothing to go on from
             record = None
             try:
@@ -252,13 +255,18 @@ class _Run:
             return Outcome(Result.FAILED, self.directory, record, error)
         raise caught
 
+    def _record(self, status: Status, error: str | None) -> RunRecord:
+        record = self.state.record(status, error)
+        records.write(record, self.files.record)
+        return record
+
     def _execute(self) -> tuple[Model, Task]:
-        for notice in self.labels:
+        for notice in self.state.labels:
             self._tell(f"note: {notice}")
         _prepare(self.config)
         setup_start = time.perf_counter()
         model = build_model(self.config, self.dataset)
-        self.happened["setup"] = time.perf_counter() - setup_start
+        self.state.setup_seconds = time.perf_counter() - setup_start
         if model.attached.method.selects:
             self._select(model)
 
@@ -288,7 +296,7 @@ class _Run:
             self.files.selection_state,
         )
         select(attached, data, self.files)
-        self.happened["selection"] = time.perf_counter() - start
+        self.state.selection_seconds = time.perf_counter() - start
 
     # ---- the steps -----------------------------------------------------------------------------
 
@@ -296,8 +304,6 @@ class _Run:
         """Training and evaluation batches, as the protocol says: of pictures or of features."""
         train_split = trained_split(self.config)
         eval_split = evaluated_split(self.config.protocol.name)
-        self.happened["eval_split"] = eval_split
-        self.happened["eval_images"] = len(self.dataset.split(eval_split))
         loaders = self._features(model, train_split, eval_split)
         if loaders is None:
             start = time.perf_counter()
@@ -305,7 +311,7 @@ class _Run:
             batches = self.kind.batches
             train = batches(config, dataset, preprocessing, train_split, train=True)
             evaluation = batches(config, dataset, preprocessing, eval_split, train=False)
-            self.happened["data"] = time.perf_counter() - start
+            self.state.data_seconds = time.perf_counter() - start
             loaders = train, evaluation
         self._compare_content(train_split, eval_split, loaders)
         return loaders
@@ -320,7 +326,7 @@ class _Run:
         found.require_sound()
         for notice in found.notices:
             self._tell(f"note: {notice}")
-            self.labels.append(notice)
+            self.state.labels.append(notice)
 
     def _features(
         self, model: Model, train_split: str, eval_split: str
@@ -343,8 +349,8 @@ class _Run:
         train, kept_train = reader.loader(train_split, train=True)
         evaluation, kept_evaluation = reader.loader(eval_split, train=False)
         kept = (kept_train, kept_evaluation)
-        self.happened["features"] = time.perf_counter() - start
-        self.happened["frozen_features"] = records.FrozenFeatures(
+        self.state.features_seconds = time.perf_counter() - start
+        self.state.frozen_features = records.FrozenFeatures(
             list(reader.names),
             config.hardware.feature_cache.value,
             config.hardware.feature_cache_dtype.value,
@@ -366,7 +372,7 @@ class _Run:
         validate = self.config.protocol.name is Protocol.select
         resumes = self._resume(task, train_loader)
         self.curves.sinks = open_sinks(
-            self.config.logger, self.directory, self._run_id(), self.asked
+            self.config.logger, self.directory, self.state.run_id, self.state.asked
         )
         trainer = pl.Trainer(
             accelerator=self.config.hardware.accelerator,
@@ -394,10 +400,10 @@ class _Run:
             default_root_dir=self.directory,
         )
         device = trainer.strategy.root_device
-        self.where["device"] = (
+        self.state.device = (
             torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
         )
-        self.where["threads"] = torch.get_num_threads()
+        self.state.threads = torch.get_num_threads()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         try:
@@ -411,9 +417,9 @@ class _Run:
             for sink in self.curves.sinks:
                 sink.close()
         if device.type == "cuda":
-            self.happened["peak_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+            self.state.peak_memory_bytes = torch.cuda.max_memory_allocated(device)
         else:
-            self.happened["peak_memory_note"] = NO_PEAK_ON_CPU
+            self.state.peak_memory_note = NO_PEAK_ON_CPU
         return trainer
 
     def _resume(self, task: Task, train_loader: DataLoader) -> bool:
@@ -436,7 +442,7 @@ class _Run:
     def _evaluate(self, trainer: pl.Trainer, task: Task, loader: DataLoader) -> None:
         """Score the last epoch; under ``protocol=select`` also name the best validation epoch."""
         start = time.perf_counter()
-        split = self.happened["eval_split"]
+        split = self.state.eval_split
         stored: AbstractContextManager[None] = nullcontext()
         if self.config.predictions:
             stored = storing(task, self.config, self.dataset, split, self.directory)
@@ -447,7 +453,7 @@ class _Run:
         self.curves.eval_seconds += time.perf_counter() - start
         epochs = self.config.train.epochs
         values = task.metrics()
-        self.happened["last_epoch"] = self._metrics(epochs, values)
+        self.state.last_epoch = self.state.metrics(epochs, values)
         if self.config.protocol.name is Protocol.select:
             headline = next(iter(values))
             gain = METRICS.get(headline).gain
@@ -456,15 +462,9 @@ class _Run:
                 for value in self.curves.curves[f"val_{headline}"]
             ]
             best = max(range(len(curve)), key=curve.__getitem__)  # the earliest of equals
-            self.happened["selected_epoch"] = self._metrics(
+            self.state.selected_epoch = self.state.metrics(
                 best + 1, {name: self.curves.curves[f"val_{name}"][best] for name in values}
             )
-
-    def _metrics(self, epoch: int, values: dict[str, float | None]) -> Metrics:
-        """What is recorded of an evaluation; the first value is the headline."""
-        known = {n: None if v is None or not math.isfinite(v) else v for n, v in values.items()}
-        split = records.Split(self.happened["eval_split"])
-        return Metrics(split, epoch, self.happened["eval_images"], next(iter(known)), known)
 
     def _store(self, attached: Attached, task: Task) -> None:
         """Delta, head, and what the score is made of, on the disk before the record."""
@@ -472,17 +472,18 @@ class _Run:
         files.record.unlink(missing_ok=True)  # an old one vouches for the files that go now
         attached.save(files.delta)
         save_tensors(head_state(attached, task.model), files.head)
-        write_evaluation(task, self.dataset, self.happened["last_epoch"], files.evaluation)
+        assert self.state.last_epoch is not None
+        write_evaluation(task, self.dataset, self.state.last_epoch, files.evaluation)
         sizes = (files.delta.stat().st_size, files.head.stat().st_size)
-        self.happened["stored_bytes"] = records.StoredBytes(*sizes)
+        self.state.stored_bytes = records.StoredBytes(*sizes)
         stored = (files.delta, files.head, files.evaluation)
-        self.happened["checksums"] = {path.name: sha256(path) for path in stored}
+        self.state.checksums = {path.name: sha256(path) for path in stored}
 
     def _render(self, model: Model, task: Task) -> None:
         """Draw what the task predicts beside the truth; the run counts without it."""
         from vpeft_bench.show import FILE, draw
 
-        split, path = self.happened["eval_split"], self.directory / FILE
+        split, path = self.state.eval_split, self.directory / FILE
         try:
             draw(self.config, self.dataset, split, model, task, path)
             self.console.print(f"pictures:    {path}", soft_wrap=True)
@@ -498,25 +499,25 @@ class _Run:
         label = records.WeightsLabel.PRETRAINED
         if random:
             label = records.WeightsLabel.RANDOM
-            self.labels.append("random weights")
+            self.state.labels.append("random weights")
         elif demo:
             label = records.WeightsLabel.DEMO
         if demo:
-            self.labels.append("demo backbone")
+            self.state.labels.append("demo backbone")
         benchmark = benchmarks.find(self.config.data.benchmark)
         if benchmark is not None and benchmark.demo:
-            self.labels.append("demo data")
+            self.state.labels.append("demo data")
         published, here = self.config.data.test_size, len(self.dataset.split("test"))
         if published is not None and published != here:
-            self.labels.append(f"test split of {here:,} images, published {published:,}")
+            self.state.labels.append(f"test split of {here:,} images, published {published:,}")
         notes = f" ({'; '.join(backbone.notes)})" if backbone.notes else ""
-        self.where["weights"] = records.Weights(
+        self.state.weights = records.Weights(
             None if random else f"{backbone.source.name}{notes}",
             attached.base_fingerprint(),
             label,
-            self.weights_identity,
+            self.state.weights_identity,
         )
-        self.where["preprocessing"] = records.Preprocessing(
+        self.state.preprocessing = records.Preprocessing(
             list(preprocessing.mean),
             list(preprocessing.std),
             preprocessing.interpolation,
@@ -526,7 +527,7 @@ class _Run:
         head = sum(p.numel() for p in head_parameters(attached, task.model) if p.requires_grad)
         method = sum(p.numel() for p in attached.trainable_parameters())
         everything = sum(p.numel() for p in task.model.parameters())
-        self.happened["parameters"] = records.Parameters(method, head, method + head, everything)
+        self.state.parameters = records.Parameters(method, head, method + head, everything)
         self.console.print(
             f"input {_size(preprocessing)}, "
             f"{preprocessing.interpolation}, mean {_short(preprocessing.mean)}, "
@@ -537,54 +538,6 @@ class _Run:
 
     def _tell(self, text: str) -> None:
         _tell(self.console, text)
-
-    def _run_id(self) -> str:
-        return str(self.directory.relative_to(self.config.results_dir))
-
-    def _record(self, status: Status, error: str | None) -> RunRecord:
-        known, curves = self.happened, self.curves
-        trained, ok = curves.train_seconds > 0, status is Status.OK
-        happened = records.Happened(
-            last_epoch=known.get("last_epoch") if ok else None,
-            selected_epoch=known.get("selected_epoch") if ok else None,
-            curves={name: [_finite(v) for v in values] for name, values in curves.curves.items()},
-            parameters=known.get("parameters"),
-            stored_bytes=known["stored_bytes"] if ok else records.StoredBytes(),
-            seconds=records.Seconds(
-                data=known.get("data"),
-                setup=known.get("setup"),
-                selection=known.get("selection"),
-                features=known.get("features"),
-                train=curves.train_seconds if trained else None,
-                eval=curves.eval_seconds if curves.eval_seconds > 0 else None,
-            ),
-            train_images_per_second=curves.images / curves.train_seconds if trained else None,
-            frozen_features=known.get("frozen_features"),
-            peak_memory_bytes=known.get("peak_memory_bytes"),
-            peak_memory_note=known.get("peak_memory_note"),
-            resumed=curves.resumed,
-            train_loss=_finite(curves.curves["train_loss"][-1]) if curves.curves else None,
-            diverged=known.get("diverged"),
-            checksums=known["checksums"] if ok else {},
-        )
-        where = records.Where(
-            **self.environment, started=self.started, finished=utc_now(), **self.where
-        )
-        record = RunRecord(
-            run_id=self._run_id(),
-            config_hash=self.hash,
-            status=status,
-            error=error,
-            asked=self.asked,
-            happened=happened,
-            where=where,
-            labels=self.labels,
-            variant=self.config.variant.name or self.method.described(),
-            uncounted=self.method.uncounted(traits_of(self.config.backbone.model)),
-            method_version=self.method.version,
-        )
-        records.write(record, self.files.record)
-        return record
 
 
 def _size(preprocessing: Preprocessing) -> str:
@@ -642,10 +595,6 @@ def _ending(caught: BaseException) -> tuple[Status, str]:
 
 def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _finite(value: float) -> float | None:
-    return value if torch.isfinite(torch.tensor(value)) else None
 
 
 def _short(values: tuple[float, ...]) -> str:
