@@ -211,7 +211,7 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def evenly(batches: Any, pictures: int) -> Iterator[tuple[int, Any, Any]]:
-    """Index, picture and truth of so many pictures, spread evenly over the split."""
+    """Index, picture and truth of ``pictures`` of them, spread evenly over the split."""
     size = len(batches.dataset)
     for index in np.linspace(0, size - 1, min(pictures, size)).round().astype(np.int64):
         (image,), (target,) = batches.dataset[0, index[None]]

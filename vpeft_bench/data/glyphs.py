@@ -25,7 +25,7 @@ Floats = NDArray[np.float32]
 
 _SEED = 11
 _STROKES = (2, 5)  # of a class: from, below
-_GRID = 20  # points that bend strokes lie within so many units of the middle
+_GRID = 20  # units from the middle within which points lie that bend strokes
 _UNIT = np.float32(11 / _GRID)  # pixels
 _MOVED = 2  # units by which a hand moves each of them, at most
 _TIMES = 33  # places along a stroke at which the pen is put down
