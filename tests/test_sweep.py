@@ -16,6 +16,7 @@ from filelock import FileLock
 from tests.conftest import Cli, shared_path
 from tests.test_run import wait_for_epochs
 from vpeft_bench import sweep
+from vpeft_bench.launch import RUN
 from vpeft_bench.record import LOCK
 
 TINY = ("train.epochs=1", "train.batch_size=50", "hardware.threads=1")
@@ -84,24 +85,24 @@ def test_busy_is_looked_at_again_at_the_end(
     done = cli("method=linear", "data=imagelist", f"data.root={tiny_data}", *TINY)
     assert done.returncode == 0, done.stderr
     (record,) = tmp_path.rglob("record.json")
-    note = {"overrides": ["seed=0"], "result": "busy", "reason": "another process", "record": ""}
+    note = {"overrides": ["seed=0"], "result": "busy", "reason": "another process"}
     job = tmp_path / "sweep" / "0"
     job.mkdir(parents=True)
     (job / sweep.JOB).write_text(json.dumps(note))
-    (job / sweep.NOTE).write_text(json.dumps({**note, "record": str(record)}))
+    (job / sweep.NOTE).write_text(json.dumps({**note, "file": str(record)}))
     monkeypatch.setattr(sweep.NoteSweep, "directory", job.parent)
 
-    assert sweep.summarise() == 0
+    assert sweep.summarise(RUN.summarise) == 0
     said = capsys.readouterr().out
     assert "by another process" in said
     assert "1 done" in said
 
     with FileLock(record.with_name(LOCK)):
-        assert sweep.summarise() == 1
+        assert sweep.summarise(RUN.summarise) == 1
     assert "1 busy" in capsys.readouterr().out
 
     record.unlink()
-    assert sweep.summarise() == 1
+    assert sweep.summarise(RUN.summarise) == 1
     assert "1 busy" in capsys.readouterr().out
 
 

@@ -6,19 +6,15 @@ import os
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig
 from rich.console import Console
 
 from vpeft_bench import plugins, sweep, validation
 from vpeft_bench.choices import config_dir
-from vpeft_bench.config import RunConfig, register_schema, typed
+from vpeft_bench.config import Protocol, RunConfig, register_schema
 from vpeft_bench.errors import (
     ConfigError,
     IncompatibleProblem,
@@ -33,6 +29,8 @@ from vpeft_bench.interruption import Interrupted
 from vpeft_bench.jobs import gathered, once_each, one_line
 from vpeft_bench.overrides import Checked, check_overrides
 from vpeft_bench.purpose import Purpose
+from vpeft_bench.record import RECORD_NAME
+from vpeft_bench.sweep import Answer, Note, OneJob
 from vpeft_bench.terminal import Terminal
 from vpeft_bench.validation import Seen
 
@@ -45,29 +43,22 @@ class Command:
 
     Attributes:
         purpose: decides which keys have an effect.
-        task: one job of Hydra; a function of a module, for launchers to find it elsewhere.
+        ask: ``module:function`` that does one job, see :data:`vpeft_bench.sweep.Ask`.
         quick_problems: what is wrong with a composed config and can be told at once.
         problems: everything wrong with it, given what was seen already and whether it will run on
             another machine.
         identity: equal for configs that ask for the same thing.
-        summarise: shows what became of a sweep, if there was one; 0 if it all went well, else 1.
+        summarise: shows what became of the jobs of a sweep.
         interrupted: what the user should know who interrupts it.
     """
 
     purpose: Purpose
-    task: Callable[[DictConfig], Any]
+    ask: str
     quick_problems: Callable[[RunConfig], Iterable[Problem]]
     problems: Callable[[RunConfig, Seen, bool], Iterable[Problem]]
     identity: Callable[[RunConfig], Hashable]
-    summarise: Callable[[], int]
+    summarise: Callable[[Sequence[Note], Console], None]
     interrupted: str = "the same command resumes from the last whole epoch"
-
-
-class SingleJob:
-    """What the one job of this process left; Hydra itself hands the task's answer to nobody."""
-
-    exit_status = 0
-    error: VpeftBenchError | None = None
 
 
 def main(arguments: Sequence[str], command: Command | None = None) -> int:
@@ -76,9 +67,7 @@ def main(arguments: Sequence[str], command: Command | None = None) -> int:
     console = Terminal(stderr=True)
     try:
         line = read_line(arguments)
-        swept = _hydra(_checked(line, command, console), command)
-        if SingleJob.error is not None:
-            raise SingleJob.error
+        went_well = _hydra(_checked(line, command, console), command)
     except VpeftBenchError as error:
         console.print(f"error: {error}", soft_wrap=True)
         return EXIT_WRONG_INPUT if isinstance(error, ProblemsError) else EXIT_FAILED
@@ -93,18 +82,23 @@ def main(arguments: Sequence[str], command: Command | None = None) -> int:
     except Interrupted as error:
         error.add_note(command.interrupted)
         raise
-    return max(SingleJob.exit_status, swept)
+    return 0 if went_well else EXIT_FAILED
 
 
-def _hydra(arguments: Sequence[str], command: Command) -> int:
-    """Let Hydra compose and launch; 1 if something of a sweep went wrong."""
+def _hydra(arguments: Sequence[str], command: Command) -> bool:
+    """Let Hydra compose and launch; whether all of it went well.
+
+    Raises:
+        VpeftBenchError: of the only job.
+    """
     register_schema()
     sys.argv = [sys.argv[0], *arguments]
     job = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
     # Hydra would print its errors itself, with advice on its own settings.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        job(plugins.Carrying(command.task, plugins.named()))()
+        one = OneJob(command.ask)
+        job(plugins.Carrying(one, plugins.named()))()
     except OSError as error:
         place = sweep.NoteSweep.directory
         if place is None or place.is_dir():
@@ -112,8 +106,10 @@ def _hydra(arguments: Sequence[str], command: Command) -> int:
         what = f"cannot be written to: {error.strerror or error}"
         raise VpeftBenchError(f"the sweep's folder {place} {what}") from error
     finally:  # also where a launcher gave up because one of its jobs was killed
-        swept = command.summarise()
-    return swept
+        swept = sweep.summarise(command.summarise)
+    if one.error is not None:
+        raise one.error
+    return swept == 0 and (one.answer is None or one.answer.went_well)
 
 
 # ---- looking before anything runs ----------------------------------------------------------------
@@ -175,31 +171,33 @@ def _wrong(problems: Sequence[Problem]) -> list[Problem]:
     return [problem for problem in problems if not isinstance(problem, IncompatibleProblem)]
 
 
-# ---- jobs ----------------------------------------------------------------------------------------
+# ---- runs ----------------------------------------------------------------------------------------
 
 
-def _task(config: DictConfig) -> Any:
-    """One job of Hydra: a single run, or one of a sweep."""
-    console = Terminal()
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode is RunMode.MULTIRUN:
-        job = sweep.Job(Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
-        return sweep.run_job(job, config, console)
-    try:
-        SingleJob.exit_status = _run_once(typed(config), console)
-    except VpeftBenchError as error:  # a message for the user; Hydra would show a traceback
-        SingleJob.error = error
-    return None
+def ask_for_run(config: RunConfig, console: Console) -> Answer:
+    """Run what a config asks for, unless its record exists.
 
-
-def _run_once(config: RunConfig, console: Console) -> int:
+    Raises:
+        ConfigError: with everything wrong with it.
+        VpeftBenchError: it failed.
+    """
     validation.check(config)  # before Lightning is imported: bad input is told at once
     from vpeft_bench.report import print_outcome
     from vpeft_bench.run import Result, run
 
     outcome = run(config, console)
-    print_outcome(outcome, console)
-    return 0 if outcome.result in (Result.DONE, Result.SKIPPED) else EXIT_FAILED
+    last = outcome.record.happened.last_epoch if outcome.record else None
+    value = last.value if last else None
+    return Answer(
+        outcome.result.value,
+        outcome.result in (Result.DONE, Result.SKIPPED),
+        outcome.reason,
+        outcome.directory / RECORD_NAME,
+        last.headline if last else None,
+        value,
+        value if config.protocol.name is Protocol.select else None,
+        partial(print_outcome, outcome),
+    )
 
 
 def _identity(config: RunConfig) -> Hashable:
@@ -210,11 +208,15 @@ def _identity(config: RunConfig) -> Hashable:
     return same_run(replace(config, method={"name": method.name, **method.options()}))
 
 
+def _summarise(notes: Sequence[Note], console: Console) -> None:
+    sweep.print_summary(notes, sweep.NoteSweep.results_dir, console)
+
+
 RUN = Command(
     Purpose.RUN,
-    _task,
+    "vpeft_bench.launch:ask_for_run",
     validation.quick_problems,
     validation.problems,
     _identity,
-    sweep.summarise,
+    _summarise,
 )

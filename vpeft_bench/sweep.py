@@ -1,85 +1,155 @@
-"""Sweeps: every job leaves a note of what became of it; at the end the notes become one table."""
+"""One job of a command, alone or in a sweep; every job of a sweep leaves a note of its end.
+
+Runs, cost cards and whatever else is asked for by a composed config are jobs: the same goes for all
+of them, see :class:`Answer`. At the end of a sweep its notes become one table.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import traceback
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vpeft_bench.config import Protocol, typed
-from vpeft_bench.errors import ProblemsError, RecordError
+from vpeft_bench.config import RunConfig, typed
+from vpeft_bench.errors import ProblemsError, RecordError, VpeftBenchError
 from vpeft_bench.files import write_atomically
 from vpeft_bench.interruption import Interrupted, received
 from vpeft_bench.metric_names import shown, title
-from vpeft_bench.record import LOCK, Metrics, Status, leaderboard_command, read
+from vpeft_bench.record import LOCK, Status, leaderboard_command, read
+from vpeft_bench.registry import found
 from vpeft_bench.terminal import Terminal
 
 NOTE = "outcome.json"
 JOB = "job.json"
-INTERRUPTED = "interrupted"
+FAILED, DIED, INTERRUPTED = "failed", "died", "interrupted"
 
 
 @dataclass(frozen=True)
-class Job:
-    """One combination of a sweep: its directory below the sweep's, and its overrides."""
+class Answer:
+    """What became of one job.
 
-    directory: Path
+    Attributes:
+        result: in one word.
+        went_well: whether nothing is left to be done about it.
+        reason: why it is what it is, where there is something to say.
+        file: the record or the card.
+        metric, value: the headline of a run that was scored.
+        optimised: what a sweeper may optimise: a validation metric, never one of the test split.
+        show: tells whoever asked for this job alone.
+    """
+
+    result: str
+    went_well: bool
+    reason: str = ""
+    file: Path | None = None
+    metric: str | None = None
+    value: float | None = None
+    optimised: float | None = None
+    show: Callable[[Console], None] = lambda console: None
+
+
+Ask = Callable[[RunConfig, Console], Answer]
+"""Does what a config asks for, unless it was done before."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a job of a sweep leaves, as JSON; see :class:`Answer`.
+
+    Attributes:
+        overrides: of the job.
+        file: path of the record or the card, if any.
+    """
+
     overrides: list[str]
+    result: str
+    went_well: bool = False
+    reason: str = ""
+    file: str | None = None
+    metric: str | None = None
+    value: float | None = None
 
 
-def run_job(job: Job, config: DictConfig, console: Console) -> float | None:
-    """Run one job and note its outcome; whatever goes wrong, the next job gets its turn.
+class OneJob:
+    """What Hydra calls for every job, in whichever process.
+
+    Args:
+        ask: ``module:function`` that does it: launchers send this object to other processes.
+
+    Attributes:
+        answer: of the only job, where there is no sweep: Hydra hands it to nobody.
+        error: that the only job raised; Hydra would show a traceback.
+    """
+
+    def __init__(self, ask: str) -> None:
+        self.ask = ask
+        self.answer: Answer | None = None
+        self.error: VpeftBenchError | None = None
+
+    def __call__(self, config: DictConfig) -> float | None:
+        """Do one job; of a sweep, note what became of it."""
+        console, hydra_config = Terminal(), HydraConfig.get()
+        ask: Ask = found(self.ask)
+        if hydra_config.mode is RunMode.MULTIRUN:
+            directory = Path(hydra_config.runtime.output_dir)
+            return _noted(ask, config, directory, list(hydra_config.overrides.task), console)
+        try:
+            self.answer = ask(typed(config), console)
+        except VpeftBenchError as error:
+            self.error = error
+        else:
+            self.answer.show(console)
+        return None
+
+
+def _noted(
+    ask: Ask, config: DictConfig, directory: Path, overrides: list[str], console: Console
+) -> float | None:
+    """One job of a sweep; whatever goes wrong, the next one gets its turn.
 
     Returns:
-        The headline metric of the last epoch, percent, under ``protocol=select``; else None.
+        What a sweeper may optimise.
     """
-    from vpeft_bench import validation
-    from vpeft_bench.run import Outcome, run
 
-    def note(result: str, reason: str, record: str | None, last: Metrics | None) -> None:
-        content = {
-            "overrides": job.overrides,
-            "result": result,
-            "reason": reason,
-            "record": record,
-            "metric": last.headline if last else None,
-            "value": last.value if last else None,
-        }
-        write_atomically(job.directory / NOTE, json.dumps(content, indent=1).encode())
+    def note(answer: Answer, name: str = NOTE) -> None:
+        file = None if answer.file is None else str(answer.file)
+        told = (answer.result, answer.went_well, answer.reason, file, answer.metric, answer.value)
+        content = json.dumps(asdict(Note(overrides, *told)), indent=1)
+        write_atomically(directory / name, content.encode())
 
-    job.directory.mkdir(parents=True, exist_ok=True)
-    started = {"overrides": job.overrides, "result": "died", "reason": "the process ended abruptly"}
-    write_atomically(job.directory / JOB, json.dumps(started, indent=1).encode())
+    directory.mkdir(parents=True, exist_ok=True)
+    note(Answer(DIED, False, "the process ended abruptly"), JOB)
     try:
-        run_config = typed(config)
-        validation.check(run_config)
-        outcome: Outcome = run(run_config, console)
-    except Interrupted as error:
-        note(INTERRUPTED, str(error), None, None)
+        answer = ask(typed(config), console)
+    except (Interrupted, KeyboardInterrupt) as error:
+        note(Answer(INTERRUPTED, False, str(error) or INTERRUPTED))
         raise
-    except Exception as error:  # one failed run must not cost the others
+    except Exception as error:  # one failed job must not cost the others
         with suppress(OSError):
-            (job.directory / "traceback.txt").write_text(traceback.format_exc())
+            (directory / "traceback.txt").write_text(traceback.format_exc())
         problems = error.problems if isinstance(error, ProblemsError) else ()
         reason = "; ".join(f"{p.where}: {p.what}" for p in problems) or str(error)
-        note("failed", reason, None, None)
-        console.print(f"failed: {error}")
+        note(Answer(FAILED, False, reason))
+        console.print(f"{FAILED}: {error}", soft_wrap=True)
         return None
-    last = outcome.record.happened.last_epoch if outcome.record else None
-    note(outcome.result.value, outcome.reason, str(outcome.directory / "record.json"), last)
-    # What a sweeper may optimise is a validation metric, never one of the test split.
-    return last.value if last and run_config.protocol.name is Protocol.select else None
+    note(answer)
+    if not answer.went_well:
+        console.print(f"{answer.result}: {answer.reason}", soft_wrap=True)
+    return answer.optimised
 
 
 class NoteSweep(Callback):
@@ -94,37 +164,37 @@ class NoteSweep(Callback):
         NoteSweep.results_dir = os.path.expanduser(config.results_dir)
 
 
-def summarise() -> int:
-    """Print what became of every job of the sweep that ran in this process, if there was one.
+def summarise(show: Callable[[Sequence[Note], Console], None]) -> int:
+    """Show what became of every job of the sweep that ran in this process, if there was one.
 
     Returns:
-        0 if every job is done or was skipped; else 1.
+        0 if they all went well; else 1.
     """
     if NoteSweep.directory is None:
         return 0
     notes = [_looked_at_again(note) for note in read_notes(NoteSweep.directory)]
     if notes:
-        print_summary(notes, NoteSweep.results_dir, Terminal())
-    return 0 if all(note["result"] in ("done", "skipped") for note in notes) else 1
+        show(notes, Terminal())
+    return 0 if all(note.went_well for note in notes) else 1
 
 
-def read_notes(directory: Path) -> list[dict[str, Any]]:
+def read_notes(directory: Path) -> list[Note]:
     """The notes of every job below ``directory``, by job number; a job without one died."""
     notes = []
     for started in sorted(directory.glob(f"*/{JOB}"), key=lambda path: _number(path.parent.name)):
         ended = started.with_name(NOTE)
-        note = json.loads((ended if ended.exists() else started).read_text())
+        note = Note(**json.loads((ended if ended.exists() else started).read_text()))
         if not ended.exists() and (signal := received()) is not None:
-            note |= {"result": INTERRUPTED, "reason": f"{signal.name} ended the sweep"}
+            note = replace(note, result=INTERRUPTED, reason=f"{signal.name} ended the sweep")
         notes.append(note)
     return notes
 
 
-def _looked_at_again(note: dict[str, Any]) -> dict[str, Any]:
-    """A job that another process was busy with may be done by now: then nothing went wrong."""
-    if note["result"] != "busy" or not note.get("record"):
+def _looked_at_again(note: Note) -> Note:
+    """A run that another process was busy with may be done by now: then nothing went wrong."""
+    if note.result != "busy" or note.file is None:
         return note
-    path = Path(note["record"])
+    path = Path(note.file)
     try:
         with FileLock(path.with_name(LOCK), timeout=0):
             record = read(path)
@@ -133,13 +203,9 @@ def _looked_at_again(note: dict[str, Any]) -> dict[str, Any]:
     last = record.happened.last_epoch
     if record.outcome != Status.OK or last is None:
         return note
-    return {
-        **note,
-        "result": "done",
-        "reason": "by another process",
-        "metric": last.headline,
-        "value": last.value,
-    }
+    why = "by another process"
+    metric, value = last.headline, last.value
+    return replace(note, result="done", went_well=True, reason=why, metric=metric, value=value)
 
 
 def _number(name: str) -> tuple[int, str]:
@@ -147,10 +213,10 @@ def _number(name: str) -> tuple[int, str]:
     return (int(name), "") if name.isdigit() else (1 << 60, name)
 
 
-def print_summary(notes: list[dict[str, Any]], results_dir: str, console: Console) -> None:
-    """One row per job, of its overrides those that vary; then the counts."""
-    shared = set.intersection(*(set(note["overrides"]) for note in notes)) if notes[1:] else set()
-    same = [override for override in notes[0]["overrides"] if override in shared] if notes else []
+def print_summary(notes: Sequence[Note], results_dir: str, console: Console) -> None:
+    """One row per run, of its overrides those that vary; then the counts."""
+    shared = set.intersection(*(set(note.overrides) for note in notes)) if notes[1:] else set()
+    same = [override for override in notes[0].overrides if override in shared] if notes else []
     console.print(f"\nsweep: {' '.join(same)}".rstrip(": "), soft_wrap=True)
     table = Table()
     table.add_column("run", overflow="fold")
@@ -160,19 +226,19 @@ def print_summary(notes: list[dict[str, Any]], results_dir: str, console: Consol
     table.add_column("why", overflow="fold")
     colours = {"done": "green", "skipped": "cyan", "busy": "yellow"}
     for note in notes:
-        colour = colours.get(note["result"], "red")
-        metric, value = note.get("metric"), note.get("value")
+        colour = colours.get(note.result, "red")
+        metric, value = note.metric, note.value
         table.add_row(
-            " ".join(o for o in note["overrides"] if o not in shared),
-            Text(note["result"], colour),
+            " ".join(o for o in note.overrides if o not in shared),
+            Text(note.result, colour),
             "" if metric is None else title(metric),
             "" if metric is None or value is None else shown(metric, value),
-            note["reason"],
+            note.reason,
         )
     console.print(table)
     counts = {
-        r: sum(n["result"] == r for n in notes)
-        for r in ("done", "skipped", "busy", "failed", INTERRUPTED, "died")
+        result: sum(note.result == result for note in notes)
+        for result in ("done", "skipped", "busy", FAILED, INTERRUPTED, DIED)
     }
     console.print(", ".join(f"{count} {result}" for result, count in counts.items() if count))
     console.print(f"leaderboard: {leaderboard_command(results_dir)}", soft_wrap=True)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
 from rich.console import Console
 
-from vpeft_bench import sweep, validation
-from vpeft_bench.config import RunConfig, typed
+from vpeft_bench import validation
+from vpeft_bench.config import RunConfig
 from vpeft_bench.cost import card as cards
 from vpeft_bench.cost.card import CardStatus, CostCard
 from vpeft_bench.cost.process import measure
@@ -26,16 +22,13 @@ from vpeft_bench.errors import (
     ConfigError,
     DeviceBusyError,
     Problem,
-    ProblemsError,
     RecordError,
-    VpeftBenchError,
 )
-from vpeft_bench.files import write_atomically
 from vpeft_bench.flags import config_dir_flag
-from vpeft_bench.launch import EXIT_FAILED, Command, SingleJob
+from vpeft_bench.launch import Command
 from vpeft_bench.launch import main as launch
 from vpeft_bench.purpose import Purpose
-from vpeft_bench.terminal import Terminal
+from vpeft_bench.sweep import Answer, Note
 
 USAGE = """\
 usage: python -m vpeft_bench cost [-m] [method=NAME] [backbone=NAME] [hardware=NAME] [KEY=VALUE ...]
@@ -159,21 +152,19 @@ def _kept(path: Path, busy_will_do: bool) -> CostCard | None:
 # ---- one measurement, or one of a sweep ---------------------------------------------------------
 
 
-def _task(config: DictConfig) -> None:
-    """One job of Hydra."""
-    console = Terminal()
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode is RunMode.MULTIRUN:
-        job = sweep.Job(Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
-        _measure_job(job, config, console)
-        return
-    try:
-        SingleJob.exit_status = _show(ask(typed(config), console), console)
-    except VpeftBenchError as error:  # a message for the user; Hydra would show a traceback
-        SingleJob.error = error
+def answer(config: RunConfig, console: Console) -> Answer:
+    """One measurement, for whoever asked and for the notes of a sweep."""
+    outcome = ask(config, console)
+    return Answer(
+        outcome.result.value,
+        outcome.result in ANSWERED,
+        outcome.reason,
+        outcome.path,
+        show=partial(_show, outcome),
+    )
 
 
-def _show(outcome: Outcome, console: Console) -> int:
+def _show(outcome: Outcome, console: Console) -> None:
     if outcome.result is Result.KEPT:
         console.print("kept: a card of this request exists; rerun=true measures again")
     if outcome.card is not None and outcome.card.measured is not None:
@@ -182,60 +173,23 @@ def _show(outcome: Outcome, console: Console) -> int:
         console.print(f"{outcome.result.value}: {outcome.reason}", soft_wrap=True)
     if outcome.path is not None:
         console.print(f"card: {outcome.path}", soft_wrap=True)
-    return 0 if outcome.result in ANSWERED else EXIT_FAILED
 
 
-def _measure_job(job: sweep.Job, config: DictConfig, console: Console) -> None:
-    """One combination of a sweep; whatever goes wrong, the next one gets its turn."""
-
-    def note(name: str, outcome: dict[str, Any]) -> None:
-        content = json.dumps({"overrides": job.overrides, **outcome}, indent=1)
-        write_atomically(job.directory / name, content.encode())
-
-    job.directory.mkdir(parents=True, exist_ok=True)
-    note(sweep.JOB, {"result": "died", "reason": "the process ended abruptly", "card": None})
-    try:
-        outcome = ask(typed(config), console)
-    except KeyboardInterrupt:
-        note(sweep.NOTE, {"result": "failed", "reason": "interrupted", "card": None})
-        raise
-    except Exception as error:  # one failed measurement must not cost the others
-        problems = error.problems if isinstance(error, ProblemsError) else ()
-        reason = "; ".join(f"{p.where}: {p.what}" for p in problems) or str(error)
-        outcome = Outcome(Result.FAILED, reason=reason)
-    if outcome.result not in (Result.MEASURED, Result.KEPT):
-        console.print(f"{outcome.result.value}: {outcome.reason}", soft_wrap=True)
-    path = str(outcome.path) if outcome.path else None
-    note(sweep.NOTE, {"result": outcome.result, "reason": outcome.reason, "card": path})
-
-
-def _summarise() -> int:
-    """Show what became of every measurement of the sweep, if there was one."""
-    if sweep.NoteSweep.directory is None:
-        return 0
-    console = Terminal()
-    notes = sweep.read_notes(sweep.NoteSweep.directory)
+def _summarise(notes: Sequence[Note], console: Console) -> None:
+    """One row per measurement, and where the cards lie."""
+    paths = [None if note.file is None else Path(note.file) for note in notes]
     rows = [
-        Row(
-            note["overrides"],
-            note["result"],
-            note["reason"],
-            cards.read(Path(note["card"])) if note["card"] else None,
-        )
-        for note in notes
+        Row(note.overrides, note.result, note.reason, None if path is None else cards.read(path))
+        for note, path in zip(notes, paths, strict=True)
     ]
-    if rows:
-        console.print(sweep_table(rows))
-    paths = [Path(note["card"]) for note in notes if note["card"]]
-    if paths:
-        below = os.path.commonpath([path.parents[3] for path in paths])
-        console.print(f"cards: {below}", soft_wrap=True)
-    return 0 if all(note["result"] in ANSWERED for note in notes) else 1
+    console.print(sweep_table(rows))
+    if places := [path.parents[3] for path in paths if path is not None]:
+        console.print(f"cards: {os.path.commonpath(places)}", soft_wrap=True)
 
 
 COST = Command(
     Purpose.COST,
-    _task,
+    "vpeft_bench.cost.cli:answer",
     validation.quick_measurement_problems,
     validation.measurement_problems,
     _identity,

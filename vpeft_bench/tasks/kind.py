@@ -164,7 +164,7 @@ class TaskKind(ABC):
     def drawn(
         self, task: Any, dataset: Dataset, split: str, batches: Any, pictures: int
     ) -> tuple[list[Panel], str]:
-        """What a trained task predicts on a split: at most ``pictures`` panels, and what they show."""
+        """What a trained task predicts on some pictures of a split, and what the panels show."""
 
     @abstractmethod
     def writer(
