@@ -83,7 +83,8 @@ def become(request: dict[str, Any]) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.path[0] = request["cwd"]
+    named = filter(None, request["environment"].get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[:1] = [request["cwd"], *(path for path in named if path not in sys.path)]
     sys.argv = [str(REPOSITORY / "vpeft_bench" / "__main__.py"), *request["arguments"]]
 
 
