@@ -23,17 +23,8 @@ from typing import Any, NoReturn
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# All that a run, a leaderboard or a cost card imports by and by.
-IMPORTED = (
-    "torchmetrics.classification",
-    "sklearn.datasets",
-    "vpeft_bench.cost.cli",
-    "vpeft_bench.data.listing",
-    "vpeft_bench.launch",
-    "vpeft_bench.leaderboard.cli",
-    "vpeft_bench.run",
-    "vpeft_bench.show",
-)
+# What a run imports by and by; sub-commands are all imported.
+IMPORTED = ("sklearn.datasets", "torchmetrics.classification", "vpeft_bench.run")
 
 
 class CommandServer:
@@ -117,8 +108,12 @@ def run_and_exit(main: Callable[[], int]) -> NoReturn:
 
 def serve() -> None:
     """Answer each line of the standard input by the exit status of its command."""
+    from vpeft_bench.commands import COMMANDS
+
     for name in IMPORTED:
         import_module(name)
+    for name in COMMANDS.names():
+        COMMANDS.get(name)
     gc.freeze()  # what is shared with the forks is not looked through by them, and stays shared
     from vpeft_bench.__main__ import main
 
