@@ -18,7 +18,6 @@ from vpeft_bench.backbones.one_stage import (
     OpenedScaledBlock,
     kind_of,
     leaves_of,
-    patch_leaves,
 )
 from vpeft_bench.backbones.sites import OpenedJoinedAttention
 from vpeft_bench.backbones.trunk import BoundBlock, Stage
@@ -44,7 +43,7 @@ class OpenedBeitAttention(OpenedJoinedAttention, TimmAttention):
 
 
 def _spread(bias: Tensor, tokens: int) -> Tensor:
-    """The bias ``(..., N, N)`` for so many tokens: those after the first have none."""
+    """The bias ``(..., N, N)`` for ``N`` tokens: those after the first have none."""
     if (further := tokens - bias.shape[-1]) == 0:
         return bias
     padded = nn.functional.pad(bias, (further, 0, further, 0))
@@ -94,15 +93,7 @@ class BEiT(OneStage):
 
     def map(self, model: Any) -> Backbone:
         """Block map of a timm ``Beit``."""
-        backbone = Backbone(
-            model,
-            family=self,
-            opened=self.opened,
-            patch_leaves=patch_leaves(model.patch_embed),
-            final_norm=model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm,
-            merge_norms=[],
-            prefix_tokens=model.num_prefix_tokens,
-        )
+        backbone = self.without_blocks(model, self.opened)
         for index, block in enumerate(model.blocks):
             leaves = leaves_of(block)
             if leaves is None:

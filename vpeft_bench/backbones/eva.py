@@ -22,7 +22,6 @@ from vpeft_bench.backbones.one_stage import (
     OpenedScaledBlock,
     kind_of,
     leaves_of,
-    patch_leaves,
 )
 from vpeft_bench.backbones.sites import OpenedJoinedAttention
 from vpeft_bench.backbones.trunk import BoundBlock, Stage
@@ -132,15 +131,7 @@ class EVA(OneStage):
                 values of fewer heads), or patches dropped at random.
         """
         attention = self.attentions.get(type(model.blocks[0].attn), OpenedEvaAttention)
-        backbone = Backbone(
-            model,
-            family=self,
-            opened=OpenedClasses(OpenedEva, OpenedEvaBlock, attention),
-            patch_leaves=patch_leaves(model.patch_embed),
-            final_norm=model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm,
-            merge_norms=[],
-            prefix_tokens=model.num_prefix_tokens,
-        )
+        backbone = self.without_blocks(model, OpenedClasses(OpenedEva, OpenedEvaBlock, attention))
         if backbone.drops_patches:
             raise UnsupportedBackboneError(
                 "the block map of EVA covers no patch dropout: a network around the blocks could "

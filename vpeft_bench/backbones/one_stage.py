@@ -10,7 +10,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from vpeft_bench.backbones import operations
-from vpeft_bench.backbones.block_map import LINEARS, Backbone, Block
+from vpeft_bench.backbones.block_map import LINEARS, Backbone, Block, OpenedClasses
 from vpeft_bench.backbones.family import Family
 from vpeft_bench.backbones.joined import joined_fc1, joined_qkv
 from vpeft_bench.backbones.sites import JOINED, OpenedBlock
@@ -93,6 +93,22 @@ class OneStage(Family):
     """Families whose models are one stage of blocks."""
 
     traits = frozenset({Trait.GLOBAL_ATTENTION, Trait.ONE_RESOLUTION})
+
+    def without_blocks(self, model: Any, opened: OpenedClasses) -> Backbone:
+        """What the block map of every model of one stage begins with.
+
+        Raises:
+            UnsupportedBackboneError: patches of another kind, such as a convolutional stem.
+        """
+        return Backbone(
+            model,
+            family=self,
+            opened=opened,
+            patch_leaves=patch_leaves(model.patch_embed),
+            final_norm=model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm,
+            merge_norms=[],
+            prefix_tokens=model.num_prefix_tokens,
+        )
 
     def attended_tokens(self, backbone: Backbone, block: Block) -> int:
         """All of them: prefix and patches."""

@@ -14,7 +14,7 @@ from vpeft_bench.backbones.block_map import Backbone, Block
 
 
 def patches(backbone: Backbone, count: int) -> int:
-    """The patch embedding, at so many places."""
+    """The patch embedding, at a number of places."""
     convolution: Any = backbone.patch_leaves[0]
     weights: int = convolution.weight.numel()
     return 2 * count * weights
@@ -61,7 +61,7 @@ def latent_pool(pool: Any, tokens: int) -> int:
 
 
 def linear(module: nn.Module, tokens: int) -> int:
-    """A linear on so many tokens; anything else, such as the identity, multiplies nothing."""
+    """A linear on a number of tokens; anything else, such as the identity, multiplies nothing."""
     if not isinstance(module, nn.Linear):
         return 0
     return int(2 * tokens * module.in_features * module.out_features)

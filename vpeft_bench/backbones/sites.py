@@ -153,7 +153,7 @@ class OpenedBlock(nn.Module):
         return self._add_branch("mlp", x, normed, residual)
 
     def branches(self, x: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """What the block adds: attention branch, MLP branch, and the stream behind both.
+        """What the block adds: attention branch, MLP branch, and the stream after both.
 
         Args:
             kwargs: what the attention takes beside the stream.

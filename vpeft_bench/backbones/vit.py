@@ -18,7 +18,6 @@ from vpeft_bench.backbones.one_stage import (
     OpenedOneStage,
     kind_of,
     leaves_of,
-    patch_leaves,
 )
 from vpeft_bench.backbones.sites import OpenedAttention, OpenedBlock
 from vpeft_bench.errors import UnsupportedBackboneError
@@ -105,15 +104,7 @@ class ViT(OneStage):
             UnsupportedBackboneError: patches or blocks of another kind (a convolutional stem;
                 parallel or post-norm blocks, an MLP with separate gates).
         """
-        backbone = Backbone(
-            model,
-            family=self,
-            opened=self.opened,
-            patch_leaves=patch_leaves(model.patch_embed),
-            final_norm=model.fc_norm if isinstance(model.norm, nn.Identity) else model.norm,
-            merge_norms=[],
-            prefix_tokens=model.num_prefix_tokens,
-        )
+        backbone = self.without_blocks(model, self.opened)
         for index, block in enumerate(model.blocks):
             leaves = leaves_of(block) if type(block) is TimmBlock else None
             if leaves is None or any(isinstance(leaf, JoinedLinear) for leaf in leaves.values()):

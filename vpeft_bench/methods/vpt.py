@@ -217,7 +217,7 @@ class VPTDeep(VPT):
         "(0.56M), on FGVC 73, with the mean head (0.85M). 10 is the default here and no "
         "published row.",
         "V-PETL Bench contains no VPT-Deep; its row equals the numbers of earlier papers.",
-        "position=append puts the prompts behind the patches, as modelscope does; in a ViT that "
+        "position=append puts the prompts after the patches, as modelscope does; in a ViT that "
         "gives the same class token.",
     )
 
@@ -231,7 +231,7 @@ class VPTDeep(VPT):
     )
 
     def check(self, backbone: Backbone) -> None:
-        """As every method; and behind the patches only where attention knows no positions."""
+        """As every method; and after the patches only where attention knows no positions."""
         super().check(backbone)
         if self.position == "append" and Trait.FREE_TOKENS not in backbone.family.traits:
             raise UnsupportedBackboneError(
