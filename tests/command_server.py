@@ -108,11 +108,11 @@ def run_and_exit(main: Callable[[], int]) -> NoReturn:
 
 def serve() -> None:
     """Answer each line of the standard input by the exit status of its command."""
-    from vpeft_bench.commands import COMMANDS
+    from vpeft_bench.commands import COMMANDS, OWN
 
     for name in IMPORTED:
         import_module(name)
-    for name in COMMANDS.names():
+    for name in OWN:  # plug-ins are the request's: which there are, its environment says
         COMMANDS.get(name)
     gc.freeze()  # what is shared with the forks is not looked through by them, and stays shared
     from vpeft_bench.__main__ import main

@@ -35,15 +35,23 @@ def mine(own: Path, text: str) -> Benchmark:
 
 
 def test_ours() -> None:
-    assert list(known()) == ["demo", "demo_dense", "dense", "fgvc", "vtab1k"]
+    assert list(known()) == ["demo", "demo_dense", "demo_retrieval", "dense", "fgvc", "vtab1k"]
     vtab = known()["vtab1k"]
     for name in ("vtab1k/cifar", "cifar", "cifar100", "vtab1k/cifar100"):
         assert vtab.member(name) == "cifar100"
     assert vtab.member("cifar10") is None
     assert vtab.group_of("vtab1k/eurosat") == "specialized"
     assert known()["fgvc"].group_of("fgvc/cub") == ""
-    assert [name for name, one in known().items() if one.demo] == ["demo", "demo_dense"]
-    assert [name for name, one in known().items() if not one.averaged] == ["demo_dense", "dense"]
+    assert [name for name, one in known().items() if one.demo] == [
+        "demo",
+        "demo_dense",
+        "demo_retrieval",
+    ]
+    assert [name for name, one in known().items() if not one.averaged] == [
+        "demo_dense",
+        "demo_retrieval",
+        "dense",
+    ]
 
 
 def test_the_group_of_a_data_set_comes_from_there() -> None:

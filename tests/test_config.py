@@ -19,7 +19,7 @@ from vpeft_bench.config import (
     register_schema,
     typed,
 )
-from vpeft_bench.data.composed import compose_data_configs
+from vpeft_bench.data.composed import compose_with_tasks
 from vpeft_bench.heads.names import HEADS
 from vpeft_bench.identity import config_hash, not_scientific
 from vpeft_bench.methods.base import default_options
@@ -27,7 +27,8 @@ from vpeft_bench.methods.registry import list_methods, method_class
 from vpeft_bench.overrides import check_overrides
 
 CHOICES = every_choice()
-DATASETS = compose_data_configs(config_dir(), CHOICES["data"])
+WITH_TASKS = compose_with_tasks(config_dir(), CHOICES["data"])
+DATASETS = [config for config, _ in WITH_TASKS]
 ALONE = ("experiment", "method")  # have tests of their own
 ALL = [(group, name) for group, names in CHOICES.items() for name in names if group not in ALONE]
 
@@ -43,10 +44,10 @@ def test_number_of_configs() -> None:
     seen = {group: len(names) for group, names in CHOICES.items()}
     assert seen == {
         "method": 42 + 34,  # ours, and the types of the peft library
-        "data": 43,
+        "data": 44,
         "backbone": 14,
         "head": 8,
-        "task": 3,
+        "task": 4,
         "protocol": 2,
         "hardware": 5,
         "logger": 3,
@@ -69,8 +70,9 @@ def test_every_config_composes_into_the_schema(group: str, name: str) -> None:
     task = name if group == "task" else HEADS.get(name).task if group == "head" else None
     if group == "variant":  # which may be for some data sets alone
         extra = [f"data={data}" for data in [*variant_file(name).get("per_data", ())][-1:]]
-    if task not in (None, "classification"):  # dense heads make sense with dense data only
-        extra = [f"data=demo/scenes_{task}"]
+    if task is not None:  # a head makes sense with data for its task only
+        demos = (data.name for data, of in WITH_TASKS if of == task and "demo/" in data.name)
+        extra = [f"data={next(demos)}"]
     config = composed(f"{group}={name}", *extra)
     chosen = getattr(config, group)
     assert plain(config)[group]

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 import vpeft_bench
-from vpeft_bench.sweep import print_summary
+from vpeft_bench.sweep import Note, print_summary
 from vpeft_bench.terminal import Terminal
 
 ODD = "runs/[x] :smile: [/bold] [red]"
@@ -16,8 +16,8 @@ ODD = "runs/[x] :smile: [/bold] [red]"
 
 def test_paths_are_printed_as_they_are_and_can_be_pasted() -> None:
     said = io.StringIO()
-    note = {"overrides": [f"data.root={ODD}"], "result": "failed", "reason": f"no {ODD}"}
-    other = {"overrides": ["data.root=b"], "result": "done", "reason": ""}
+    note = Note([f"data.root={ODD}"], "failed", reason=f"no {ODD}")
+    other = Note(["data.root=b"], "done", went_well=True)
     print_summary([note, other], ODD, Terminal(file=said, width=200))
     text = said.getvalue()
     assert f" data.root={ODD} " in text

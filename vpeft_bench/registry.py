@@ -39,8 +39,12 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         """All names in the order in which they were added, those of plug-ins included."""
         plugins.load()
-        self._things = {**self._brought(), **self._things}
-        return list(self._things)
+        known = self._things
+        if new := {name: thing for name, thing in self._brought().items() if name not in known}:
+            ours = dict(known)
+            known.clear()
+            known.update({**new, **ours})
+        return list(known)
 
     def __contains__(self, name: object) -> bool:
         return name in self._things or name in self.names()
