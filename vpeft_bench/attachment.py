@@ -86,7 +86,12 @@ def attach(
         method = build_method(method, options)
     attached = attach_method(model, method, as_)
     if data is not None and attached.method.selects:
-        attached.select(data)
+        try:
+            attached.select(data)
+        except BaseException:  # whoever asked for both at once has no attachment to try again with
+            if attached.name in attached.carried:
+                attached.detach()
+            raise
     return attached
 
 
@@ -101,6 +106,8 @@ def attach_method(
     """
     carried: Attachments | None = getattr(model, MARK, None)
     name = as_ or method.name
+    if carried is not None:
+        carried.require_whole_batches()
     if carried is None:
         carried = Attachments(model)
     elif as_ is None:
@@ -416,6 +423,7 @@ class Attached:
         """
         self._require_attached()
         self.require_placed()
+        self.carried.require_whole_batches()
         reason = self.method.merge_refusal or "\n".join(self.method.obstacles(self.backbone))
         if reason:
             raise NotMergeableError(f"method {self.method.name} cannot be merged: {reason}")

@@ -113,6 +113,9 @@ class Attachments(Mapping[str, "Attached"]):
                 equally long; says why.
             ValueError: no names, or the batch has another number of pictures.
         """
+        if isinstance(names, str):
+            raise ValueError(f"rows: a list of names, one for each picture: [{names!r}]")
+        names = list(names)
         if not names:
             raise ValueError("rows: no names, where each picture of the batch needs one")
         for name in dict.fromkeys(name for name in names if name is not None):
@@ -147,8 +150,7 @@ class Attachments(Mapping[str, "Attached"]):
 
     def arrange(self, names: Collection[str]) -> None:
         """As :meth:`only`, with names that are known to be good."""
-        if self._by_row:
-            raise AlreadyAttachedError("each row has its own attachment here; leave rows() first")
+        self.require_whole_batches()
         wanted = [name for name in self._all if name in names]
         same = 0
         while same < min(len(wanted), len(self._enabled)) and wanted[same] == self._enabled[same]:
@@ -161,6 +163,15 @@ class Attachments(Mapping[str, "Attached"]):
         for name in wanted[same:]:
             self._all[name].backbone.put_in()
         self._enabled = wanted
+
+    def require_whole_batches(self) -> None:
+        """Refuse whatever changes the stack while each row has an attachment of its own.
+
+        Raises:
+            AlreadyAttachedError: inside :meth:`rows`.
+        """
+        if self._by_row:
+            raise AlreadyAttachedError("each row has its own attachment here; leave rows() first")
 
     # ---- coming and leaving --------------------------------------------------------------------
 

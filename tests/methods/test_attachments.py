@@ -109,8 +109,9 @@ def _pairs() -> Iterator[Any]:
     for first, second in (("lora", "ssf"), ("prefix", "lora"), ("bitfit", "adapter")):
         for kind in ("swin", "eva02_split"):
             yield pytest.param(first, METHODS[first], second, METHODS[second], kind)
-    every = {n: SMALL.get(n, {}) for n in vpeft_bench.list_methods() if not n.startswith("hf/")}
-    for first, second in itertools.product(every, ("lora", "bitfit", "ssf", "prefix", "lst")):
+    others = [name for name in vpeft_bench.list_methods() if name not in METHODS]
+    every = {**METHODS, **{name: SMALL.get(name, {}) for name in others}}
+    for first, second in itertools.product(others, ("lora", "bitfit", "ssf", "prefix", "lst")):
         for one, other in ((first, second), (second, first)):
             yield pytest.param(one, every[one], other, every[other], "vit", marks=pytest.mark.slow)
 
@@ -142,8 +143,10 @@ def test_two_are_stacked_switched_and_detached(
         torch.testing.assert_close(logits(model), alone, rtol=1e-4, atol=1e-5)
     randomise(two, 8)
     both = logits(model)
-    assert one.parameter_counts().method == one.method.parameter_count(build_map(kind))
-    assert two.parameter_counts().method == two.method.parameter_count(build_map(kind))
+    for attached in (one, two):
+        if not attached.method.selects or attached.method.name == "sct":  # SPT's depends on data
+            counted = attached.method.parameter_count(build_map(kind))
+            assert attached.parameter_counts().method == counted
 
     carried = vpeft_bench.attachments(model)
     carried.only()
@@ -170,6 +173,8 @@ def test_two_are_stacked_switched_and_detached(
         fresh_model = build(kind)
         fresh = put_on(fresh_model, first if name == "one" else second, name, options)
         fresh.load(tmp_path / name)
+        if attached.method.name == "hst":  # whose head is its own, and a head is in no such file
+            fresh.backbone.head.load_state_dict(attached.backbone.head.state_dict())
         assert torch.equal(logits(fresh_model), expected)
         fresh.save(tmp_path / "again")
         assert (tmp_path / "again").read_bytes() == (tmp_path / name).read_bytes()

@@ -190,6 +190,22 @@ def test_rows_of_different_length_are_refused() -> None:
 
 
 @torch.no_grad()
+def test_the_stack_is_left_alone_while_rows_differ() -> None:
+    """Nothing is folded in, put on or taken off halfway."""
+    model = build("vit")
+    one = vpeft_bench.attach(model, "lora", as_="a")
+    carried = vpeft_bench.attachments(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with carried.rows(["a", None]):
+        for change in (one.merge, one.detach, lambda: vpeft_bench.attach(model, "ssf", as_="b")):
+            with pytest.raises(AlreadyAttachedError, match=r"leave rows\(\) first"):
+                change()
+    assert list(carried) == ["a"]
+    assert all(torch.equal(model.state_dict()[name], kept) for name, kept in before.items())
+    with pytest.raises(ValueError, match="a list of names"), carried.rows("a"):
+        pass
+
+
 def test_what_is_typed_is_checked() -> None:
     model = build("vit")
     put_on(model, "lora", "a", 0)

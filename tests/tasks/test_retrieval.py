@@ -212,6 +212,8 @@ def told(*overrides: str) -> str:
     [
         ("head=batch_norm", "is no head for retrieval"),
         ("train.label_smoothing=0.1", "train.label_smoothing=0.1: has no effect"),
+        ("task.loss=normalized_softmax task.margin=0.2", "has no effect: it is of task.loss=proxy"),
+        ("task.temperature=0.1", "has no effect: it is of task.loss=normalized_softmax"),
         ("train.batch_size=30", "train.batch_size=32, or task.per_class=1"),
         ("method=gps", "is not offered: it chooses what it trains by a classifier's gradients"),
         ("data=demo/scenes_detection task=retrieval", "is a data set for detection"),

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 FIRST = (1, 2, 4, 8)
 """Among how many of the nearest pictures one of the query's class is looked for."""
 
+OF_LOSS = {"proxy_anchor": ("alpha", "margin"), "normalized_softmax": ("temperature",)}
+"""The losses, and what each alone reads."""
+
 
 @dataclass
 class RetrievalOptions:
@@ -45,7 +48,7 @@ class RetrievalOptions:
     """
 
     width: int | None = setting(128, minimum=2)
-    loss: str = setting("proxy_anchor", choices=("proxy_anchor", "normalized_softmax"))
+    loss: str = setting("proxy_anchor", choices=OF_LOSS)
     alpha: float = setting(32.0, minimum=1e-6)
     margin: float = setting(0.1, minimum=0, maximum=2)
     temperature: float = setting(0.05, minimum=1e-6)
@@ -74,6 +77,11 @@ class RetrievalKind(LabelledKind):
         if smoothing := config.train.label_smoothing:
             what = "has no effect: the loss of retrieval has no label smoothing"
             yield Problem(f"train.label_smoothing={smoothing:g}", what, "leave it out")
+        for loss, keys in OF_LOSS.items():
+            for key in keys if loss != config.task["loss"] else ():
+                if config.task[key] != (usual := getattr(RetrievalOptions, key)):
+                    what = f"has no effect: it is of task.loss={loss}"
+                    yield Problem(f"task.{key}={config.task[key]}", what, f"task.{key}={usual}")
         if config.train.batch_size % config.task["per_class"]:
             size, each = config.train.batch_size, config.task["per_class"]
             what = f"makes no whole batch of train.batch_size={size}"

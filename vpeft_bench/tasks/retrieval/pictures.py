@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from PIL import ImageDraw
+from PIL import ImageDraw, ImageOps
 from PIL.Image import Image
 
 from vpeft_bench.data.splits import Dataset
@@ -43,7 +43,7 @@ def nearest_pictures(
 def _framed(dataset: Dataset, split: str, index: int, colour: tuple[int, int, int] | None) -> Image:
     """An enlarged picture with a frame; all of one size, so that they stand beside each other."""
     picture = enlarged(dataset.split(split).image(index), CELL)
-    square = picture.resize((CELL, CELL))
+    square = ImageOps.pad(picture, (CELL, CELL), color="white")
     if colour is not None:
         ImageDraw.Draw(square).rectangle((0, 0, CELL - 1, CELL - 1), outline=colour, width=4)
     return square
