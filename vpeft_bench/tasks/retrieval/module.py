@@ -97,7 +97,7 @@ class Retrieval(LabelledTask):
         images = labels.bincount(minlength=self.num_classes).tolist()
         of_query = labels[found.queries]
         queries = of_query.bincount(minlength=self.num_classes).double()
-        per_query = {"recall_at_1": found.recall_at(1), "map_at_r": found.average_precision_at_r()}
+        per_query = {"recall_at_1": found.recall_at(1), "map_at_r": found.average_precision}
         means = {
             name: (of_query.bincount(values, minlength=self.num_classes) / queries).tolist()
             for name, values in per_query.items()
