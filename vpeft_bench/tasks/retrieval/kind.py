@@ -139,6 +139,7 @@ class RetrievalKind(LabelledKind):
             RetrievalOptions(**{k: v for k, v in config.task.items() if k != "name"}),
             trained=labelled(dataset, trained_split(config)).labels,
             num_classes=dataset.num_classes,
+            seed=config.seed,
             training=training,
         )
 

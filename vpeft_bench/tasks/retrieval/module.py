@@ -28,6 +28,7 @@ class Retrieval(LabelledTask):
         options: of the loss.
         trained: classes of the training pictures; each of them gets a proxy.
         num_classes: of the data set, trained on or not.
+        seed: of the proxies, whatever was drawn before.
         training: how it is trained.
     """
 
@@ -38,6 +39,7 @@ class Retrieval(LabelledTask):
         options: RetrievalOptions,
         trained: NDArray[np.int64],
         num_classes: int,
+        seed: int = 0,
         training: Training | None = None,
     ) -> None:
         super().__init__(model, normalize, training)
@@ -48,7 +50,9 @@ class Retrieval(LabelledTask):
         self.num_classes = num_classes
         self.width = options.width or int(model.num_features)  # type: ignore[arg-type]  # timm's
         if training is not None:
-            self.proxies = LOSSES[options.loss](options, len(classes), self.width)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.proxies = LOSSES[options.loss](options, len(classes), self.width)
             factor = options.proxy_lr_factor
             own = [Trained(parameter, factor) for parameter in self.proxies.parameters()]
             self.training_plan = replace(training, parameters=[*training.parameters, *own])
