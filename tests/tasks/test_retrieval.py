@@ -38,7 +38,7 @@ from vpeft_bench.tasks.retrieval.losses import LOSSES
 from vpeft_bench.tasks.retrieval.metrics import find, scores
 
 GLYPHS = "data=demo/glyphs_retrieval"
-QUICK = (GLYPHS, "train.epochs=1", "train.warmup_epochs=0", "train.lr=1e-2")
+QUICK = (GLYPHS, "train.epochs=1", "train.warmup_epochs=0", "train.lr=1e-3")
 
 
 def embeddings_of(labels: Tensor, noise: float = 0.7, width: int = 16) -> Tensor:
