@@ -7,6 +7,7 @@ Nothing outside this package asks what family a backbone is of: methods ask for 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 # timm's models are Any to a family: nn.Module types every attribute as a tensor or a module.
 
 
-class Family:
+class Family(ABC):
     """What is particular to a family.
 
     Class attributes:
@@ -51,36 +52,36 @@ class Family:
     shown: ClassVar[tuple[str, str] | None] = None
     small: ClassVar[tuple[str, Mapping[str, Any]] | None] = None
 
+    @abstractmethod
     def map(self, model: Any) -> Backbone:
         """The block map of one of its models.
 
         Raises:
             UnsupportedBackboneError: this one has parts that the map does not cover.
         """
-        raise NotImplementedError
 
-    def prepare(self, model: Any) -> None:
+    def prepare(self, model: Any) -> None:  # noqa: B027  # most families need none
         """Make a model that was just built ready for its weights; nothing by default."""
 
+    @abstractmethod
     def to_timm(self, state: Mapping[str, Tensor], model: Any, **options: Any) -> Mapping[str, Any]:
         """Tensors of other releases under timm's names, by timm's own filter.
 
         Args:
             options: of the filter: how positions are resampled.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def flops(self, backbone: Backbone, image_size: tuple[int, int]) -> int | None:
         """Operations of a forward pass on one image, by formula; None where there is no formula.
 
         Args:
             image_size: height and width, pixels.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def attended_tokens(self, backbone: Backbone, block: Block) -> int:
         """Tokens that attend to each other in a block."""
-        raise NotImplementedError
 
     def levels(self, model: Any) -> Sequence[Mapping[str, Any]]:
         """timm's ``feature_info`` of the maps that dense heads read."""

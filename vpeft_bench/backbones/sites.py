@@ -104,12 +104,14 @@ class OpenedBlock(nn.Module):
         "stream_out",
     )
 
+    # Called, not made abstract: a block gets its opened class later, and is never made of it.
+
     def attn_branch(self, normed: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The attention branch behind norm1, up to drop-path; each family has its own."""
+        """The attention branch after norm1, up to drop-path; each family has its own."""
         raise NotImplementedError
 
     def mlp_branch(self, normed: Tensor) -> Tensor:
-        """The MLP branch behind norm2, up to drop-path; each family has its own."""
+        """The MLP branch after norm2, up to drop-path; each family has its own."""
         raise NotImplementedError
 
     def forward(

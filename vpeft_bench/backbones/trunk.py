@@ -7,6 +7,7 @@ go (HST, NOAH). They are placed as one module on the opened model, which hands i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -78,6 +79,8 @@ class OpenedModel(nn.Module):
     trunk: nn.Module | None
 
     # ---- what each family says -----------------------------------------------------------------
+    # A module gets one of these classes later and is never made of it, so that a method left out
+    # is noticed where it is called, and not by an abstract class.
 
     def embed(self, images: Tensor) -> Tensor:
         """Images to the tokens that enter the first block."""
@@ -189,7 +192,7 @@ def resumes(model: nn.Module) -> bool:
     return trunk is None or isinstance(trunk, SideNetwork)
 
 
-class SideNetwork(nn.Module):
+class SideNetwork(nn.Module, ABC):
     """A module around a trunk that stays frozen: it reads features and never changes them.
 
     Attributes:
@@ -211,6 +214,7 @@ class SideNetwork(nn.Module):
         output = self.side({name: found[name] for name in self.reads}, model)
         return TrunkOutput([found[name] for name in streams] + output.streams, output.features)
 
+    @abstractmethod
     def side(self, features: dict[str, Tensor], model: OpenedModel) -> TrunkOutput:
         """The trainable part.
 
@@ -219,9 +223,8 @@ class SideNetwork(nn.Module):
             model: for the frozen parts that the side network shares (final norm, pooling).
 
         Returns:
-            The streams behind the first ``frozen_blocks`` blocks are left out.
+            The streams after the first ``frozen_blocks`` blocks are left out.
         """
-        raise NotImplementedError
 
 
 def _same(x: Tensor) -> Tensor:
