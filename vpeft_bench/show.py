@@ -21,7 +21,7 @@ from vpeft_bench.config import RunConfig, from_plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.data.findings import Inspection
 from vpeft_bench.data.inspect_pictures import data_identity, inspect_pictures
-from vpeft_bench.drawing import save, sheet
+from vpeft_bench.drawing import CELL, save, sheet
 from vpeft_bench.errors import VpeftBenchError
 from vpeft_bench.files import typed_path
 from vpeft_bench.finished import finished_model, finished_run
@@ -116,5 +116,6 @@ def draw(
     title = f"{config.method['name']} on {config.data.name}, {config.backbone.name}: {heading}"
     pairs = any(len(panel.versions) > 1 for panel in panels)
     columns = COLUMNS if pairs else 2 * COLUMNS
-    save(sheet(panels, title, dataset, columns), path)
+    sides = [side for panel in panels for version in panel.versions for side in version.size]
+    save(sheet(panels, title, dataset, columns, max(sides, default=CELL)), path)
     return path

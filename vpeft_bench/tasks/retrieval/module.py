@@ -58,6 +58,7 @@ class Retrieval(LabelledTask):
             self.training_plan = replace(training, parameters=[*training.parameters, *own])
         self.embeddings: list[Tensor] = []
         self.labels: list[Tensor] = []
+        self._found: Found | None = None
 
     def embed(self, inputs: Any) -> Tensor:
         """uint8 images ``(B, 3, H, W)``, or frozen features, to vectors ``(B, D)`` of length 1."""
@@ -78,18 +79,21 @@ class Retrieval(LabelledTask):
         embeddings = self.embed(inputs)
         self.note_outputs(embeddings)
         self.on_prediction(embeddings)
+        self._found = None
         self.embeddings.append(embeddings.detach())
         self.labels.append(labels)
 
     def forget(self) -> None:
         """Start anew."""
-        self.embeddings, self.labels = [], []
+        self.embeddings, self.labels, self._found = [], [], None
 
     def found(self) -> Found:
-        """What lies nearest to each of the pictures that were scored."""
-        embeddings, labels = torch.cat(self.embeddings), torch.cat(self.labels)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            return find(embeddings, labels, max(FIRST))
+        """What lies nearest to each of the pictures that were scored; looked for once."""
+        if self._found is None:
+            embeddings, labels = torch.cat(self.embeddings), torch.cat(self.labels)
+            with torch.autocast(embeddings.device.type, enabled=False):
+                self._found = find(embeddings, labels, max(FIRST))
+        return self._found
 
     def metrics(self) -> dict[str, float | None]:
         """Recall at 1, 2, 4 and 8, and MAP@R."""
