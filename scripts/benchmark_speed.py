@@ -28,7 +28,7 @@ from speed import run_bars, serve_bars, step_bars
 from speed.measure import Row, Settings
 from speed.tables import circumstances, device_slug, write_item, write_tables
 
-from vpeft_bench.host import flush_denormals, keep_freed_memory
+from vpeft_bench.runs.host import flush_denormals, keep_freed_memory
 
 ITEMS: dict[str, Callable[[Settings], list[Row]]] = {
     item.__name__: item for item in (*run_bars.ITEMS, *step_bars.ITEMS, *serve_bars.ITEMS)

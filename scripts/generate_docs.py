@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vpeft_bench.catalogue import backbones, facts
+from vpeft_bench.catalogue import facts
 from vpeft_bench.catalogue.pages import FOLDER, all_pages
+from vpeft_bench.cli import backbones
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -32,10 +32,10 @@ TESTS = (
     "tests/golden",
     "tests/heads",
     "tests/methods/test_hf.py",
-    "tests/test_config.py",
-    "tests/test_jobs.py",
-    "tests/test_resuming.py",
-    "tests/test_run.py",
+    "tests/config/test_config.py",
+    "tests/cli/test_jobs.py",
+    "tests/runs/test_resuming.py",
+    "tests/runs/test_run.py",
 )
 
 

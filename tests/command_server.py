@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # What a run imports by and by; sub-commands are all imported.
-IMPORTED = ("sklearn.datasets", "torchmetrics.classification", "vpeft_bench.run")
+IMPORTED = ("sklearn.datasets", "torchmetrics.classification", "vpeft_bench.runs.run")
 
 
 class CommandServer:
@@ -108,7 +108,7 @@ def run_and_exit(main: Callable[[], int]) -> NoReturn:
 
 def serve() -> None:
     """Answer each line of the standard input by the exit status of its command."""
-    from vpeft_bench.commands import COMMANDS, OWN
+    from vpeft_bench.cli.commands import COMMANDS, OWN
 
     for name in IMPORTED:
         import_module(name)

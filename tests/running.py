@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 
-from vpeft_bench.checkpoint import EpochCheckpoint
-from vpeft_bench.choices import config_dir
-from vpeft_bench.config import RunConfig, register_schema, typed
-from vpeft_bench.run import Outcome, run
+from vpeft_bench.config.choices import config_dir
+from vpeft_bench.config.schema import RunConfig, register_schema, typed
+from vpeft_bench.runs.checkpoint import EpochCheckpoint
+from vpeft_bench.runs.run import Outcome, run
 
 ON_CPU = ("hardware=cpu", "hardware.threads=1", "hardware.workers=0")
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import SHARED, Cli, shared_path
-from vpeft_bench.choices import config_dir
+from vpeft_bench.config.choices import config_dir
 from vpeft_bench.data.composed import compose_data_configs
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.splits import Dataset

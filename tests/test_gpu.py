@@ -10,11 +10,11 @@ import torch
 
 from tests.cost.measuring import request
 from tests.running import ON_CPU, run_here
-from vpeft_bench.config import HardwareConfig
-from vpeft_bench.cost.card import CardStatus
+from vpeft_bench.config.sections import HardwareConfig
 from vpeft_bench.cost.device import find_place
 from vpeft_bench.cost.measure import measured_card
-from vpeft_bench.record import RunRecord, Status
+from vpeft_bench.records.cost_card import CardStatus
+from vpeft_bench.records.run_record import RunRecord, Status
 
 pytestmark = [
     pytest.mark.gpu,

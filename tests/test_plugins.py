@@ -19,12 +19,12 @@ import torch
 import vpeft_bench
 from tests.conftest import REPOSITORY, Cli
 from vpeft_bench import plugins
-from vpeft_bench.choices import every_choice
+from vpeft_bench.cli.overrides import check_overrides
+from vpeft_bench.config.choices import every_choice
 from vpeft_bench.data.readers import READERS
 from vpeft_bench.errors import AlreadyAttachedError, ConfigError, MethodOptionError
 from vpeft_bench.methods.lora import LoRA
 from vpeft_bench.methods.names import METHODS
-from vpeft_bench.overrides import check_overrides
 from vpeft_bench.registry import Registry
 
 READER = '''

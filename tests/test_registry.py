@@ -11,19 +11,19 @@ import pytest
 from torch import Tensor, nn
 
 from tests.running import config_of, run_here
-from vpeft_bench import validation
 from vpeft_bench.__main__ import _dispatch
-from vpeft_bench.commands import COMMANDS, OWN
-from vpeft_bench.config import LoggerConfig
+from vpeft_bench.cli.commands import COMMANDS, OWN
+from vpeft_bench.config.sections import LoggerConfig
 from vpeft_bench.data.readers import READERS
 from vpeft_bench.errors import ConfigError
 from vpeft_bench.heads.names import HEADS, Head, of_task
-from vpeft_bench.loggers import LOGGERS, open_sinks
 from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.registry import build_method, method_class, own_methods
-from vpeft_bench.metric_names import METRICS, Metric, beside
-from vpeft_bench.record import Metrics, Split
+from vpeft_bench.metrics.names import METRICS, Metric, beside
+from vpeft_bench.records.run_record import Metrics, Split
 from vpeft_bench.registry import Registry
+from vpeft_bench.runs import validation
+from vpeft_bench.runs.loggers import LOGGERS, open_sinks
 
 EVERY: tuple[Registry[Any], ...] = (COMMANDS, HEADS, LOGGERS, METRICS, READERS)
 
@@ -141,8 +141,8 @@ def test_a_head(tmp_path: Path) -> None:
     assert of_task("classification") == ["batch_norm", "doubled"]
     config = config_of("head=batch_norm", "head.name=doubled")
     assert list(validation._task(config)) == []
-    from vpeft_bench.build import build_model
     from vpeft_bench.data.dataset import open_dataset
+    from vpeft_bench.runs.build import build_model
 
     model = build_model(config, open_dataset(config.data)).attached.model
     assert isinstance(model.head, Doubled)

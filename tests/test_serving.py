@@ -15,12 +15,13 @@ from rich.console import Console
 
 import vpeft_bench
 from vpeft_bench import serving
-from vpeft_bench.config import typed
+from vpeft_bench.cli.export import main
+from vpeft_bench.cli.overrides import check_overrides
+from vpeft_bench.config.schema import typed
 from vpeft_bench.errors import NotMergeableError, RecordError, VpeftBenchError
 from vpeft_bench.onnx_files import answers, write_onnx
-from vpeft_bench.overrides import check_overrides
-from vpeft_bench.run import run
-from vpeft_bench.serving import export, main
+from vpeft_bench.runs.run import run
+from vpeft_bench.serving import export
 
 
 def finished(tmp_path: Path, *overrides: str) -> Path:

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 import vpeft_bench
-from vpeft_bench.sweep import Note, print_summary
+from vpeft_bench.runs.sweep import Note, print_summary
 from vpeft_bench.terminal import Terminal
 
 ODD = "runs/[x] :smile: [/bold] [red]"

@@ -11,7 +11,7 @@ import pytest
 
 import vpeft_bench
 from tests.running import run_here
-from vpeft_bench.record import Status
+from vpeft_bench.records.run_record import Status
 
 pytestmark = pytest.mark.zoo
 

@@ -11,10 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vpeft_bench.attachment import Attached, attach
+    from vpeft_bench.attaching.attachment import Attached, attach
+    from vpeft_bench.attaching.stacking import Attachments, attachments
     from vpeft_bench.methods.registry import list_methods
     from vpeft_bench.serving import load_run
-    from vpeft_bench.stacking import Attachments, attachments
 
 __all__ = ["Attached", "Attachments", "attach", "attachments", "list_methods", "load_run"]
 
@@ -27,11 +27,11 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 def __getattr__(name: str) -> Any:
     """Import torch only when a name that needs it is used: the command line starts without it."""
     if name in ("Attached", "attach"):
-        from vpeft_bench import attachment
+        from vpeft_bench.attaching import attachment
 
         return getattr(attachment, name)
     if name in ("Attachments", "attachments"):
-        from vpeft_bench import stacking
+        from vpeft_bench.attaching import stacking
 
         return getattr(stacking, name)
     if name == "list_methods":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from vpeft_bench import plugins
 from vpeft_bench.errors import ProblemsError, VpeftBenchError, told
-from vpeft_bench.interruption import Interrupted, ignore, interruptible
+from vpeft_bench.runs.interruption import Interrupted, ignore, interruptible
 
 HELP = """\
 usage: python -m vpeft_bench [GROUP=CHOICE ...] [KEY=VALUE ...]     one run
@@ -47,9 +47,9 @@ examples
 
 def _dispatch(arguments: Sequence[str]) -> int:
     """Call a sub-command or a run; its exit status."""
-    from vpeft_bench.choices import use_folders
-    from vpeft_bench.commands import COMMANDS
-    from vpeft_bench.flags import config_dir_flag, own_configs, split_command
+    from vpeft_bench.cli.commands import COMMANDS
+    from vpeft_bench.cli.flags import config_dir_flag, own_configs, split_command
+    from vpeft_bench.config.choices import use_folders
 
     named, arguments = plugins.typed(arguments)
     plugins.use(named)
@@ -65,7 +65,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
         return 0
     if command is not None:
         return COMMANDS.get(command)(rest, own)
-    from vpeft_bench.launch import main as launch
+    from vpeft_bench.cli.launch import main as launch
 
     kept = [f"{plugins.KEY}=[{','.join(map(repr, named))}]"] if named else []
     return launch([*config_dir_flag(own), *rest, *kept])
@@ -73,7 +73,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 def print_version() -> None:
     """This package's version and commit, and the versions of what decides the numbers."""
-    from vpeft_bench.environment import environment
+    from vpeft_bench.records.environment import environment
 
     found = environment()
     versions, git = found["versions"], found["git"]
@@ -86,8 +86,8 @@ def print_help() -> None:
     """Usage and the choices of every group."""
     import textwrap
 
-    from vpeft_bench.choices import every_choice
-    from vpeft_bench.commands import COMMANDS, OWN
+    from vpeft_bench.cli.commands import COMMANDS, OWN
+    from vpeft_bench.config.choices import every_choice
 
     lines = [
         textwrap.fill(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vpeft_bench.config import IGNORED_LABEL
+from vpeft_bench.config.sections import IGNORED_LABEL
 from vpeft_bench.data.splits import Dataset
 from vpeft_bench.files import write_atomically
 

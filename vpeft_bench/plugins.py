@@ -5,8 +5,9 @@ the environment variable ``VPEFT_BENCH_PLUGINS`` (names with commas between them
 point in the group ``vpeft_bench.plugins``. A name is that of a module, or the path of a Python file
 or of a package's folder. Where a package has a folder ``configs``, its configs are choices, too.
 
-What is named is kept in the variable, which every child process gets; jobs that are sent to another
-machine carry it with them (:mod:`vpeft_bench.launch`). Importing this module imports no plug-in.
+What is named is kept in the variable, which every child process gets; jobs that are sent to
+another machine carry it with them (:mod:`vpeft_bench.cli.launch`). Importing this module imports
+no plug-in.
 """
 
 from __future__ import annotations

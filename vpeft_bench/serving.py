@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +16,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vpeft_bench.attachment import Attached
-from vpeft_bench.config import from_plain
+from vpeft_bench.attaching.attachment import Attached
+from vpeft_bench.config.schema import from_plain
 from vpeft_bench.data.dataset import Dataset
 from vpeft_bench.data.loading import Preprocessing, as_input
 from vpeft_bench.data.pictures import read_picture
-from vpeft_bench.errors import NotMergeableError, ProblemsError, VpeftBenchError
-from vpeft_bench.files import replacing, replacing_folder, typed_path, write_atomically
-from vpeft_bench.finished import finished_model, finished_run
-from vpeft_bench.flags import refuse_config_dir
+from vpeft_bench.errors import NotMergeableError, VpeftBenchError
+from vpeft_bench.files import replacing, replacing_folder, write_atomically
 from vpeft_bench.onnx_files import answers, require_onnx, write_onnx
-from vpeft_bench.record import RECORD_NAME, RunRecord
-from vpeft_bench.run_files import EVALUATION
+from vpeft_bench.records.run_record import RECORD_NAME, RunRecord
+from vpeft_bench.runs.finished import finished_model, finished_run
+from vpeft_bench.runs.run_files import EVALUATION
 from vpeft_bench.tasks.names import kind_of
 from vpeft_bench.tensor_files import save_tensors
 
@@ -211,33 +208,3 @@ def _require_same(found: Tensor, expected: Tensor, out: Path) -> None:
     if not difference <= TOLERANCE:  # NaN included
         what = f"its logits differ from those of the run by {difference:.1e} of the largest"
         raise VpeftBenchError(f"{out} was not kept: {what}")
-
-
-def main(arguments: Sequence[str], own: Path | None = None) -> int:
-    """``python -m vpeft_bench export RUN``; the exit status."""
-    refuse_config_dir(own, "export")
-    parser = argparse.ArgumentParser(
-        prog="python -m vpeft_bench export",
-        description="Write a run's weights, its method merged into them, for use elsewhere.",
-    )
-    parser.add_argument("run", type=typed_path, metavar="RUN", help="run directory")
-    parser.add_argument("--format", choices=FORMATS, default="timm", help="default: timm, a folder")
-    parser.add_argument("--out", type=typed_path, help="default: RUN/exported[.safetensors|.onnx]")
-    options = parser.parse_args(arguments)
-    run = options.run.parent if options.run.name == RECORD_NAME else options.run
-    out = options.out or run / f"exported{FORMATS[options.format]}"
-    try:
-        if out.exists():
-            raise VpeftBenchError(f"{out} is there already: type --out for another place")
-        written = export(run, out, options.format)
-    except (VpeftBenchError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ProblemsError) else 1
-    print(f"written: {written}")
-    if options.format == "timm":
-        print(f'load it: timm.create_model("local-dir:{written}", pretrained=True)')
-        if json.loads((written / CONFIG).read_text())["architecture"] == "vpeft_demo_vit":
-            print("after: import vpeft_bench.backbones.demo_vit, which timm does not know")
-    if options.format == "onnx":
-        print(f'load it: onnxruntime.InferenceSession("{written}")')
-    return 0

@@ -17,20 +17,20 @@ from rich.console import Console
 from torch import Tensor
 
 from speed.measure import Settings
-from vpeft_bench import validation
-from vpeft_bench.attachment import Attached
-from vpeft_bench.build import (
+from vpeft_bench.attaching.attachment import Attached
+from vpeft_bench.cli.overrides import check_overrides
+from vpeft_bench.config.schema import RunConfig, typed
+from vpeft_bench.data.dataset import open_dataset
+from vpeft_bench.errors import ConfigError
+from vpeft_bench.records.run_record import RunRecord
+from vpeft_bench.runs import validation
+from vpeft_bench.runs.build import (
     autocast,
     build_model,
     build_task,
     compile_in_place,
 )
-from vpeft_bench.config import RunConfig, typed
-from vpeft_bench.data.dataset import open_dataset
-from vpeft_bench.errors import ConfigError
-from vpeft_bench.overrides import check_overrides
-from vpeft_bench.record import RunRecord
-from vpeft_bench.run import Result, run
+from vpeft_bench.runs.run import Result, run
 from vpeft_bench.tasks.base import Model, Task
 from vpeft_bench.tasks.names import kind_of
 

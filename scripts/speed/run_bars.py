@@ -21,11 +21,12 @@ from speed.harness import (
     vit_b16,
 )
 from speed.measure import Measure, Row, Settings, interleaved, ratios, seconds_of
-from vpeft_bench import feature_store
-from vpeft_bench.config import FeatureCache, RunConfig
-from vpeft_bench.cost import card as cards
-from vpeft_bench.cost.card import Memory
-from vpeft_bench.record import RunRecord
+from vpeft_bench.config.schema import RunConfig
+from vpeft_bench.config.sections import FeatureCache
+from vpeft_bench.records import cost_card as cards
+from vpeft_bench.records.cost_card import Memory
+from vpeft_bench.records.run_record import RunRecord
+from vpeft_bench.runs import feature_store
 
 
 def linear_cached(settings: Settings) -> list[Row]:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from speed.measure import Row, Settings, interleaved, ratios, timed
-from vpeft_bench.attachment import attach
-from vpeft_bench.stacking import Attachments, attachments
+from vpeft_bench.attaching.attachment import attach
+from vpeft_bench.attaching.stacking import Attachments, attachments
 
 SWITCHED = ("lora", "adapter", "prefix", "bitfit", "ssf")
 ROWS = 8

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from speed.harness import Network, vit_b16
 from speed.measure import Row, Settings, interleaved, ratios, timed
 from speed.plain_methods import PlainStep, plain_like
-from vpeft_bench.attachment import attach
+from vpeft_bench.attaching.attachment import attach
 from vpeft_bench.backbones import Backbone, block_map
 from vpeft_bench.backbones.load import create
 from vpeft_bench.cost.flops import count

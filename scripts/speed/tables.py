@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from speed.measure import Row, Settings
-from vpeft_bench.environment import environment, processor_name, utc_now
+from vpeft_bench.records.environment import environment, processor_name, utc_now
 
 ONE_PER_STEM = "bars"
 COLUMNS = (

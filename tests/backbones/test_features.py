@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vpeft_bench.attachment import attach_method
+from vpeft_bench.attaching.attachment import attach_method
 from vpeft_bench.backbones import block_map
 from vpeft_bench.backbones.features import StageFeatures
 from vpeft_bench.methods.registry import build_method

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from vpeft_bench.backbones.families import FAMILIES
-from vpeft_bench.catalogue import backbones
 from vpeft_bench.catalogue.facts import BACKBONES, code_fingerprint
+from vpeft_bench.cli import backbones
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

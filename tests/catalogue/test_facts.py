@@ -11,7 +11,7 @@ from tests.conftest import Cli
 from vpeft_bench.catalogue import facts
 from vpeft_bench.data.demo import DIGITS_VERSION, _build_digits, cached
 from vpeft_bench.errors import MethodOptionError
-from vpeft_bench.methods.parts import hf_types
+from vpeft_bench.methods.hf import types as hf_types
 from vpeft_bench.methods.registry import list_methods
 
 

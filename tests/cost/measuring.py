@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from vpeft_bench.config import BackboneConfig, CostConfig, HardwareConfig
-from vpeft_bench.cost.card import CostCard, Device
+from vpeft_bench.config.sections import BackboneConfig, CostConfig, HardwareConfig
 from vpeft_bench.cost.device import Place
 from vpeft_bench.cost.measure import measured_card
 from vpeft_bench.cost.request import Request
 from vpeft_bench.methods.registry import build_method
+from vpeft_bench.records.cost_card import CostCard, Device
 
 DEMO = BackboneConfig("demo_vit", "vpeft_demo_vit", "none")
 TINY_SWIN = BackboneConfig(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from vpeft_bench.cost import card as cards
-from vpeft_bench.cost.card import CardStatus, CardWhere, CostCard, Memory
-from vpeft_bench.environment import environment
 from vpeft_bench.errors import RecordError
+from vpeft_bench.records import cost_card as cards
+from vpeft_bench.records.cost_card import CardStatus, CardWhere, CostCard, Memory
+from vpeft_bench.records.environment import environment
 
 
 def where(finished: str = "2026-01-02T03:04:06+00:00") -> CardWhere:

@@ -11,15 +11,16 @@ import pytest
 
 from tests.conftest import Cli
 from tests.cost.measuring import request
-from vpeft_bench import validation
-from vpeft_bench.config import CostConfig, RunConfig
-from vpeft_bench.cost import card as cards
-from vpeft_bench.cost.card import Memory
-from vpeft_bench.cost.cli import _kept, ask
+from vpeft_bench.cli.cost import _kept, ask
+from vpeft_bench.cli.overrides import check_overrides
+from vpeft_bench.cli.purpose import Purpose
+from vpeft_bench.config.schema import RunConfig
+from vpeft_bench.config.sections import CostConfig
 from vpeft_bench.cost.request import from_plain, request_of
 from vpeft_bench.errors import ConfigError
-from vpeft_bench.overrides import check_overrides
-from vpeft_bench.purpose import Purpose
+from vpeft_bench.records import cost_card as cards
+from vpeft_bench.records.cost_card import Memory
+from vpeft_bench.runs import validation
 
 MIB = 2**20
 TINY = (

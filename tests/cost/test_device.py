@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.cost.measuring import PLACE
-from vpeft_bench.config import HardwareConfig
+from vpeft_bench.config.sections import HardwareConfig
 from vpeft_bench.cost import device
 from vpeft_bench.cost.device import Place, find_place
 from vpeft_bench.cost.nvml import Nvml, NvmlError

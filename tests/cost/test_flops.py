@@ -9,11 +9,11 @@ import timm
 import torch
 from torch import nn
 
-from vpeft_bench.attachment import attach
+from vpeft_bench.attaching.attachment import attach
 from vpeft_bench.backbones import block_map
 from vpeft_bench.backbones.swin import FAMILY
-from vpeft_bench.build import unfuse_attention
 from vpeft_bench.cost.flops import closed_form, count, per_image
+from vpeft_bench.runs.build import unfuse_attention
 
 SWIN = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4, "patch_size": 2}
 SWIN_ANY = SWIN | dict(FAMILY.any_size)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.cost.measuring import DEMO, TINY_SWIN, card_of
-from vpeft_bench.config import BackboneConfig, Precision
-from vpeft_bench.cost.card import CardStatus, CostCard, Measured
+from vpeft_bench.config.sections import BackboneConfig, Precision
 from vpeft_bench.cost.steps import timed
 from vpeft_bench.methods.registry import list_methods
+from vpeft_bench.records.cost_card import CardStatus, CostCard, Measured
 
 CPU = torch.device("cpu")
 SOME = ("gps", "hf/adalora", "linear", "lora", "lst", "mona")

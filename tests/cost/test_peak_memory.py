@@ -12,7 +12,6 @@ from torch import nn
 
 from tests.cost.measuring import PYTHON
 from vpeft_bench.cost import memory
-from vpeft_bench.cost.card import Memory
 from vpeft_bench.cost.memory import (
     AllocatedMemory,
     Peak,
@@ -21,6 +20,7 @@ from vpeft_bench.cost.memory import (
     split,
     storage_bytes,
 )
+from vpeft_bench.records.cost_card import Memory
 
 # Measured in one fresh process: what a process has freed before lies about in its heap.
 GROWTHS = """

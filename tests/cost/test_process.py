@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.cost.measuring import PYTHON, request
-from vpeft_bench.cost import card as cards
 from vpeft_bench.cost import process
-from vpeft_bench.cost.card import CardStatus, CostCard
 from vpeft_bench.errors import DeviceBusyError
+from vpeft_bench.records import cost_card as cards
+from vpeft_bench.records.cost_card import CardStatus, CostCard
 
 KILLED = "import os, sys; print('hm', file=sys.stderr); os.kill(os.getpid(), 9)"
 

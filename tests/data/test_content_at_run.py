@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from vpeft_bench.config import RunConfig, typed
+from vpeft_bench.cli.overrides import check_overrides
+from vpeft_bench.config.schema import RunConfig, typed
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.errors import UnsoundDataError
-from vpeft_bench.feature_store import forget
-from vpeft_bench.overrides import check_overrides
-from vpeft_bench.run import run
+from vpeft_bench.runs.feature_store import forget
+from vpeft_bench.runs.run import run
 
 
 @pytest.fixture

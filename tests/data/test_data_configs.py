@@ -14,14 +14,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from vpeft_bench.choices import choices_on_disk
 from vpeft_bench.cli.data import (
     Listed,
     list_datasets,
     main,
     print_datasets,
 )
-from vpeft_bench.config import register_schema
+from vpeft_bench.config.choices import choices_on_disk
+from vpeft_bench.config.schema import register_schema
 from vpeft_bench.data.composed import compose_data_configs
 from vpeft_bench.data.schema import Augmentation, DataConfig, Resize
 

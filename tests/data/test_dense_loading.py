@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from vpeft_bench.config import IGNORED_LABEL, InputConfig
+from vpeft_bench.config.sections import IGNORED_LABEL, InputConfig
 from vpeft_bench.data.dense_loading import (
     PADDING,
     DenseBatch,

@@ -15,7 +15,7 @@ from pycocotools import mask as reference_mask
 from pycocotools.coco import COCO
 
 from tests.data.conftest import inspected
-from vpeft_bench.config import IGNORED_LABEL
+from vpeft_bench.config.sections import IGNORED_LABEL
 from vpeft_bench.data.ade20k import read_ade20k
 from vpeft_bench.data.coco import CocoSplit, read_coco
 from vpeft_bench.data.composed import compose_data_configs

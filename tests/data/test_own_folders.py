@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.data.conftest import check, inspected
-from vpeft_bench.choices import config_dir
-from vpeft_bench.config import RunConfig, plain
+from vpeft_bench.config.choices import config_dir
+from vpeft_bench.config.schema import RunConfig, plain
 from vpeft_bench.data.composed import compose_data_configs
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.readers import READERS

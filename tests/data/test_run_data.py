@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vpeft_bench.config import Protocol
+from vpeft_bench.config.sections import Protocol
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.loading import preprocessing_for
 from vpeft_bench.data.schema import Augmentation, DataConfig, Resize
-from vpeft_bench.selection import RunData
+from vpeft_bench.runs.selection import RunData
 
 PLAIN = preprocessing_for(
     DataConfig(), {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}, 28

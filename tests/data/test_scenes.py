@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from vpeft_bench.config import register_schema, typed
+from vpeft_bench.config.schema import register_schema, typed
 from vpeft_bench.data import demo, scenes
 from vpeft_bench.data.demo import read_scenes
 from vpeft_bench.data.schema import DataConfig

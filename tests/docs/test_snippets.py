@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPOSITORY, Cli
-from vpeft_bench.overrides import check_overrides
-from vpeft_bench.purpose import Purpose
+from vpeft_bench.cli.overrides import check_overrides
+from vpeft_bench.cli.purpose import Purpose
 
 README = "README.md"
 PAGES = [
@@ -144,12 +144,12 @@ def problems_of(arguments: list[str]) -> list[str]:
 
 def _sub_command_problems(arguments: list[str]) -> list[str]:
     from vpeft_bench import list_methods
-    from vpeft_bench.catalogue.backbones import main as backbones
-    from vpeft_bench.catalogue.listing import main as methods
+    from vpeft_bench.cli.backbones import main as backbones
     from vpeft_bench.cli.data import main as data
-    from vpeft_bench.leaderboard.cli import main as leaderboard
-    from vpeft_bench.serving import main as export
-    from vpeft_bench.show import main as show
+    from vpeft_bench.cli.export import main as export
+    from vpeft_bench.cli.leaderboard import main as leaderboard
+    from vpeft_bench.cli.methods import main as methods
+    from vpeft_bench.cli.show import main as show
 
     name, *rest = arguments
     part = rest[:1] if name == "data" and rest[:1] in (["check"], ["show"]) else []
@@ -185,7 +185,7 @@ def test_snippets(page: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.Monke
     """Every block of the page, in order."""
     monkeypatch.chdir(tmp_path)
     # Pages speak to people on a cluster's login node, too.
-    monkeypatch.setattr("vpeft_bench.overrides.shutil.which", lambda name: name)
+    monkeypatch.setattr("vpeft_bench.cli.overrides.shutil.which", lambda name: name)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     seen = {"python": 0, "checked": 0, "run": 0, "file": 0}
     for block in blocks_of(page):

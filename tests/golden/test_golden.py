@@ -31,7 +31,7 @@ from golden_files import (
 from torch import Tensor, nn
 
 import vpeft_bench
-from vpeft_bench.attachment import Attached
+from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.backbones import Backbone
 from vpeft_bench.methods.parts.sparse import SparseUpdate
 

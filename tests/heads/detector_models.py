@@ -8,11 +8,11 @@ import timm
 import torch
 from torch import Tensor
 
-from vpeft_bench.attachment import Attached, attach
+from vpeft_bench.attaching.attachment import Attached, attach
 from vpeft_bench.backbones import Backbone, block_map
 from vpeft_bench.backbones.features import StageFeatures
 from vpeft_bench.backbones.load import load_backbone
-from vpeft_bench.config import HeadConfig, InputConfig
+from vpeft_bench.config.sections import HeadConfig, InputConfig
 from vpeft_bench.heads.detectors import Detector, build_detector
 
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from detector_models import CLASSES, detections, detector, head_parameters, trai
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from vpeft_bench.config import BoxLoss, HeadConfig
+from vpeft_bench.config.sections import BoxLoss, HeadConfig
 from vpeft_bench.heads.cascade import STAGES, CascadeHeads
 
 SIZE = (64, 64)

@@ -15,16 +15,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 import vpeft_bench
-from vpeft_bench import feature_store, validation
-from vpeft_bench.build import build_model, build_task, load_head
-from vpeft_bench.choices import config_dir
-from vpeft_bench.config import RunConfig, register_schema, typed
+from vpeft_bench.config.choices import config_dir
+from vpeft_bench.config.identity import config_hash
+from vpeft_bench.config.schema import RunConfig, register_schema, typed
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.heads.classifiers import BatchNormLinear, norm_before_classifier
-from vpeft_bench.identity import config_hash
-from vpeft_bench.record import RunRecord
-from vpeft_bench.run import run
-from vpeft_bench.show import show
+from vpeft_bench.records.run_record import RunRecord
+from vpeft_bench.runs import feature_store, validation
+from vpeft_bench.runs.build import build_model, build_task, load_head
+from vpeft_bench.runs.run import run
+from vpeft_bench.runs.shown import show
 from vpeft_bench.tasks.classification.module import Classification
 
 

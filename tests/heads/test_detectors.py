@@ -25,7 +25,7 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.ops import box_iou, masks_to_boxes
 
 from vpeft_bench.backbones.features import StageFeatures
-from vpeft_bench.config import HeadConfig, InputConfig
+from vpeft_bench.config.sections import HeadConfig, InputConfig
 from vpeft_bench.errors import ConfigError
 from vpeft_bench.heads.detectors import Detector, build_detector
 from vpeft_bench.heads.names import of_task

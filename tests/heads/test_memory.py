@@ -12,7 +12,7 @@ from detector_models import attached
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from vpeft_bench.attachment import Attached
+from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.backbones.features import StageFeatures
 
 OUTSIDE = -1

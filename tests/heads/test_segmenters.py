@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.conftest import REPOSITORY
 from vpeft_bench.backbones import block_map
 from vpeft_bench.backbones.features import StageFeatures
-from vpeft_bench.config import HeadConfig, HeadNorm, Inference, InputConfig
+from vpeft_bench.config.sections import HeadConfig, HeadNorm, Inference, InputConfig
 from vpeft_bench.errors import ConfigError, VpeftBenchError
 from vpeft_bench.heads.decoders import AuxiliaryFCN, LinearDecoder, UPerNet, resized
 from vpeft_bench.heads.names import of_task

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from vpeft_bench.cost import card as cards
-from vpeft_bench.cost.card import CardStatus, CardWhere, CostCard, Device, Measured, Timing
-from vpeft_bench.identity import asked_hash
-from vpeft_bench.record import (
+from vpeft_bench.config.identity import asked_hash
+from vpeft_bench.records import cost_card as cards
+from vpeft_bench.records.cost_card import CardStatus, CardWhere, CostCard, Device, Measured, Timing
+from vpeft_bench.records.run_record import (
     Happened,
     Metrics,
     Parameters,

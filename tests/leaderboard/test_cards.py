@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.leaderboard.conftest import A100, CPU, H100
-from vpeft_bench.cost.card import CardStatus, CostCard
 from vpeft_bench.leaderboard.cards import Joined, Measurements, chosen, collect_cards, join
 from vpeft_bench.leaderboard.cells import Cell, collect
-from vpeft_bench.record import RunRecord, Weights, WeightsLabel
+from vpeft_bench.records.cost_card import CardStatus, CostCard
+from vpeft_bench.records.run_record import RunRecord, Weights, WeightsLabel
 
 Run = Callable[..., RunRecord]
 Card = Callable[..., CostCard]

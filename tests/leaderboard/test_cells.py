@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from vpeft_bench.config.identity import asked_hash
 from vpeft_bench.files import sha256
 from vpeft_bench.formats import option_text
-from vpeft_bench.identity import asked_hash
 from vpeft_bench.leaderboard.cells import Cell, Collection, Spread, collect
 from vpeft_bench.leaderboard.verify import DEMO_WEIGHTS
-from vpeft_bench.record import RunRecord, Split, Status, Weights, WeightsLabel, Where
+from vpeft_bench.records.run_record import RunRecord, Split, Status, Weights, WeightsLabel, Where
 
 Run = Callable[..., RunRecord]
 

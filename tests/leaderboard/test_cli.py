@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.leaderboard.conftest import A100, CPU
-from vpeft_bench.benchmarks import known
-from vpeft_bench.cost.card import CardStatus, CostCard
-from vpeft_bench.cost.card import write as write_card
-from vpeft_bench.leaderboard.cli import main
-from vpeft_bench.record import RunRecord, Status, Weights, WeightsLabel, write
+from vpeft_bench.cli.leaderboard import main
+from vpeft_bench.config.benchmarks import known
+from vpeft_bench.records.cost_card import CardStatus, CostCard
+from vpeft_bench.records.cost_card import write as write_card
+from vpeft_bench.records.run_record import RunRecord, Status, Weights, WeightsLabel, write
 
 VTAB1K, DEMO = known()["vtab1k"], known()["demo"]
 
@@ -439,7 +439,7 @@ def test_the_leaderboard_knows_records_cards_and_benchmarks_and_nothing_else() -
 
 def test_no_torch_is_imported() -> None:
     code = (
-        "import sys, vpeft_bench.leaderboard.cli; "
+        "import sys, vpeft_bench.cli.leaderboard; "
         "assert not {'torch', 'timm', 'hydra', 'omegaconf'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tests.leaderboard.conftest import CPU
-from vpeft_bench.cost.card import CardStatus, CostCard
 from vpeft_bench.leaderboard.cards import Measurement, collect_cards
 from vpeft_bench.leaderboard.costs import (
     card_columns,
@@ -14,6 +13,7 @@ from vpeft_bench.leaderboard.costs import (
     cost_csv_rows,
     cost_rows,
 )
+from vpeft_bench.records.cost_card import CardStatus, CostCard
 
 Card = Callable[..., CostCard]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vpeft_bench.leaderboard.cells import Cell, collect
 from vpeft_bench.leaderboard.departures import departures, short_keys
-from vpeft_bench.record import RunRecord
+from vpeft_bench.records.run_record import RunRecord
 
 Run = Callable[..., RunRecord]
 

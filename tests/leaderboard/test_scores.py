@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vpeft_bench.cost.card import CardStatus, CostCard
 from vpeft_bench.formats import GIB
 from vpeft_bench.leaderboard.scores import Scores
+from vpeft_bench.records.cost_card import CardStatus, CostCard
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "ppt_verification.csv"
 with PUBLISHED.open(encoding="utf-8", newline="") as file:

@@ -10,9 +10,8 @@ from statistics import fmean
 import pytest
 
 from tests.leaderboard.conftest import CPU
-from vpeft_bench.benchmarks import known
-from vpeft_bench.choices import choices_on_disk, config_dir, use_folders
-from vpeft_bench.cost.card import CardStatus, CostCard
+from vpeft_bench.config.benchmarks import known
+from vpeft_bench.config.choices import choices_on_disk, config_dir, use_folders
 from vpeft_bench.data.composed import compose_data_configs
 from vpeft_bench.formats import shortest, to_csv, to_markdown
 from vpeft_bench.leaderboard.cards import collect_cards, join
@@ -28,7 +27,8 @@ from vpeft_bench.leaderboard.tables import (
     summary_csv_rows,
     summary_rows,
 )
-from vpeft_bench.record import DataFacts, Diverged, Parameters, RunRecord, Status
+from vpeft_bench.records.cost_card import CardStatus, CostCard
+from vpeft_bench.records.run_record import DataFacts, Diverged, Parameters, RunRecord, Status
 
 Run = Callable[..., RunRecord]
 Card = Callable[..., CostCard]

@@ -16,31 +16,23 @@ from safetensors.torch import save_file
 from tiny_models import build
 
 import vpeft_bench
-from vpeft_bench import always_counted
+from vpeft_bench.attaching.delta import HEADER_KEY
 from vpeft_bench.backbones.load import traits_of
-from vpeft_bench.config import (
-    BackboneConfig,
-    HeadConfig,
-    InputConfig,
-    RunConfig,
-    from_plain,
-    plain,
-    typed,
-)
+from vpeft_bench.cli.overrides import check_overrides
+from vpeft_bench.config.identity import config_hash
+from vpeft_bench.config.schema import RunConfig, always_counted, from_plain, plain, typed
+from vpeft_bench.config.sections import BackboneConfig, HeadConfig, InputConfig
 from vpeft_bench.cost.request import request_of
-from vpeft_bench.delta import HEADER_KEY
 from vpeft_bench.errors import DeltaMismatchError
 from vpeft_bench.fields import neutral
-from vpeft_bench.identity import config_hash
 from vpeft_bench.leaderboard.cells import collect
 from vpeft_bench.methods.base import Method, option
 from vpeft_bench.methods.names import METHODS
 from vpeft_bench.methods.registry import build_method, list_methods, method_class, option_problems
-from vpeft_bench.overrides import check_overrides
-from vpeft_bench.record import find
-from vpeft_bench.run import Result, run
-from vpeft_bench.show import show
-from vpeft_bench.upgrades import _ADDED_BY_THEN, uncounted
+from vpeft_bench.records.run_record import find
+from vpeft_bench.records.upgrades import _ADDED_BY_THEN, uncounted
+from vpeft_bench.runs.run import Result, run
+from vpeft_bench.runs.shown import show
 
 MODELS = {"vit": "vit_base_patch16_224", "swin": "swin_base_patch4_window7_224"}
 OF_VERSION_5 = json.loads(

@@ -15,7 +15,7 @@ from tiny_models import CLASSES, build, images, targets
 from torch import Tensor, nn
 
 import vpeft_bench
-from vpeft_bench.attachment import Attached, attach_method
+from vpeft_bench.attaching.attachment import Attached, attach_method
 from vpeft_bench.errors import (
     AlreadyAttachedError,
     DeltaMismatchError,

@@ -18,12 +18,12 @@ from tiny_models import CLASSES, FURTHER, MODELS, build, images, targets
 from torch import Tensor, nn
 
 import vpeft_bench
-from vpeft_bench.attachment import Attached, attach_method
+from vpeft_bench.attaching.attachment import Attached, attach_method
+from vpeft_bench.attaching.delta import HEADER_KEY
 from vpeft_bench.backbones import Backbone, block_map
 from vpeft_bench.backbones.families import FAMILIES
 from vpeft_bench.backbones.trunk import OpenedModel, SideNetwork, resumes
 from vpeft_bench.catalogue.wording import sentences
-from vpeft_bench.delta import HEADER_KEY
 from vpeft_bench.errors import (
     AlreadyAttachedError,
     DeltaMismatchError,

@@ -10,7 +10,7 @@ from tiny_models import CLASSES, build, images
 from torch import Tensor, nn
 
 import vpeft_bench
-from vpeft_bench.attachment import Attached
+from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.methods.gps import supervised_contrastive_loss
 

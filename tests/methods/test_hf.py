@@ -20,18 +20,18 @@ from tiny_models import build, images, targets
 from torch import Tensor, nn
 
 import vpeft_bench
-from vpeft_bench.attachment import Attached
+from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.backbones import block_map
-from vpeft_bench.choices import every_choice
+from vpeft_bench.config.choices import every_choice
 from vpeft_bench.errors import (
     MethodOptionError,
     MissingExtraError,
     NotMergeableError,
     UnsupportedBackboneError,
 )
-from vpeft_bench.methods import hf
 from vpeft_bench.methods.base import default_options
-from vpeft_bench.methods.parts.hf_types import NOT_OFFERED, OFFERED, Start
+from vpeft_bench.methods.hf.bridge import bridge as hf
+from vpeft_bench.methods.hf.types import NOT_OFFERED, OFFERED, Start
 from vpeft_bench.methods.registry import build_method, list_methods, method_class
 
 pytest.importorskip("peft")
@@ -633,7 +633,7 @@ def test_osf_projects_in_a_copy_too() -> None:
 def test_nothing_is_imported_before_it_is_asked_for() -> None:
     script = (
         "import sys, vpeft_bench\n"
-        "from vpeft_bench.overrides import check_overrides\n"
+        "from vpeft_bench.cli.overrides import check_overrides\n"
         "assert 'hf/lora' in vpeft_bench.list_methods('hf/')\n"
         "assert not check_overrides(['method=hf/lora', 'method.r=16']).problems\n"
         "import timm\n"

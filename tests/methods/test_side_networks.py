@@ -10,7 +10,7 @@ from tiny_models import build, images, targets
 from torch import Tensor, nn
 
 import vpeft_bench
-from vpeft_bench.attachment import Attached
+from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.backbones import block_map
 from vpeft_bench.backbones.trunk import read_features
 from vpeft_bench.errors import MethodOptionError, UnsupportedBackboneError

@@ -11,7 +11,7 @@ from tiny_models import CLASSES, build, images
 from torch import Tensor, nn
 
 import vpeft_bench
-from vpeft_bench.attachment import Attached
+from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.backbones import block_map
 from vpeft_bench.errors import NotMergeableError, UnsupportedBackboneError
 from vpeft_bench.methods.parts.sensitivity import Group, allocate, choose, leaves, sensitivities

@@ -9,7 +9,7 @@ from pathlib import Path
 import benchmark_gpu
 import pytest
 
-from vpeft_bench.cost import card as cards
+from vpeft_bench.records import cost_card as cards
 
 SCRIPT = Path(benchmark_gpu.__file__)
 

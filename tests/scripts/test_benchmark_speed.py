@@ -17,7 +17,7 @@ from speed import harness, plain_methods, run_bars, tables
 from speed.measure import Row, Settings, interleaved, ratios, spread, timed
 from torch import nn
 
-from vpeft_bench.attachment import attach
+from vpeft_bench.attaching.attachment import attach
 
 SCRIPT = Path(benchmark_speed.__file__)
 CPU = torch.device("cpu")

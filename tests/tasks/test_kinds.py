@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from tests.running import config_of
-from vpeft_bench import validation
-from vpeft_bench.choices import config_dir
-from vpeft_bench.config import RunConfig, from_plain, plain
+from vpeft_bench.config.choices import config_dir
+from vpeft_bench.config.identity import config_hash, scientific
+from vpeft_bench.config.schema import RunConfig, from_plain, plain
 from vpeft_bench.fields import setting
-from vpeft_bench.identity import config_hash, scientific
-from vpeft_bench.metric_names import METRICS, Metric
+from vpeft_bench.metrics.names import METRICS, Metric
+from vpeft_bench.runs import validation
 from vpeft_bench.tasks.names import TASKS, every_kind
 from vpeft_bench.tasks.retrieval.kind import RetrievalKind
 

@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.running import config_of, run_here
-from vpeft_bench import validation
-from vpeft_bench.config import RunConfig
+from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.inspection import Inspection, inspect
 from vpeft_bench.data.splits import ArraySplit, Dataset
@@ -28,8 +27,9 @@ from vpeft_bench.leaderboard.cells import collect
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.tables import dataset_rows
 from vpeft_bench.methods.registry import method_class
-from vpeft_bench.record import find as find_records
-from vpeft_bench.show import show
+from vpeft_bench.records.run_record import find as find_records
+from vpeft_bench.runs import validation
+from vpeft_bench.runs.shown import show
 from vpeft_bench.tasks.names import TASKS
 from vpeft_bench.tasks.retrieval import metrics
 from vpeft_bench.tasks.retrieval.batches import GroupSampler

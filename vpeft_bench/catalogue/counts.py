@@ -14,9 +14,9 @@ import torch
 import yaml
 from torch import nn
 
-from vpeft_bench.attachment import attach_method
+from vpeft_bench.attaching.attachment import attach_method
 from vpeft_bench.backbones import block_map
-from vpeft_bench.choices import config_dir
+from vpeft_bench.config.choices import config_dir
 from vpeft_bench.methods.registry import build_method, list_methods
 
 BACKBONES = {

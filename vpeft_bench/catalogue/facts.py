@@ -11,14 +11,15 @@ import functools
 import hashlib
 import inspect
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpeft_bench.errors import MethodOptionError, MissingExtraError, Problem
 from vpeft_bench.files import sha256, write_atomically
+from vpeft_bench.methods.hf import types as hf_types
 from vpeft_bench.methods.names import METHODS
-from vpeft_bench.methods.parts import hf_types
 
 if TYPE_CHECKING:
     from vpeft_bench.methods.base import Method
@@ -180,6 +181,11 @@ def family_names() -> list[str]:
     from vpeft_bench.backbones.families import families
 
     return [family.name for family in families()]
+
+
+def named(families: Sequence[str]) -> str:
+    """Families by name; "all" for all of them."""
+    return "all" if list(families) == family_names() else ", ".join(families)
 
 
 def _stored() -> dict[str, Any] | None:

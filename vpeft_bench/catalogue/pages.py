@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from vpeft_bench.catalogue.counts import BACKBONES, Published, mean_classes, read_published
-from vpeft_bench.catalogue.listing import named
+from vpeft_bench.catalogue.facts import named
 from vpeft_bench.catalogue.probe import Facts, probe, reference_vectors
 from vpeft_bench.catalogue.wording import (
     CAPABILITIES,

@@ -21,7 +21,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vpeft_bench.attachment import Attached, attach
+from vpeft_bench.attaching.attachment import Attached, attach
 from vpeft_bench.backbones import block_map
 from vpeft_bench.backbones.families import families
 from vpeft_bench.backbones.family import Family

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from vpeft_bench.backbones.families import families
-from vpeft_bench.catalogue.listing import named
+from vpeft_bench.catalogue.facts import named
 from vpeft_bench.catalogue.probe import Facts, Size
 
 CAPABILITIES = (

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vpeft_bench import plugins
-from vpeft_bench.benchmarks import CUSTOM, FOLDER, Benchmark, find, known
-from vpeft_bench.choices import choices_on_disk, config_dir, use_folders
+from vpeft_bench.config.benchmarks import CUSTOM, FOLDER, Benchmark, find, known
+from vpeft_bench.config.choices import choices_on_disk, config_dir, use_folders
 from vpeft_bench.data.composed import CLASSIFICATION, compose_with_tasks
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.folders import candidate_folders

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vpeft_bench import validation
-from vpeft_bench.config import RunConfig, typed
+from vpeft_bench.cli.overrides import check_overrides
+from vpeft_bench.cli.purpose import Purpose
+from vpeft_bench.config.schema import RunConfig, typed
 from vpeft_bench.errors import ConfigError, Problem, ProblemsError, VpeftBenchError, told
-from vpeft_bench.overrides import check_overrides
-from vpeft_bench.purpose import Purpose
+from vpeft_bench.runs import validation
 
 EXIT_FAILED, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 

@@ -18,7 +18,8 @@ from rich.progress import track
 from rich.table import Table
 
 from vpeft_bench.cli.data_asked import EXIT_FAILED, answered, asked, parser
-from vpeft_bench.config import RunConfig, evaluated_split
+from vpeft_bench.config.schema import RunConfig
+from vpeft_bench.config.sections import evaluated_split
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.inspection import Inspection, inspect
 from vpeft_bench.data.splits import SPLITS, Dataset

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vpeft_bench.arguments import typed_count, typed_picture
+from vpeft_bench.cli.arguments import typed_count, typed_picture
 from vpeft_bench.cli.data_asked import answered, asked, parser
-from vpeft_bench.config import RunConfig
+from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.drawing import save, sheet
 from vpeft_bench.errors import ConfigError, Problem

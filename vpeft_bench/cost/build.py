@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from vpeft_bench.attachment import Attached, attach_method
+from vpeft_bench.attaching.attachment import Attached, attach_method
 from vpeft_bench.backbones.families import block_map
 from vpeft_bench.backbones.load import load_backbone, outline
-from vpeft_bench.build import unfuse_attention
 from vpeft_bench.cost.flops import closed_form, count
 from vpeft_bench.cost.request import Request
 from vpeft_bench.cost.steps import Batches
 from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.registry import build_method
+from vpeft_bench.runs.build import unfuse_attention
 
 
 @dataclass(frozen=True)

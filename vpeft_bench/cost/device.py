@@ -11,11 +11,11 @@ from typing import TypeVar
 
 import torch
 
-from vpeft_bench.config import HardwareConfig
-from vpeft_bench.cost.card import Device
+from vpeft_bench.config.sections import HardwareConfig
 from vpeft_bench.cost.nvml import Nvml, NvmlError
-from vpeft_bench.environment import processor_name
-from vpeft_bench.host import flush_denormals
+from vpeft_bench.records.cost_card import Device
+from vpeft_bench.records.environment import processor_name
+from vpeft_bench.runs.host import flush_denormals
 
 BUSY_SHARE = 0.1
 """Of the processor's time, or of a GPU's, that others may use."""
@@ -50,7 +50,7 @@ class Place:
 
 def find_place(hardware: HardwareConfig) -> Place:
     """The device that the configuration names; to be called before anything is put on it."""
-    from vpeft_bench.build import device_of  # with Lightning: the command line does without it
+    from vpeft_bench.runs.build import device_of  # with Lightning: the command line does without it
 
     flush_denormals()  # as in a run
     if hardware.threads is not None:

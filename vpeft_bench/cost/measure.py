@@ -14,12 +14,19 @@ from pathlib import Path
 
 import torch
 
-from vpeft_bench.attachment import attach_method
+from vpeft_bench.attaching.attachment import attach_method
 from vpeft_bench.backbones.load import load_backbone
-from vpeft_bench.build import compile_in_place
-from vpeft_bench.cost import card as cards
 from vpeft_bench.cost.build import Subject, build_subject
-from vpeft_bench.cost.card import (
+from vpeft_bench.cost.device import Place, find_place
+from vpeft_bench.cost.flops import per_image
+from vpeft_bench.cost.memory import PeakMeter, peak_meter, saved_for_backward, split
+from vpeft_bench.cost.process import EXIT_BUSY
+from vpeft_bench.cost.request import Request, from_plain, labels
+from vpeft_bench.cost.steps import Batches, TrainingStep, inference_step, synchronize, timed
+from vpeft_bench.errors import NotMergeableError, UnsupportedBackboneError
+from vpeft_bench.methods.registry import build_method
+from vpeft_bench.records import cost_card as cards
+from vpeft_bench.records.cost_card import (
     CardStatus,
     CardWhere,
     CostCard,
@@ -28,16 +35,9 @@ from vpeft_bench.cost.card import (
     Memory,
     Timing,
 )
-from vpeft_bench.cost.device import Place, find_place
-from vpeft_bench.cost.flops import per_image
-from vpeft_bench.cost.memory import PeakMeter, peak_meter, saved_for_backward, split
-from vpeft_bench.cost.process import EXIT_BUSY
-from vpeft_bench.cost.request import Request, from_plain, labels
-from vpeft_bench.cost.steps import Batches, TrainingStep, inference_step, synchronize, timed
-from vpeft_bench.environment import environment, utc_now
-from vpeft_bench.errors import NotMergeableError, UnsupportedBackboneError
-from vpeft_bench.methods.registry import build_method
-from vpeft_bench.record import Parameters
+from vpeft_bench.records.environment import environment, utc_now
+from vpeft_bench.records.run_record import Parameters
+from vpeft_bench.runs.build import compile_in_place
 
 MEMORY_WARMUP_STEPS = 2
 MEMORY_STEPS = 2

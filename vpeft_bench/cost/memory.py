@@ -18,12 +18,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from vpeft_bench.cost.card import Memory
-from vpeft_bench.host import give_back_freed, give_large_blocks_back, keep_freed_memory
+from vpeft_bench.records.cost_card import Memory
+from vpeft_bench.runs.host import give_back_freed, give_large_blocks_back, keep_freed_memory
 
 
 class Peak(NamedTuple):
-    """The peak of some steps, bytes; see :class:`vpeft_bench.cost.card.Memory`."""
+    """The peak of some steps, bytes; see :class:`vpeft_bench.records.cost_card.Memory`."""
 
     allocated: int | None = None
     reserved: int | None = None

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vpeft_bench.cost import card as cards
-from vpeft_bench.cost.card import CardStatus, CardWhere, CostCard
 from vpeft_bench.cost.request import Request, labels
-from vpeft_bench.environment import environment, utc_now
 from vpeft_bench.errors import DeviceBusyError
+from vpeft_bench.records import cost_card as cards
+from vpeft_bench.records.cost_card import CardStatus, CardWhere, CostCard
+from vpeft_bench.records.environment import environment, utc_now
 
 EXIT_BUSY = 3
 """Exit status of a process that found its device in use; what it says is on its standard output."""

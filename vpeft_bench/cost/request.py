@@ -13,10 +13,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vpeft_bench.config import BackboneConfig, CostConfig, HardwareConfig, RunConfig
-from vpeft_bench.cost.card import CARD_NAME, Device
-from vpeft_bench.identity import measured
-from vpeft_bench.record import directory_name
+from vpeft_bench.config.identity import measured
+from vpeft_bench.config.schema import RunConfig
+from vpeft_bench.config.sections import BackboneConfig, CostConfig, HardwareConfig
+from vpeft_bench.records.cost_card import CARD_NAME, Device
+from vpeft_bench.records.run_record import directory_name
 
 DEMO_LABEL = "demo backbone"
 BUSY_LABEL = "device in use by others"

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vpeft_bench.attachment import Attached
-from vpeft_bench.build import autocast, trained_parameters
-from vpeft_bench.config import HardwareConfig, Precision, TrainConfig
-from vpeft_bench.cost.card import Timing
+from vpeft_bench.attaching.attachment import Attached
+from vpeft_bench.config.sections import HardwareConfig, Precision, TrainConfig
 from vpeft_bench.methods.data_pass import BatchData
+from vpeft_bench.records.cost_card import Timing
+from vpeft_bench.runs.build import autocast, trained_parameters
 from vpeft_bench.tasks.optim import adamw
 
 TRAIN = TrainConfig(lr=1e-6)

@@ -10,8 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from vpeft_bench.cost.card import CostCard, Measured, Memory, Timing
 from vpeft_bench.formats import GIGA, MIB, MISSING, option_text, quantity
+from vpeft_bench.records.cost_card import CostCard, Measured, Memory, Timing
 
 COLOURS = {
     "measured": "green",

@@ -14,10 +14,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from vpeft_bench import config_sources
-from vpeft_bench.config import register_resolvers
+from vpeft_bench.config import sources as config_sources
+from vpeft_bench.config.schema import register_resolvers
+from vpeft_bench.config.typed_text import quoted
 from vpeft_bench.data.schema import DataConfig
-from vpeft_bench.typed_text import quoted
 
 CLASSIFICATION = "classification"
 

@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vpeft_bench.config import IGNORED_LABEL
+from vpeft_bench.config.sections import IGNORED_LABEL
 from vpeft_bench.data.folders import filled_lines, is_left_over, read_text, shortened
 from vpeft_bench.data.pictures import Size, look, read_label_map, require_size
 from vpeft_bench.data.schema import DataConfig

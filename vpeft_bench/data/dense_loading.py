@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms.v2 import functional as transforms
 
-from vpeft_bench.config import IGNORED_LABEL, InputConfig
+from vpeft_bench.config.sections import IGNORED_LABEL, InputConfig
 from vpeft_bench.data.loading import IMAGENET_MEAN, BatchKey, EpochSampler, Pixels
 from vpeft_bench.data.pictures import content_hash
 from vpeft_bench.data.splits import LabelMapSplit, ObjectSplit

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vpeft_bench.data_facts import DataFacts
 from vpeft_bench.errors import Problem, UnsoundDataError
+from vpeft_bench.records.data_facts import DataFacts
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 """Shows how far an iterable has come: it, what is done, how many items it has."""

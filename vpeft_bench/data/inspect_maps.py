@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vpeft_bench.config import IGNORED_LABEL
+from vpeft_bench.config.sections import IGNORED_LABEL
 from vpeft_bench.data.dense_files import FileMaps
 from vpeft_bench.data.findings import Inspection
 from vpeft_bench.data.folders import shortened

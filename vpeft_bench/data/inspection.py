@@ -18,7 +18,7 @@ from vpeft_bench.data.inspect_names import inspect_names
 from vpeft_bench.data.inspect_pictures import inspect_pictures
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import Dataset
-from vpeft_bench.data_facts import DataFacts
+from vpeft_bench.records.data_facts import DataFacts
 
 __all__ = ["Inspection", "inspect"]
 

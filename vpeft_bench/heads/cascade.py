@@ -12,7 +12,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
-from vpeft_bench.config import BoxLoss, HeadConfig
+from vpeft_bench.config.sections import BoxLoss, HeadConfig
 from vpeft_bench.heads.regions import (
     BOX_PLACES,
     MASK_PLACES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vpeft_bench.config import HeadConfig
+from vpeft_bench.config.sections import HeadConfig
 
 
 class BatchNormLinear(nn.Linear):

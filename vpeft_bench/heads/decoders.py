@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from vpeft_bench.config import HeadNorm
+from vpeft_bench.config.sections import HeadNorm
 
 POOLED_SIDES = (1, 2, 3, 6)
 MOST_GROUPS = 32

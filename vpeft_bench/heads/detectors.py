@@ -14,7 +14,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from vpeft_bench.backbones.features import StageFeatures
-from vpeft_bench.config import HeadConfig, InputConfig
+from vpeft_bench.config.sections import HeadConfig, InputConfig
 from vpeft_bench.errors import ConfigError
 from vpeft_bench.heads.cascade import CascadeHeads, Stage
 from vpeft_bench.heads.names import HEADS, of_task

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
-from vpeft_bench.config import InputConfig
+from vpeft_bench.config.sections import InputConfig
 from vpeft_bench.sizes import resized_size
 
 FILTER = "bilinear"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.features import StageFeatures
-from vpeft_bench.config import IGNORED_LABEL, HeadConfig, HeadNorm, Inference, InputConfig
+from vpeft_bench.config.sections import IGNORED_LABEL, HeadConfig, HeadNorm, Inference, InputConfig
 from vpeft_bench.errors import ConfigError, Problem, VpeftBenchError
 from vpeft_bench.heads.decoders import AuxiliaryFCN, LinearDecoder, SemanticFPN, UPerNet
 from vpeft_bench.heads.levels import Levels

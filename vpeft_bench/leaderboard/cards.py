@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from vpeft_bench.cost.card import CardStatus, CostCard
+from vpeft_bench.config.identity import measured, scientific
 from vpeft_bench.errors import Problem
 from vpeft_bench.formats import option_text, short_options
-from vpeft_bench.identity import measured, scientific
 from vpeft_bench.leaderboard.cells import UNKNOWN, Cell, method_in, text_in
 from vpeft_bench.leaderboard.once import once_each
-from vpeft_bench.record import RunRecord
+from vpeft_bench.records.cost_card import CardStatus, CostCard
+from vpeft_bench.records.run_record import RunRecord
 
 _NETWORK = ("model", "image_size", "model_args")
 _TOLD = ("cost.batch_size", "cost.image_size", "hardware.precision")

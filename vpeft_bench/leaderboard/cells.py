@@ -10,14 +10,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple, TypeVar
 
-from vpeft_bench.cost.card import CostCard
+from vpeft_bench.config.identity import counted
 from vpeft_bench.errors import Problem
 from vpeft_bench.formats import option_text
-from vpeft_bench.identity import counted
 from vpeft_bench.leaderboard.once import once_each
 from vpeft_bench.leaderboard.verify import run_name, verified
-from vpeft_bench.metric_names import METRICS
-from vpeft_bench.record import Metrics, RunRecord, Split, Status, Weights, WeightsLabel
+from vpeft_bench.metrics.names import METRICS
+from vpeft_bench.records.cost_card import CostCard
+from vpeft_bench.records.run_record import Metrics, RunRecord, Split, Status, Weights, WeightsLabel
 
 UNKNOWN = "unknown"
 PROTOCOL_SPLIT = {"select": Split.VAL, "final": Split.TEST}

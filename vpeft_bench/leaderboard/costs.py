@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from vpeft_bench.cost.card import CostCard, Measured, Timing
 from vpeft_bench.formats import GIGA, KIB, MIB, Row, quantity, short_options, shortest
 from vpeft_bench.leaderboard.cards import Measurement, Setting, told_apart
+from vpeft_bench.records.cost_card import CostCard, Measured, Timing
 
 _Read = Callable[[Measured], float | None]
 

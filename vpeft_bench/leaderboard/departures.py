@@ -11,8 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from vpeft_bench.config.identity import scientific, setting_of
 from vpeft_bench.formats import option_text
-from vpeft_bench.identity import scientific, setting_of
 from vpeft_bench.leaderboard.cells import Cell
 
 _TOLD = {

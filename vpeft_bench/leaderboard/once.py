@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from vpeft_bench.cost.card import CostCard
 from vpeft_bench.errors import Problem
-from vpeft_bench.record import RunRecord
+from vpeft_bench.records.cost_card import CostCard
+from vpeft_bench.records.run_record import RunRecord
 
 T = TypeVar("T", RunRecord, CostCard)
 

@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from vpeft_bench.cost.card import CostCard
 from vpeft_bench.formats import GIB, GIGA, shortest
+from vpeft_bench.records.cost_card import CostCard
 
 
 class Scored(NamedTuple):

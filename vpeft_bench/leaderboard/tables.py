@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from vpeft_bench.benchmarks import CUSTOM, FOLDER, Benchmark, known
-from vpeft_bench.cost.card import CostCard
+from vpeft_bench.config.benchmarks import CUSTOM, FOLDER, Benchmark, known
 from vpeft_bench.errors import nearest
 from vpeft_bench.formats import (
     KIB,
@@ -26,8 +25,9 @@ from vpeft_bench.leaderboard.cells import PROTOCOL_SPLIT, Cell, Entry
 from vpeft_bench.leaderboard.costs import card_columns, card_csv_columns
 from vpeft_bench.leaderboard.departures import departures, short_keys
 from vpeft_bench.leaderboard.scores import Scored, Scores
-from vpeft_bench.metric_names import METRICS, beside, heading, title
-from vpeft_bench.record import Split, Status
+from vpeft_bench.metrics.names import METRICS, beside, heading, title
+from vpeft_bench.records.cost_card import CostCard
+from vpeft_bench.records.run_record import Split, Status
 
 _SHORT_HASH = 8
 _SPLIT_WORD = {Split.TEST: "test", Split.VAL: "validation"}

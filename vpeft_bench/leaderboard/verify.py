@@ -12,10 +12,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from vpeft_bench.config.identity import asked_hash, scientific
 from vpeft_bench.errors import Problem
 from vpeft_bench.files import sha256
-from vpeft_bench.identity import asked_hash, scientific
-from vpeft_bench.record import RunRecord, WeightsLabel
+from vpeft_bench.records.run_record import RunRecord, WeightsLabel
 
 DEMO_WEIGHTS = Path(__file__).resolve().parents[1] / "backbones" / "demo_vit.safetensors"
 

@@ -1,1 +1,1 @@
-"""PEFT methods: one file each; :func:`vpeft_bench.attachment.attach` puts one on a timm model."""
+"""PEFT methods: one file each; :func:`vpeft_bench.attach` puts one on a timm model."""

@@ -56,6 +56,7 @@ def _import_all() -> None:
 
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
+    importlib.import_module("vpeft_bench.methods.hf.bridge")  # a package: no method by itself
 
 
 def list_methods(prefix: str = "") -> list[str]:

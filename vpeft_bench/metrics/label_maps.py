@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vpeft_bench.config import IGNORED_LABEL
+from vpeft_bench.config.sections import IGNORED_LABEL
 from vpeft_bench.errors import VpeftBenchError
 
 

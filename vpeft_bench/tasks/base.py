@@ -10,9 +10,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from vpeft_bench.attachment import Attached
+from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.backbones.load import LoadedBackbone
-from vpeft_bench.config import TrainConfig
+from vpeft_bench.config.sections import TrainConfig
 from vpeft_bench.data.loading import Preprocessing
 from vpeft_bench.tasks.optim import Trained, adamw, schedule
 

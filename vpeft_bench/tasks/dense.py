@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from vpeft_bench.config import HeadConfig, Inference, InputConfig, RunConfig
+from vpeft_bench.config.schema import RunConfig
+from vpeft_bench.config.sections import HeadConfig, Inference, InputConfig
 from vpeft_bench.errors import Problem
 from vpeft_bench.heads.names import HEADS, masks, of_task
 from vpeft_bench.registry import found

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vpeft_bench.errors import Problem
-from vpeft_bench.metric_names import Metric
+from vpeft_bench.metrics.names import Metric
 from vpeft_bench.options import typed, wrong_options
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from vpeft_bench.backbones.block_map import Backbone
     from vpeft_bench.backbones.load import LoadedBackbone
-    from vpeft_bench.config import RunConfig
+    from vpeft_bench.config.schema import RunConfig
     from vpeft_bench.data.dataset import Dataset
     from vpeft_bench.data.inspection import Inspector
     from vpeft_bench.data.loading import EpochSampler, Preprocessing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from vpeft_bench.config import RunConfig
+from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.tasks.kind import TaskKind
 
 if TYPE_CHECKING:

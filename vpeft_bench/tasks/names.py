@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vpeft_bench.registry import Registry
 
 if TYPE_CHECKING:
-    from vpeft_bench.config import RunConfig
+    from vpeft_bench.config.schema import RunConfig
     from vpeft_bench.tasks.kind import TaskKind
 
 _FOLDERS = sorted(path.parent.name for path in Path(__file__).parent.glob("*/kind.py"))

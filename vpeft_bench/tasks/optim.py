@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from vpeft_bench.config import Schedule, TrainConfig
+from vpeft_bench.config.sections import Schedule, TrainConfig
 
 
 class Trained(NamedTuple):

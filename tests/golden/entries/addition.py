@@ -9,7 +9,7 @@ from golden_files import GoldenFile
 from torch import Tensor
 
 from entries.entry import Entry, Hyper, Names
-from vpeft_bench.attachment import Attached
+from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.backbones import Backbone
 from vpeft_bench.methods.lorand import LoRandAdapter
 

@@ -19,7 +19,7 @@ from typing import Any
 from golden_files import GoldenFile
 from torch import Tensor, nn
 
-from vpeft_bench.attachment import Attached
+from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.backbones import Backbone
 
 

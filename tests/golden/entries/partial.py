@@ -7,7 +7,7 @@ from golden_files import GoldenFile
 from torch import Tensor
 
 from entries.entry import Entry
-from vpeft_bench.attachment import Attached
+from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.methods.data_pass import BatchData
 from vpeft_bench.methods.gps import GPS
 from vpeft_bench.methods.registry import build_method

@@ -14,7 +14,7 @@ from golden_files import GoldenFile
 from torch import Tensor
 
 from entries.entry import Entry, Hyper, Names, Part
-from vpeft_bench.attachment import Attached
+from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.backbones import Backbone
 from vpeft_bench.methods.parts.low_rank import LowRankUpdate
 from vpeft_bench.methods.parts.sparse import SparseUpdate

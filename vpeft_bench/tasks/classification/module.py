@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from vpeft_bench.metric_names import METRICS
+from vpeft_bench.metrics.names import METRICS
 from vpeft_bench.tasks.base import LabelledBatch, LabelledTask, Training
 
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from vpeft_bench.config import IGNORED_LABEL
+from vpeft_bench.config.sections import IGNORED_LABEL
 from vpeft_bench.data.splits import Dataset, LabelMapSplit
 from vpeft_bench.drawing import Panel, coloured, enlarged, evenly
 from vpeft_bench.tasks.segmentation.module import Segmentation

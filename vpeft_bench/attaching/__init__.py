@@ -1,0 +1,1 @@
+"""A method on a model: attached, stacked, stored and taken off, without the harness."""

@@ -1,0 +1,224 @@
+"""From the command line to runs: check everything first, then let Hydra compose and launch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import hydra
+from hydra.errors import HydraException
+from rich.console import Console
+
+from vpeft_bench import plugins
+from vpeft_bench.cli.flags import Line, read_line
+from vpeft_bench.cli.jobs import gathered, once_each, one_line
+from vpeft_bench.cli.overrides import Checked, check_overrides
+from vpeft_bench.cli.purpose import Purpose
+from vpeft_bench.config.choices import config_dir
+from vpeft_bench.config.identity import same_run
+from vpeft_bench.config.schema import RunConfig, register_schema
+from vpeft_bench.config.sections import Protocol
+from vpeft_bench.errors import (
+    ConfigError,
+    IncompatibleProblem,
+    Problem,
+    ProblemsError,
+    VpeftBenchError,
+    told,
+)
+from vpeft_bench.records.run_record import RECORD_NAME
+from vpeft_bench.runs import sweep, validation
+from vpeft_bench.runs.interruption import Interrupted
+from vpeft_bench.runs.sweep import Answer, Note, OneJob
+from vpeft_bench.runs.validation import Seen
+from vpeft_bench.terminal import Terminal
+
+EXIT_FAILED, EXIT_WRONG_INPUT = 1, 2
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that composes the config tree and does something with it.
+
+    Attributes:
+        purpose: decides which keys have an effect.
+        ask: ``module:function`` that does one job, see :data:`vpeft_bench.runs.sweep.Ask`.
+        quick_problems: what is wrong with a composed config and can be told at once.
+        problems: everything wrong with it, given what was seen already and whether it will run on
+            another machine.
+        identity: equal for configs that ask for the same thing.
+        summarise: shows what became of the jobs of a sweep.
+        interrupted: what the user should know who interrupts it.
+    """
+
+    purpose: Purpose
+    ask: str
+    quick_problems: Callable[[RunConfig], Iterable[Problem]]
+    problems: Callable[[RunConfig, Seen, bool], Iterable[Problem]]
+    identity: Callable[[RunConfig], Hashable]
+    summarise: Callable[[Sequence[Note], Console], None]
+    interrupted: str = "the same command resumes from the last whole epoch"
+
+
+def main(arguments: Sequence[str], command: Command | None = None) -> int:
+    """Do what the command line asks for, a run by default; the process's exit status."""
+    command = command or RUN
+    console = Terminal(stderr=True)
+    try:
+        line = read_line(arguments)
+        went_well = _hydra(_checked(line, command, console), command)
+    except VpeftBenchError as error:
+        console.print(f"error: {error}", soft_wrap=True)
+        return EXIT_WRONG_INPUT if isinstance(error, ProblemsError) else EXIT_FAILED
+    except HydraException as error:  # of its own config, such as a launcher's arguments
+        console.print(f"error: {one_line(error)}", soft_wrap=True)
+        return EXIT_WRONG_INPUT
+    except BrokenPipeError:
+        raise  # no failure of the disk: the reader of the output has left
+    except OSError as error:
+        console.print(f"error: {told(error)}", soft_wrap=True)
+        return EXIT_FAILED
+    except Interrupted as error:
+        error.add_note(command.interrupted)
+        raise
+    return 0 if went_well else EXIT_FAILED
+
+
+def _hydra(arguments: Sequence[str], command: Command) -> bool:
+    """Let Hydra compose and launch; whether all of it went well.
+
+    Raises:
+        VpeftBenchError: of the only job.
+    """
+    register_schema()
+    sys.argv = [sys.argv[0], *arguments]
+    job = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
+    # Hydra would print its errors itself, with advice on its own settings.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        one = OneJob(command.ask)
+        job(plugins.Carrying(one, plugins.named()))()
+    except OSError as error:
+        place = sweep.NoteSweep.directory
+        if place is None or place.is_dir():
+            raise
+        what = f"cannot be written to: {error.strerror or error}"
+        raise VpeftBenchError(f"the sweep's folder {place} {what}") from error
+    finally:  # also where a launcher gave up because one of its jobs was killed
+        swept = sweep.summarise(command.summarise)
+    if one.error is not None:
+        raise one.error
+    return swept == 0 and (one.answer is None or one.answer.went_well)
+
+
+# ---- looking before anything runs ----------------------------------------------------------------
+
+
+def _checked(line: Line, command: Command, console: Console) -> list[str]:
+    """The arguments for Hydra, in its grammar, of a command line that has no problem.
+
+    Raises:
+        ConfigError: with everything wrong with the overrides. Of a sweep every combination is
+            looked at; of a single run, what needs torch or the data is told when it starts.
+    """
+    if not line.checked:
+        return [*line.flags, *line.overrides]
+    with console.status("reading the command line"):  # a second for ten combinations
+        checked = check_overrides(line.overrides, line.search_path, line.multirun, command.purpose)
+    jobs, axes = checked.jobs.valid, checked.jobs.axes
+    problems = list(checked.problems)
+    if problems or not line.prints:  # before torch is imported, which takes seconds
+        quick = [(job.combination, list(command.quick_problems(job.config))) for job in jobs]
+        problems += gathered(quick, axes)
+    if problems:
+        raise ConfigError(problems)
+    arguments = [*line.flags, *checked.hydras]
+    if line.prints or not (checked.sweep and checked.grid):
+        return [*arguments, *checked.arguments]
+    _check_combinations(checked, command, console)
+    kept, repeated = once_each(checked.jobs, command.identity)
+    for problem in repeated:
+        console.print(f"note: {problem}", soft_wrap=True)
+    return [*arguments, *(axis.override(",".join(axis.values)) for axis in kept)]
+
+
+def _check_combinations(checked: Checked, command: Command, console: Console) -> None:
+    """Every combination of a sweep, before its first job.
+
+    Raises:
+        ConfigError: one of the values is wrong, or nothing but incompatible choices is left.
+    """
+    seen = Seen()
+    jobs, axes = checked.jobs.valid, checked.jobs.axes
+    with console.status(f"checking {len(jobs)} combinations"):
+        found = [
+            (job.combination, list(command.problems(job.config, seen, checked.elsewhere)))
+            for job in jobs
+        ]
+    problems = gathered(found, axes)
+    impossible = [c for c, some in found if some and not _wrong(some)]
+    if wrong := _wrong(problems):
+        raise ConfigError(wrong)
+    if len(impossible) == len(found):
+        raise ConfigError(problems)
+    for problem in problems:
+        console.print(f"note: will fail: {problem}", soft_wrap=True)
+
+
+def _wrong(problems: Sequence[Problem]) -> list[Problem]:
+    """Those that are more than two right choices that cannot be had together."""
+    return [problem for problem in problems if not isinstance(problem, IncompatibleProblem)]
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+
+def ask_for_run(config: RunConfig, console: Console) -> Answer:
+    """Run what a config asks for, unless its record exists.
+
+    Raises:
+        ConfigError: with everything wrong with it.
+        VpeftBenchError: it failed.
+    """
+    validation.check(config)  # before Lightning is imported: bad input is told at once
+    from vpeft_bench.cli.report import print_outcome
+    from vpeft_bench.runs.run import Result, run
+
+    outcome = run(config, console)
+    last = outcome.record.happened.last_epoch if outcome.record else None
+    value = last.value if last else None
+    return Answer(
+        outcome.result.value,
+        outcome.result in (Result.DONE, Result.SKIPPED),
+        outcome.reason,
+        outcome.directory / RECORD_NAME,
+        last.headline if last else None,
+        value,
+        value if config.protocol.name is Protocol.select else None,
+        partial(print_outcome, outcome),
+    )
+
+
+def _identity(config: RunConfig) -> Hashable:
+    from vpeft_bench.methods.registry import build_method
+
+    options = dict(config.method)
+    method = build_method(options.pop("name"), options)
+    return same_run(replace(config, method={"name": method.name, **method.options()}))
+
+
+def _summarise(notes: Sequence[Note], console: Console) -> None:
+    sweep.print_summary(notes, sweep.NoteSweep.results_dir, console)
+
+
+RUN = Command(
+    Purpose.RUN,
+    "vpeft_bench.cli.launch:ask_for_run",
+    validation.quick_problems,
+    validation.problems,
+    _identity,
+    _summarise,
+)

@@ -1,0 +1,1 @@
+"""Methods of the peft library, under the prefix ``hf/``."""

@@ -1,0 +1,596 @@
+"""One run, top to bottom: config, backbone and data, method, training, evaluation, record."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from vpeft_bench import plugins
+from vpeft_bench.attaching.attachment import Attached
+from vpeft_bench.backbones.load import traits_of
+from vpeft_bench.backbones.weights import weights_source
+from vpeft_bench.config import benchmarks
+from vpeft_bench.config.identity import config_hash
+from vpeft_bench.config.schema import RunConfig, plain, trained_split
+from vpeft_bench.config.sections import FeatureCache, Precision, Protocol, evaluated_split
+from vpeft_bench.data.dataset import Dataset, open_dataset
+from vpeft_bench.data.inspect_content import compare_content
+from vpeft_bench.data.inspect_pictures import data_identity
+from vpeft_bench.data.inspection import inspect
+from vpeft_bench.data.loading import Preprocessing
+from vpeft_bench.errors import (
+    ConfigError,
+    DamagedError,
+    DivergedError,
+    Problem,
+    VpeftBenchError,
+    told,
+)
+from vpeft_bench.files import sha256
+from vpeft_bench.methods.base import Method
+from vpeft_bench.methods.registry import build_method
+from vpeft_bench.metrics.names import METRICS
+from vpeft_bench.records import run_record as records
+from vpeft_bench.records.environment import processor_name
+from vpeft_bench.records.run_record import RunRecord, Status
+from vpeft_bench.runs import interruption
+from vpeft_bench.runs.build import (
+    build_model,
+    build_task,
+    compile_in_place,
+    device_of,
+    head_parameters,
+    head_state,
+)
+from vpeft_bench.runs.callbacks import Curves, MethodSteps, ProgressBar, StepSeed
+from vpeft_bench.runs.checkpoint import EpochCheckpoint, WholeFiles, whole_epochs
+from vpeft_bench.runs.divergence import Divergence
+from vpeft_bench.runs.evaluation import write_evaluation
+from vpeft_bench.runs.feature_cache import (
+    FeatureReader,
+    TooLarge,
+    describe,
+    refusal,
+    worth_keeping,
+)
+from vpeft_bench.runs.host import flush_denormals, keep_freed_memory
+from vpeft_bench.runs.loggers import open_sinks
+from vpeft_bench.runs.predictions import store_again, storing
+from vpeft_bench.runs.run_files import RunFiles
+from vpeft_bench.runs.run_state import RunState, run_id
+from vpeft_bench.runs.selection import RunData, select
+from vpeft_bench.tasks.base import Model, Task
+from vpeft_bench.tasks.names import kind_of
+from vpeft_bench.tensor_files import save_tensors
+
+LIGHTNING_PRECISION = {
+    Precision.fp32: "32-true",
+    Precision.bf16: "bf16-mixed",
+    Precision.fp16: "16-mixed",
+}
+NO_PEAK_ON_CPU = (
+    "the CPU has no allocator statistics; resident memory would count the whole process"
+)
+
+
+class Result(StrEnum):
+    """What became of a run that was asked for."""
+
+    DONE = "done"
+    SKIPPED = "skipped"
+    BUSY = "busy"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answer to one request.
+
+    Attributes:
+        result: done now, skipped because done before, busy in another process, or failed.
+        directory: the run directory; ``record.json`` lies there.
+        record: what was recorded; None where another process is still at it.
+        reason: why it was skipped or failed, or who is busy.
+    """
+
+    result: Result
+    directory: Path
+    record: RunRecord | None
+    reason: str = ""
+
+
+def run(config: RunConfig, console: Console) -> Outcome:
+    """Run what ``config`` asks for, unless its record exists.
+
+    ``config`` has passed :func:`vpeft_bench.runs.validation.check`.
+
+    Raises:
+        VpeftBenchError: it failed; what is known of it is recorded.
+        Interrupted: a signal ended it; likewise, and the same call goes on from there.
+    """
+    with interruption.interruptible():
+        try:
+            return _run(config, console)
+        except OSError as error:  # the disk is full, a folder read-only, a limit reached
+            raise VpeftBenchError(told(error)) from error
+
+
+def _run(config: RunConfig, console: Console) -> Outcome:
+    options = dict(config.method)
+    method = build_method(options.pop("name"), options)
+    # Every option as the method itself has it: 8 and 8.0 are the same alpha, a default is no other
+    # method than its value.
+    method_options = {"name": method.name, **method.options()}
+    config = replace(config, method=method_options, plugins=plugins.named())
+    dataset = open_dataset(config.data)
+    most = config.head.max_detections if config.head else None
+    evaluated = evaluated_split(config.protocol.name)
+    inspectors = kind_of(config).inspectors()
+    inspection = inspect(dataset, config.data, inspectors, max_detections=most, evaluated=evaluated)
+    inspection.require_sound()
+    dataset = replace(dataset, fingerprint=data_identity(dataset, inspection))
+    weights = weights_source(config.backbone.weights, config.backbone.model).identity()
+    uncounted = method.uncounted(traits_of(config.backbone.model))
+    hash_ = config_hash(config, dataset.fingerprint, weights, uncounted, method.version)
+    directory = records.run_directory(
+        Path(config.results_dir),
+        config.protocol.name.value,
+        config.data.name,
+        config.backbone.name,
+        method.name,
+        hash_,
+        config.seed,
+    )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError) as error:
+        what = f"cannot be written to: {error}"
+        raise ConfigError([Problem(f"results_dir={config.results_dir}", what)]) from error
+    files = RunFiles(directory, console)
+    try:
+        with FileLock(directory / records.LOCK, timeout=0):
+            files.sweep()
+            if config.rerun:
+                files.forget_progress()
+            elif (done := files.finished()) is not None:
+                if config.predictions and not files.predictions.is_dir():
+                    _prepare(config)
+                    said = store_again(config, dataset, done, directory)
+                    _tell(console, f"predictions: stored by the weights of the finished run{said}")
+                reason = "a finished record exists"
+                if altered := files.altered(done):
+                    reason += f" ({', '.join(altered)} beside it: gone or changed since)"
+                return Outcome(Result.SKIPPED, directory, done, reason)
+            state = RunState(
+                run_id=run_id(directory, config.results_dir),
+                config_hash=hash_,
+                asked=plain(config),
+                variant=config.variant.name or method.described(),
+                uncounted=uncounted,
+                method_version=method.version,
+                weights_identity=weights,
+                data_fingerprint=dataset.fingerprint,
+                data=inspection.facts,
+                labels=list(inspection.notices),
+                curves=Curves(files.metrics, []),
+                eval_split=records.Split(evaluated),
+                eval_images=len(dataset.split(evaluated)),
+            )
+            return _Run(config, method, dataset, state, files, console).execute()
+    except Timeout:
+        return Outcome(Result.BUSY, directory, None, "another process is working on this run")
+
+
+class _Run:
+    """The story of one run, and what has become known of it so far."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        method: Method,
+        dataset: Dataset,
+        state: RunState,
+        files: RunFiles,
+        console: Console,
+    ) -> None:
+        self.config = config
+        self.method = method
+        self.dataset = dataset
+        self.state = state
+        self.files = files
+        self.directory = files.directory
+        self.console = console
+        self.kind = kind_of(config)
+        self.curves = state.curves
+
+    def execute(self) -> Outcome:
+        """Run to the end, and record how it ended."""
+        try:
+            model, task = self._execute()
+            record = self._record(Status.OK, None)
+        except BaseException as caught:  # whatever went wrong is recorded before it is shown
+            return self._failed(caught)
+        self.files.checkpoint.unlink(missing_ok=True)
+        if self.config.render:
+            self._render(model, task)
+        return Outcome(Result.DONE, self.directory, record)
+
+    def _failed(self, caught: BaseException) -> Outcome:
+        """Record what ended the run, and raise it again; out of memory is an answer."""
+        with interruption.closing():
+            if (signal := interruption.received()) is not None:
+                # Whatever else was raised since, in tidying up, has this for its cause.
+                caught = interruption.Interrupted(signal)
+            status, error = _ending(caught)
+            if isinstance(caught, DivergedError):
+                what = records.Diverged(caught.quantity, caught.epoch, caught.step)
+                self.state.diverged = what
+                self.files.forget_progress()  # what led there is nothing to go on from
+            record = None
+            try:
+                self.files.forget_results()
+                record = self._record(status, error)
+            except OSError as failure:
+                self._tell(f"no record of it could be written: {told(failure)}")
+        if status is Status.OOM:
+            return Outcome(Result.FAILED, self.directory, record, error)
+        raise caught
+
+    def _record(self, status: Status, error: str | None) -> RunRecord:
+        record = self.state.record(status, error)
+        records.write(record, self.files.record)
+        return record
+
+    def _execute(self) -> tuple[Model, Task]:
+        for notice in self.state.labels:
+            self._tell(f"note: {notice}")
+        _prepare(self.config)
+        setup_start = time.perf_counter()
+        model = build_model(self.config, self.dataset)
+        self.state.setup_seconds = time.perf_counter() - setup_start
+        if model.attached.method.selects:
+            self._select(model)
+
+        train_loader, eval_loader = self._loaders(model)
+        task = build_task(self.config, self.dataset, model, len(train_loader))
+        self._note_setup(model, task)
+        if self.config.hardware.compile:
+            compile_in_place(model.attached, any_size=self.kind.any_size)
+        trainer = self._train(task, model.attached, train_loader, eval_loader)
+        self._evaluate(trainer, task, eval_loader)
+        self._store(model.attached, task)
+        return model, task
+
+    def _select(self, model: Model) -> None:
+        """Let the method look at training data before it is placed."""
+        start = time.perf_counter()
+        attached = model.attached
+        name = attached.method.name
+        self.console.print(f"{name}: looking at training data before training")
+        device = device_of(self.config.hardware.accelerator)
+        attached.model.to(device)
+        data = RunData(
+            self.config,
+            self.dataset,
+            model.preprocessing,
+            device,
+            self.files.selection_state,
+        )
+        select(attached, data, self.files)
+        self.state.selection_seconds = time.perf_counter() - start
+
+    # ---- the steps -----------------------------------------------------------------------------
+
+    def _loaders(self, model: Model) -> tuple[DataLoader, DataLoader]:
+        """Training and evaluation batches, as the protocol says: of pictures or of features."""
+        train_split = trained_split(self.config)
+        eval_split = evaluated_split(self.config.protocol.name)
+        loaders = self._features(model, train_split, eval_split)
+        if loaders is None:
+            start = time.perf_counter()
+            config, dataset, preprocessing = self.config, self.dataset, model.preprocessing
+            batches = self.kind.batches
+            train = batches(config, dataset, preprocessing, train_split, train=True)
+            evaluation = batches(config, dataset, preprocessing, eval_split, train=False)
+            self.state.data_seconds = time.perf_counter() - start
+            loaders = train, evaluation
+        self._compare_content(train_split, eval_split, loaders)
+        return loaders
+
+    def _compare_content(
+        self, train_split: str, eval_split: str, loaders: tuple[DataLoader, DataLoader]
+    ) -> None:
+        """Refuse evaluated pictures that are trained on under other names, or tell if allowed."""
+        trained, evaluated = (cast(Any, loader.dataset).pixels for loader in loaders)
+        splits = (train_split, trained), (eval_split, evaluated)
+        found = compare_content(self.dataset, self.config.data, *splits)
+        found.require_sound()
+        for notice in found.notices:
+            self._tell(f"note: {notice}")
+            self.state.labels.append(notice)
+
+    def _features(
+        self, model: Model, train_split: str, eval_split: str
+    ) -> tuple[DataLoader, DataLoader] | None:
+        """Batches of frozen features, computed once; None where pictures are needed."""
+        config = self.config
+        if config.hardware.feature_cache is FeatureCache.off or not worth_keeping(model):
+            return None
+        start = time.perf_counter()
+        reason = refusal(config, model)
+        if reason is None:
+            reader = FeatureReader(config, self.dataset, model, self._tell)
+            try:
+                reader.require_room((train_split, eval_split))
+            except TooLarge as error:
+                reason = str(error)
+        if reason is not None:
+            self.console.print(f"frozen features: not kept, {reason}")
+            return None
+        train, kept_train = reader.loader(train_split, train=True)
+        evaluation, kept_evaluation = reader.loader(eval_split, train=False)
+        kept = (kept_train, kept_evaluation)
+        self.state.features_seconds = time.perf_counter() - start
+        self.state.frozen_features = records.FrozenFeatures(
+            list(reader.names),
+            config.hardware.feature_cache.value,
+            config.hardware.feature_cache_dtype.value,
+            sum(part.bytes for part in kept),
+            all(part.found for part in kept),
+        )
+        what = describe(kept, reader.names, config)
+        self.console.print(f"frozen features: {what}")
+        return train, evaluation
+
+    def _train(
+        self,
+        task: Task,
+        attached: Attached,
+        train_loader: DataLoader,
+        eval_loader: DataLoader,
+    ) -> pl.Trainer:
+        """Train, resuming from the last whole epoch where a checkpoint lies."""
+        validate = self.config.protocol.name is Protocol.select
+        resumes = self._resume(task, train_loader)
+        self.curves.sinks = open_sinks(
+            self.config.logger, self.directory, self.state.run_id, self.state.asked
+        )
+        trainer = pl.Trainer(
+            accelerator=self.config.hardware.accelerator,
+            devices=1,
+            precision=LIGHTNING_PRECISION[self.config.hardware.precision],  # type: ignore[arg-type]
+            max_epochs=self.config.train.epochs,
+            gradient_clip_val=self.config.train.clip_norm,
+            limit_val_batches=1.0 if validate else 0,
+            num_sanity_val_steps=0,
+            callbacks=[
+                StepSeed(self.config.seed),
+                MethodSteps(attached),
+                Divergence(),  # before anything is kept of an epoch
+                self.curves,
+                EpochCheckpoint(self.files.checkpoint),
+                ProgressBar(
+                    self.console, f"{self.config.method['name']} on {self.config.data.name}"
+                ),
+            ],
+            plugins=[WholeFiles()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=self.directory,
+        )
+        device = trainer.strategy.root_device
+        self.state.device = (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+        )
+        self.state.threads = torch.get_num_threads()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            trainer.fit(
+                task,
+                train_loader,
+                eval_loader if validate else None,
+                ckpt_path=self.files.checkpoint if resumes else None,
+            )
+        finally:
+            for sink in self.curves.sinks:
+                sink.close()
+        if device.type == "cuda":
+            self.state.peak_memory_bytes = torch.cuda.max_memory_allocated(device)
+        else:
+            self.state.peak_memory_note = NO_PEAK_ON_CPU
+        return trainer
+
+    def _resume(self, task: Task, train_loader: DataLoader) -> bool:
+        """Whether a sound checkpoint lies there; the loader then starts in the epoch after it.
+
+        Lightning starts the loader's processes, which read ahead, before it tells the sampler which
+        epoch comes first.
+        """
+        try:
+            epochs = whole_epochs(self.files.checkpoint, task)
+        except FileNotFoundError:
+            return False
+        except DamagedError as error:
+            self.files.set_aside(error.path, error.what)
+            return False
+        sampler: Any = train_loader.sampler
+        sampler.set_epoch(epochs)
+        return True
+
+    def _evaluate(self, trainer: pl.Trainer, task: Task, loader: DataLoader) -> None:
+        """Score the last epoch; under ``protocol=select`` also name the best validation epoch."""
+        start = time.perf_counter()
+        split = self.state.eval_split
+        stored: AbstractContextManager[None] = nullcontext()
+        if self.config.predictions:
+            stored = storing(task, self.config, self.dataset, split, self.directory)
+        with stored:
+            trainer.test(task, loader, verbose=False)
+        if not self.config.predictions:
+            self.files.forget_predictions()
+        self.curves.eval_seconds += time.perf_counter() - start
+        epochs = self.config.train.epochs
+        values = task.metrics()
+        self.state.last_epoch = self.state.metrics(epochs, values)
+        if self.config.protocol.name is Protocol.select:
+            headline = next(iter(values))
+            gain = METRICS.get(headline).gain
+            curve = [
+                -math.inf if math.isnan(value) else gain(value)
+                for value in self.curves.curves[f"val_{headline}"]
+            ]
+            best = max(range(len(curve)), key=curve.__getitem__)  # the earliest of equals
+            self.state.selected_epoch = self.state.metrics(
+                best + 1, {name: self.curves.curves[f"val_{name}"][best] for name in values}
+            )
+
+    def _store(self, attached: Attached, task: Task) -> None:
+        """Delta, head, and what the score is made of, on the disk before the record."""
+        files = self.files
+        files.record.unlink(missing_ok=True)  # an old one vouches for the files that go now
+        attached.save(files.delta)
+        save_tensors(head_state(attached, task.model), files.head)
+        assert self.state.last_epoch is not None
+        write_evaluation(task, self.dataset, self.state.last_epoch, files.evaluation)
+        sizes = (files.delta.stat().st_size, files.head.stat().st_size)
+        self.state.stored_bytes = records.StoredBytes(*sizes)
+        stored = (files.delta, files.head, files.evaluation)
+        self.state.checksums = {path.name: sha256(path) for path in stored}
+
+    def _render(self, model: Model, task: Task) -> None:
+        """Draw what the task predicts beside the truth; the run counts without it."""
+        from vpeft_bench.runs.shown import FILE, draw
+
+        split, path = self.state.eval_split, self.directory / FILE
+        try:
+            draw(self.config, self.dataset, split, model, task, path)
+            self.console.print(f"pictures:    {path}", soft_wrap=True)
+        except Exception as error:  # the record is written: no picture may cost it
+            self.console.print(f"no pictures: {_one_line(error)}", soft_wrap=True)
+
+    # ---- what is known -------------------------------------------------------------------------
+
+    def _note_setup(self, model: Model, task: Task) -> None:
+        backbone, attached, preprocessing = model.loaded, model.attached, model.preprocessing
+        demo = backbone.source.kind == "package"
+        random = backbone.source.kind == "none"
+        label = records.WeightsLabel.PRETRAINED
+        if random:
+            label = records.WeightsLabel.RANDOM
+            self.state.labels.append("random weights")
+        elif demo:
+            label = records.WeightsLabel.DEMO
+        if demo:
+            self.state.labels.append("demo backbone")
+        benchmark = benchmarks.find(self.config.data.benchmark)
+        if benchmark is not None and benchmark.demo:
+            self.state.labels.append("demo data")
+        published, here = self.config.data.test_size, len(self.dataset.split("test"))
+        if published is not None and published != here:
+            self.state.labels.append(f"test split of {here:,} images, published {published:,}")
+        notes = f" ({'; '.join(backbone.notes)})" if backbone.notes else ""
+        self.state.weights = records.Weights(
+            None if random else f"{backbone.source.name}{notes}",
+            attached.base_fingerprint(),
+            label,
+            self.state.weights_identity,
+        )
+        self.state.preprocessing = records.Preprocessing(
+            list(preprocessing.mean),
+            list(preprocessing.std),
+            preprocessing.interpolation,
+            None if preprocessing.image_size is None else list(preprocessing.image_size),
+            *(preprocessing.sides or (None, None)),
+        )
+        head = sum(p.numel() for p in head_parameters(attached, task.model) if p.requires_grad)
+        method = sum(p.numel() for p in attached.trainable_parameters())
+        everything = sum(p.numel() for p in task.model.parameters())
+        self.state.parameters = records.Parameters(method, head, method + head, everything)
+        self.console.print(
+            f"input {_size(preprocessing)}, "
+            f"{preprocessing.interpolation}, mean {_short(preprocessing.mean)}, "
+            f"std {_short(preprocessing.std)} ({self.config.data.normalization.value}); "
+            f"weights: {backbone.source.name}{notes}",
+            soft_wrap=True,
+        )
+
+    def _tell(self, text: str) -> None:
+        _tell(self.console, text)
+
+
+def _size(preprocessing: Preprocessing) -> str:
+    """The input's size in words."""
+    if preprocessing.sides is not None:
+        return f"of any size up to {preprocessing.sides[1]} pixels"
+    height, width = preprocessing.height_and_width
+    return f"{height}x{width}"
+
+
+def _prepare(config: RunConfig) -> None:
+    """Set the process up for computing: the same numbers as every other run of ``config``."""
+    _quiet_lightning()
+    _quick_device_checks()
+    keep_freed_memory()
+    flush_denormals()
+    if config.hardware.threads is not None:
+        torch.set_num_threads(config.hardware.threads)
+    pl.seed_everything(config.seed, verbose=False)
+
+
+def _tell(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True)
+
+
+def _quick_device_checks() -> None:
+    """Without a GPU, let ``torch.cuda.is_available()`` answer from memory.
+
+    Lightning has it load the driver's library each time, so that asking starts nothing on a GPU;
+    optimizers ask in every step.
+    """
+    if not torch.cuda.is_available():
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+
+
+def _quiet_lightning() -> None:
+    """Lightning advises people who write training loops, not people who run this one."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*|lightning_fabric\..*")
+
+
+def _ending(caught: BaseException) -> tuple[Status, str]:
+    """How a run ended that raised ``caught``, and why."""
+    if isinstance(caught, interruption.Interrupted):
+        return Status.INTERRUPTED, str(caught)
+    if isinstance(caught, KeyboardInterrupt | SystemExit):  # of a handler that is not ours
+        return Status.INTERRUPTED, f"interrupted: {_one_line(caught)}"
+    if isinstance(caught, torch.cuda.OutOfMemoryError):
+        return Status.OOM, _one_line(caught)
+    if isinstance(caught, DivergedError):
+        return Status.FAILED, str(caught)
+    return Status.FAILED, _one_line(caught)
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _short(values: tuple[float, ...]) -> str:
+    return "/".join(f"{value:g}" for value in values)

@@ -1,0 +1,91 @@
+"""A picture of what a run predicts, beside the truth.
+
+Detections and label maps of some pictures of the split that the run was scored on; of a classifier,
+its most confident mistakes.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from omegaconf.errors import OmegaConfBaseException
+
+from vpeft_bench.config.schema import RunConfig, from_plain
+from vpeft_bench.data.dataset import Dataset, open_dataset
+from vpeft_bench.data.findings import Inspection
+from vpeft_bench.data.inspect_pictures import data_identity, inspect_pictures
+from vpeft_bench.drawing import CELL, save, sheet
+from vpeft_bench.errors import VpeftBenchError
+from vpeft_bench.records.run_record import RECORD_NAME
+from vpeft_bench.runs.build import device_of
+from vpeft_bench.runs.finished import finished_model, finished_run
+from vpeft_bench.tasks.base import Model, Task
+from vpeft_bench.tasks.names import kind_of
+
+FILE = "predictions.png"
+PICTURES = 12
+COLUMNS = 3  # of pairs
+
+
+def show(
+    run: Path, pictures: int = PICTURES, out: Path | None = None, root: str | None = None
+) -> Path:
+    """Build the model of a finished run again, and draw what it predicts.
+
+    Raises:
+        VpeftBenchError: there is no finished run, its data are others now, or its files belong to
+            other weights.
+    """
+    directory = run.parent if run.name == RECORD_NAME else run
+    record = finished_run(directory)
+    try:
+        config = from_plain(record.asked)
+    except OmegaConfBaseException as error:
+        what = " ".join(str(error).split())
+        raise VpeftBenchError(f"{directory} is of another version: {what}") from error
+    if root is not None:
+        config.data.root = os.path.expanduser(root)
+    dataset = open_dataset(config.data)
+    looked = Inspection()
+    if record.where.data is not None and record.where.data.pixels:
+        inspect_pictures(dataset, config.data, looked)
+    if data_identity(dataset, looked) != record.where.data_fingerprint:
+        raise VpeftBenchError(
+            f"data={config.data.name} are not what {directory} was run on; --root DIR names others"
+        )
+    model, task = finished_model(config, dataset, directory, record)
+    assert record.happened.last_epoch is not None
+    split = record.happened.last_epoch.split.value
+    return draw(config, dataset, split, model, task, out or directory / FILE, pictures)
+
+
+def draw(
+    config: RunConfig,
+    dataset: Dataset,
+    split: str,
+    model: Model,
+    task: Task,
+    path: Path,
+    pictures: int = PICTURES,
+) -> Path:
+    """Write a contact sheet of what ``task`` predicts on ``split``; its path."""
+    kind = kind_of(config)
+    if kind.any_size:  # only some pictures are looked at
+        config = replace(
+            config,
+            data=replace(config.data, cache_gib=0.0),
+            hardware=replace(config.hardware, workers=0),
+        )
+    batches = kind.batches(config, dataset, model.preprocessing, split, train=False)
+    task.to(device_of(config.hardware.accelerator)).eval()
+    with torch.no_grad():
+        panels, heading = kind.drawn(task, dataset, split, batches, pictures)
+    title = f"{config.method['name']} on {config.data.name}, {config.backbone.name}: {heading}"
+    pairs = any(len(panel.versions) > 1 for panel in panels)
+    columns = COLUMNS if pairs else 2 * COLUMNS
+    sides = [side for panel in panels for version in panel.versions for side in version.size]
+    save(sheet(panels, title, dataset, columns, max(sides, default=CELL)), path)
+    return path

@@ -1,0 +1,244 @@
+"""One job of a command, alone or in a sweep; every job of a sweep leaves a note of its end.
+
+Runs, cost cards and whatever else is asked for by a composed config are jobs: the same goes for all
+of them, see :class:`Answer`. At the end of a sweep its notes become one table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vpeft_bench.config.schema import RunConfig, typed
+from vpeft_bench.errors import ProblemsError, RecordError, VpeftBenchError
+from vpeft_bench.files import write_atomically
+from vpeft_bench.metrics.names import shown, title
+from vpeft_bench.records.run_record import LOCK, Status, leaderboard_command, read
+from vpeft_bench.registry import found
+from vpeft_bench.runs.interruption import Interrupted, received
+from vpeft_bench.terminal import Terminal
+
+NOTE = "outcome.json"
+JOB = "job.json"
+FAILED, DIED, INTERRUPTED = "failed", "died", "interrupted"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one job.
+
+    Attributes:
+        result: in one word.
+        went_well: whether nothing is left to be done about it.
+        reason: why it is what it is, where there is something to say.
+        file: the record or the card.
+        metric, value: the headline of a run that was scored.
+        optimised: what a sweeper may optimise: a validation metric, never one of the test split.
+        show: tells whoever asked for this job alone.
+    """
+
+    result: str
+    went_well: bool
+    reason: str = ""
+    file: Path | None = None
+    metric: str | None = None
+    value: float | None = None
+    optimised: float | None = None
+    show: Callable[[Console], None] = lambda console: None
+
+
+Ask = Callable[[RunConfig, Console], Answer]
+"""Does what a config asks for, unless it was done before."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a job of a sweep leaves, as JSON; see :class:`Answer`.
+
+    Attributes:
+        overrides: of the job.
+        file: path of the record or the card, if any.
+    """
+
+    overrides: list[str]
+    result: str
+    went_well: bool = False
+    reason: str = ""
+    file: str | None = None
+    metric: str | None = None
+    value: float | None = None
+
+
+class OneJob:
+    """What Hydra calls for every job, in whichever process.
+
+    Args:
+        ask: ``module:function`` that does it: launchers send this object to other processes.
+
+    Attributes:
+        answer: of the only job, where there is no sweep: Hydra hands it to nobody.
+        error: that the only job raised; Hydra would show a traceback.
+    """
+
+    def __init__(self, ask: str) -> None:
+        self.ask = ask
+        self.answer: Answer | None = None
+        self.error: VpeftBenchError | None = None
+
+    def __call__(self, config: DictConfig) -> float | None:
+        """Do one job; of a sweep, note what became of it."""
+        console, hydra_config = Terminal(), HydraConfig.get()
+        ask: Ask = found(self.ask)
+        if hydra_config.mode is RunMode.MULTIRUN:
+            directory = Path(hydra_config.runtime.output_dir)
+            return _noted(ask, config, directory, list(hydra_config.overrides.task), console)
+        try:
+            self.answer = ask(typed(config), console)
+        except VpeftBenchError as error:
+            self.error = error
+        else:
+            self.answer.show(console)
+        return None
+
+
+def _noted(
+    ask: Ask, config: DictConfig, directory: Path, overrides: list[str], console: Console
+) -> float | None:
+    """One job of a sweep; whatever goes wrong, the next one gets its turn.
+
+    Returns:
+        What a sweeper may optimise.
+    """
+
+    def note(answer: Answer, name: str = NOTE) -> None:
+        file = None if answer.file is None else str(answer.file)
+        told = (answer.result, answer.went_well, answer.reason, file, answer.metric, answer.value)
+        content = json.dumps(asdict(Note(overrides, *told)), indent=1)
+        write_atomically(directory / name, content.encode())
+
+    directory.mkdir(parents=True, exist_ok=True)
+    note(Answer(DIED, False, "the process ended abruptly"), JOB)
+    try:
+        answer = ask(typed(config), console)
+    except (Interrupted, KeyboardInterrupt) as error:
+        note(Answer(INTERRUPTED, False, str(error) or INTERRUPTED))
+        raise
+    except Exception as error:  # one failed job must not cost the others
+        with suppress(OSError):
+            (directory / "traceback.txt").write_text(traceback.format_exc())
+        problems = error.problems if isinstance(error, ProblemsError) else ()
+        reason = "; ".join(f"{p.where}: {p.what}" for p in problems) or str(error)
+        note(Answer(FAILED, False, reason))
+        console.print(f"{FAILED}: {error}", soft_wrap=True)
+        return None
+    note(answer)
+    if not answer.went_well:
+        console.print(f"{answer.result}: {answer.reason}", soft_wrap=True)
+    return answer.optimised
+
+
+class NoteSweep(Callback):
+    """Hydra callback: tells the command line where the jobs of a sweep leave their notes."""
+
+    directory: Path | None = None
+    results_dir: str = ""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note the sweep's directory, which Hydra names."""
+        NoteSweep.directory = Path(config.hydra.sweep.dir)
+        NoteSweep.results_dir = os.path.expanduser(config.results_dir)
+
+
+def summarise(show: Callable[[Sequence[Note], Console], None]) -> int:
+    """Show what became of every job of the sweep that ran in this process, if there was one.
+
+    Returns:
+        0 if they all went well; else 1.
+    """
+    if NoteSweep.directory is None:
+        return 0
+    notes = [_looked_at_again(note) for note in read_notes(NoteSweep.directory)]
+    if notes:
+        show(notes, Terminal())
+    return 0 if all(note.went_well for note in notes) else 1
+
+
+def read_notes(directory: Path) -> list[Note]:
+    """The notes of every job below ``directory``, by job number; a job without one died."""
+    notes = []
+    for started in sorted(directory.glob(f"*/{JOB}"), key=lambda path: _number(path.parent.name)):
+        ended = started.with_name(NOTE)
+        note = Note(**json.loads((ended if ended.exists() else started).read_text()))
+        if not ended.exists() and (signal := received()) is not None:
+            note = replace(note, result=INTERRUPTED, reason=f"{signal.name} ended the sweep")
+        notes.append(note)
+    return notes
+
+
+def _looked_at_again(note: Note) -> Note:
+    """A run that another process was busy with may be done by now: then nothing went wrong."""
+    if note.result != "busy" or note.file is None:
+        return note
+    path = Path(note.file)
+    try:
+        with FileLock(path.with_name(LOCK), timeout=0):
+            record = read(path)
+    except (Timeout, OSError, RecordError):
+        return note
+    last = record.happened.last_epoch
+    if record.outcome != Status.OK or last is None:
+        return note
+    why = "by another process"
+    metric, value = last.headline, last.value
+    return replace(note, result="done", went_well=True, reason=why, metric=metric, value=value)
+
+
+def _number(name: str) -> tuple[int, str]:
+    """Job directories are numbered; others, if any, come last."""
+    return (int(name), "") if name.isdigit() else (1 << 60, name)
+
+
+def print_summary(notes: Sequence[Note], results_dir: str, console: Console) -> None:
+    """One row per run, of its overrides those that vary; then the counts."""
+    shared = set.intersection(*(set(note.overrides) for note in notes)) if notes[1:] else set()
+    same = [override for override in notes[0].overrides if override in shared] if notes else []
+    console.print(f"\nsweep: {' '.join(same)}".rstrip(": "), soft_wrap=True)
+    table = Table()
+    table.add_column("run", overflow="fold")
+    table.add_column("result")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("why", overflow="fold")
+    colours = {"done": "green", "skipped": "cyan", "busy": "yellow"}
+    for note in notes:
+        colour = colours.get(note.result, "red")
+        metric, value = note.metric, note.value
+        table.add_row(
+            " ".join(o for o in note.overrides if o not in shared),
+            Text(note.result, colour),
+            "" if metric is None else title(metric),
+            "" if metric is None or value is None else shown(metric, value),
+            note.reason,
+        )
+    console.print(table)
+    counts = {
+        result: sum(note.result == result for note in notes)
+        for result in ("done", "skipped", "busy", FAILED, INTERRUPTED, DIED)
+    }
+    console.print(", ".join(f"{count} {result}" for result, count in counts.items() if count))
+    console.print(f"leaderboard: {leaderboard_command(results_dir)}", soft_wrap=True)
