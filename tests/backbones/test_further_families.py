@@ -14,9 +14,9 @@ import vpeft_bench
 from vpeft_bench.backbones import block_map
 from vpeft_bench.backbones.features import StageFeatures
 from vpeft_bench.backbones.load import load_backbone, traits_of
-from vpeft_bench.backbones.traits import Trait
 from vpeft_bench.backbones.weights import WeightsSource, load_weights
 from vpeft_bench.heads.classifiers import BatchNormLinear, norm_before_classifier
+from vpeft_bench.traits import Trait
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "methods"))
 from tiny_models import FURTHER, build, images

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 import vpeft_bench
 from tests.conftest import Cli
 from vpeft_bench.backbones import Backbone
-from vpeft_bench.backbones.traits import Trait
 from vpeft_bench.catalogue.probe import probe, reference_vectors
 from vpeft_bench.catalogue.wording import features, sentences
 from vpeft_bench.methods import registry
 from vpeft_bench.methods.base import Category, MergeableModule, Method
 from vpeft_bench.methods.names import METHODS
+from vpeft_bench.traits import Trait
 
 
 class Shift(MergeableModule):

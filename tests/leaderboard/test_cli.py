@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ast
 import csv
 import random
 import re
@@ -412,29 +411,6 @@ def test_cards_are_looked_for_in_one_place_unless_told(
     assert "cost cards: 1 read, 1 shown" in text
     assert "torn/card.json: not a whole JSON file" in text
     assert "card columns: NVIDIA H100" in text
-
-
-def test_the_leaderboard_knows_records_cards_and_benchmarks_and_nothing_else() -> None:
-    known = {
-        "benchmarks",
-        "choices",
-        "arguments",
-        "record",
-        "cost.card",
-        "errors",
-        "files",
-        "formats",
-        "identity",
-        "metric_names",
-        "terminal",
-    }
-    package = Path(main.__code__.co_filename).parent
-    seen = set()
-    for path in package.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vpeft_bench"):
-                seen.add((node.module or "").removeprefix("vpeft_bench."))
-    assert {name for name in seen if not name.startswith("leaderboard.")} == known
 
 
 def test_no_torch_is_imported() -> None:

@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vpeft_bench.backbones.checkpoint_files import not_finite
-from vpeft_bench.backbones.traits import Trait
 from vpeft_bench.errors import DeltaMismatchError
 from vpeft_bench.methods.base import Method
+from vpeft_bench.traits import Trait
 
 HEADER_KEY = "vpeft_bench"
 DELTA_FORMAT = "vpeft_bench delta 1"

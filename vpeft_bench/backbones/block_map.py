@@ -27,7 +27,7 @@ from vpeft_bench.backbones.sites import (
     opened_leaf_class,
     withdraw,
 )
-from vpeft_bench.backbones.traits import Trait
+from vpeft_bench.traits import Trait
 
 LINEARS = ("qkv", "proj", "fc1", "fc2")
 NORMS = ("norm1", "norm2")

@@ -8,9 +8,9 @@ from torch import nn
 
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.backbones.family import Family
-from vpeft_bench.backbones.traits import Trait
 from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.registry import Registry
+from vpeft_bench.traits import Trait
 
 FAMILIES: Registry[Family] = Registry(
     "backbone.family",

@@ -2,7 +2,7 @@
 
 Each family lies in one file and is known by its name in :mod:`vpeft_bench.backbones.families`.
 Nothing outside this package asks what family a backbone is of: methods ask for a
-:class:`~vpeft_bench.backbones.traits.Trait`, everything else for what the family says.
+:class:`~vpeft_bench.traits.Trait`, everything else for what the family says.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from vpeft_bench.backbones.traits import Trait
+from vpeft_bench.traits import Trait
 
 if TYPE_CHECKING:
     from vpeft_bench.backbones.block_map import Backbone, Block

@@ -13,9 +13,9 @@ from torch import nn
 from vpeft_bench.backbones import demo_vit as _demo_vit  # noqa: F401  registers the demo with timm
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.backbones.families import block_map
-from vpeft_bench.backbones.traits import Trait
 from vpeft_bench.backbones.weights import WeightsSource, load_weights, weights_source
 from vpeft_bench.errors import Problem, UnsupportedBackboneError, nearest
+from vpeft_bench.traits import Trait
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from vpeft_bench.backbones.block_map import LINEARS, Backbone, Block, OpenedClas
 from vpeft_bench.backbones.family import Family
 from vpeft_bench.backbones.joined import joined_fc1, joined_qkv
 from vpeft_bench.backbones.sites import JOINED, OpenedBlock
-from vpeft_bench.backbones.traits import Trait
 from vpeft_bench.backbones.trunk import OpenedModel, Stage
 from vpeft_bench.errors import UnsupportedBackboneError
+from vpeft_bench.traits import Trait
 
 
 class OpenedOneStage(OpenedModel):

@@ -20,8 +20,8 @@ from vpeft_bench.backbones.one_stage import (
     leaves_of,
 )
 from vpeft_bench.backbones.sites import OpenedAttention, OpenedBlock
-from vpeft_bench.backbones.traits import Trait
 from vpeft_bench.errors import UnsupportedBackboneError
+from vpeft_bench.traits import Trait
 
 
 class OpenedViTBlock(OpenedBlock, TimmBlock):

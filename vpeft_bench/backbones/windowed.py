@@ -14,8 +14,8 @@ from vpeft_bench.backbones import operations
 from vpeft_bench.backbones.block_map import Backbone, Block, OpenedClasses
 from vpeft_bench.backbones.family import Family
 from vpeft_bench.backbones.joined import joined_qkv
-from vpeft_bench.backbones.traits import Trait
 from vpeft_bench.backbones.trunk import OpenedModel, Stage
+from vpeft_bench.traits import Trait
 
 
 class OpenedWindowed(OpenedModel):

@@ -20,11 +20,11 @@ from vpeft_bench.backbones.block_map import Backbone, Block
 from vpeft_bench.backbones.families import families, families_with
 from vpeft_bench.backbones.joined import JoinedLinear
 from vpeft_bench.backbones.placement import Placement
-from vpeft_bench.backbones.traits import Trait
 from vpeft_bench.errors import Problem, UnsupportedBackboneError
 from vpeft_bench.fields import DEFAULT, neutral
 from vpeft_bench.formats import option_text
 from vpeft_bench.methods.data_pass import Selection, SelectionData
+from vpeft_bench.traits import Trait
 
 
 class Category(StrEnum):

@@ -9,12 +9,12 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone, Block
-from vpeft_bench.backbones.traits import Trait
 from vpeft_bench.errors import MethodOptionError, Problem, UnsupportedBackboneError
 from vpeft_bench.methods.base import Category, Length, Method, option
 from vpeft_bench.methods.parts.pyramid_side import MetaTokens, PyramidSide
 from vpeft_bench.methods.parts.spatial import require_grid
 from vpeft_bench.methods.registry import register
+from vpeft_bench.traits import Trait
 
 
 @register

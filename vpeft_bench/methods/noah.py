@@ -8,13 +8,13 @@ from typing import Self
 import torch
 
 from vpeft_bench.backbones.block_map import Backbone
-from vpeft_bench.backbones.traits import Trait
 from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.methods.base import Category, Length, Method, option
 from vpeft_bench.methods.data_pass import Selection, SelectionData
 from vpeft_bench.methods.parts.noah_search import Search, SearchOptions, search_widths
 from vpeft_bench.methods.parts.subnetwork import PARTS, Subnetwork, Widths, live_parameters
 from vpeft_bench.methods.registry import register
+from vpeft_bench.traits import Trait
 
 PER_BLOCK = "one per block, or one for all; all three null: searched (the paper)"
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone
-from vpeft_bench.backbones.traits import Trait
 from vpeft_bench.methods.base import Category, MergeableModule, Method, option
 from vpeft_bench.methods.registry import register
+from vpeft_bench.traits import Trait
 
 
 class ScaleShift(MergeableModule):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vpeft_bench.backbones.block_map import Backbone
-from vpeft_bench.backbones.traits import Trait
 from vpeft_bench.methods.base import Category, Length, Method, option
 from vpeft_bench.methods.parts.query_synthesis import QuerySide, Synthesis, WeightedRows
 from vpeft_bench.methods.registry import register
+from vpeft_bench.traits import Trait
 
 
 @register

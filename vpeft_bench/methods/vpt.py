@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone
-from vpeft_bench.backbones.traits import Trait
 from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.methods.base import Category, Length, Method, option
 from vpeft_bench.methods.registry import register
+from vpeft_bench.traits import Trait
 
 
 class InsertPrompts(nn.Module):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from vpeft_bench.backbones.traits import Trait
+from vpeft_bench.traits import Trait
 
 PREFIX = "hf/"
 INSTALL = "pip install 'vpeft_bench[hf]'"
