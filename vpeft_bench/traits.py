@@ -13,5 +13,6 @@ class Trait(StrEnum):
 
     GLOBAL_ATTENTION = "every token attends to all others"
     ONE_RESOLUTION = "all blocks have one width and one number of tokens"
+    FURTHER_TOKENS = "further tokens may pass through the blocks beside the image's own"
     FREE_TOKENS = "further tokens may stand anywhere: attention knows no positions"
     PATCH_MERGING = "patches are merged between stages"

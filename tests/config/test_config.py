@@ -273,9 +273,9 @@ def test_how_pictures_are_read_is_checked(overrides: list[str], expected: str) -
 
 
 def test_unsupported_pair_is_told_before_weights() -> None:
-    config = composed("method=vpt_deep", "backbone=swin_b", "backbone.weights=none")
+    config = composed("method=lst", "backbone=swin_b", "backbone.weights=none")
     (problem,) = validation.problems(config)
-    assert "vpt_deep does not support swin" in problem.what
+    assert "lst does not support swin" in problem.what
 
 
 @pytest.mark.parametrize(

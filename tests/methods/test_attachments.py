@@ -106,7 +106,12 @@ def _pairs() -> Iterator[Any]:
     for first, second in itertools.product(METHODS, METHODS):
         if (first, second) not in APART and (second, first) not in APART:
             yield pytest.param(first, METHODS[first], second, METHODS[second], "vit")
-    for first, second in (("lora", "ssf"), ("prefix", "lora"), ("bitfit", "adapter")):
+    for first, second in (
+        ("lora", "ssf"),
+        ("prefix", "lora"),
+        ("bitfit", "adapter"),
+        ("prefix", "vpt_deep"),
+    ):
         for kind in ("swin", "eva02_split"):
             yield pytest.param(first, METHODS[first], second, METHODS[second], kind)
     others = [name for name in vpeft_bench.list_methods() if name not in METHODS]

@@ -114,7 +114,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 # What a method refuses on single backbones of a family that it supports, and why.
 POSITIONS = ("beit", "dinov3", "eva02", "eva02_split")
 OF_ITS_OWN: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
-    ("vpt_deep", {"position": "append"}, POSITIONS, "takes the tokens at the end for patches"),
+    ("vpt_deep", {"position": "append"}, (*POSITIONS, "swin"), "take tokens at the end for"),
+    ("vpt_deep", {"projection_width": 6}, ("swin",), "needs blocks of one width"),
+    ("vfpt", {"projection_width": 6}, ("swin",), "needs blocks of one width"),
     ("spt", {}, ("eva02_split",), "ranks the entries of a whole weight"),
     ("lst", {"init": "pruned"}, ("eva02", "eva02_split"), "MLPs have a gate"),
 ]

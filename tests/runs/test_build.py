@@ -221,9 +221,10 @@ CASES = [
         if build_method(name, {}).dense_refusal is None
     ),
     *(pytest.param(name, (), "scenes_detection", id=f"{name}-vit-detection") for name in DETECTED),
+    pytest.param("vpt_shallow", SWIN, "scenes_segmentation", id="vpt_shallow-swin-segmentation"),
     *(
         pytest.param(name, SWIN, f"scenes_{task}", id=f"{name}-swin-{task}", marks=pytest.mark.slow)
-        for name in PUBLISHED
+        for name in (*PUBLISHED, "vpt_deep")
         for task in ("detection", "segmentation")
     ),
 ]

@@ -121,12 +121,10 @@ class Attachments(Mapping[str, "Attached"]):
         for name in dict.fromkeys(name for name in names if name is not None):
             require_by_row(self._known(name))
         chosen = {name: self[name].backbone for name in names if name is not None}
-        added = {name: map.added_prefix_tokens for name, map in chosen.items()}
-        if None in names:
-            added["the plain model"] = 0
-        if len(set(added.values())) > 1:
-            listed = ", ".join(f"{name} {count}" for name, count in added.items())
-            raise NotStackableError(f"rows of one batch must have as many prompts: {listed}")
+        require_equal_prompts(
+            {name: map.further_tokens for name, map in chosen.items()}
+            | ({"the plain model": {}} if None in names else {})
+        )
         before = self.enabled
         self.arrange(())
         guard = self.backbone.patch_leaves[0].register_forward_pre_hook(
@@ -291,6 +289,30 @@ def require_by_row(attached: Attached) -> None:
             f"{attached.label} cannot be used for single rows of a batch: {reason}; run its rows "
             f"by themselves, after attachments(model).only({attached.name!r})"
         )
+
+
+def require_equal_prompts(prompts: Mapping[str, Mapping[int | None, int]]) -> None:
+    """Refuse rows that would not be equally long.
+
+    Args:
+        prompts: by attachment, as :attr:`Backbone.further_tokens`.
+
+    Raises:
+        NotStackableError: says how many each has.
+    """
+    first, *others = prompts.values()
+    if all(other == first for other in others):
+        return
+    listed = ", ".join(f"{name} {_listed(further)}" for name, further in prompts.items())
+    raise NotStackableError(
+        f"rows of one batch must have as many prompts in the same blocks: {listed}"
+    )
+
+
+def _listed(further: Mapping[int | None, int]) -> str:
+    counts = sorted(set(further.values()))
+    where = " from the first block on" if None in further else " in each block"
+    return f"{'/'.join(map(str, counts))}{where}" if counts else "none"
 
 
 def _require_batch(images: Tensor, count: int) -> None:

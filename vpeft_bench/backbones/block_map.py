@@ -145,7 +145,8 @@ class Backbone:
         placements: what the method of this map placed.
         replaced: children of timm's in whose place something stands.
         changed: parameters of timm's that the method changes.
-        added_prefix_tokens: of the method, which timm takes for prefix tokens.
+        further_tokens: how many the method puts into the stream: of a block, by its index, or from
+            the first block to the end, by None.
         guest: what a method keeps beside the model from one call to the next (another library's
             handle on what it placed); None where there is nothing.
     """
@@ -172,7 +173,7 @@ class Backbone:
         self._opened = opened
         self.replaced: list[Replacement] = []
         self.changed = ChangedParameters()
-        self.added_prefix_tokens = 0
+        self.further_tokens: dict[int | None, int] = {}
         self._original_classes: dict[nn.Module, type[nn.Module]] = {}
         self._names: dict[nn.Module, str] = {m: name for name, m in model.named_modules()}
         self._joined_paths: dict[nn.Module, str] = {}
@@ -282,13 +283,13 @@ class Backbone:
 
     def open_block(self, block: Block) -> None:
         """Open one block; a method that places something there does it by itself."""
-        self._open(block.module, self._opened.block)
+        self.open(block.module, self._opened.block)
         if self.family.attention_knows_positions:
             self.open_attention(block)  # timm's own takes no further token
 
     def open_attention(self, block: Block) -> None:
         """Open the attention of one block."""
-        self._open(block.attention, self._opened.attention)
+        self.open(block.attention, self._opened.attention)
         self._connect(block.attention, block.leaves["qkv"])
 
     def _connect(self, host: nn.Module, leaf: nn.Module) -> None:
@@ -320,14 +321,14 @@ class Backbone:
         """Put ``module`` on a linear, norm or convolution: behind it, before it, on its weight."""
         leaf = self._whole.get(leaf, leaf)
         self.call_whole(leaf)
-        self._open(leaf, opened_leaf_class(self._original_classes.get(leaf, type(leaf))))  # type: ignore[arg-type]  # a class hashes
+        self.open(leaf, opened_leaf_class(self._original_classes.get(leaf, type(leaf))))  # type: ignore[arg-type]  # a class hashes
         self._place(leaf, slot, module)
 
     def open_trunk(self) -> None:
         """Open the model and all its blocks, so that they can be run one by one."""
         for block in self.blocks:
             self.open_block(block)
-        self._open(self.model, self._opened.model)
+        self.open(self.model, self._opened.model)
 
     def place_around(self, module: nn.Module) -> None:
         """Put ``module`` around the trunk; it is called ``module(images, x, model)``."""
@@ -375,7 +376,8 @@ class Backbone:
             self.replaced.append(Replacement(host, name, head, fresh))
             setattr(host, name, fresh)
 
-    def _open(self, module: nn.Module, opened_class: type[nn.Module]) -> None:
+    def open(self, module: nn.Module, opened_class: type[nn.Module]) -> None:
+        """Give a module of the model its opened class; :meth:`close` undoes it."""
         self._original_classes.setdefault(module, type(module))
         open_module(module, opened_class)
 
@@ -397,21 +399,21 @@ class Backbone:
         yield plain
         leaf.take(plain)
 
-    def add_prefix_tokens(self, count: int) -> None:
-        """Tell timm that ``count`` more tokens stand in front of the patches.
+    def expect_tokens(self, count: int, block: Block | None = None) -> None:
+        """Make the model ready for further tokens that a method puts into the stream.
 
-        Pooling and ``forward_intermediates`` then treat them as they treat class and register
-        tokens.
+        Pooling and feature maps then leave them out.
+
+        Args:
+            block: that they enter and leave; None where they enter the first and stay to the end.
         """
-        self.added_prefix_tokens += count
-        self._count_prefix_tokens(count)
-        if self.family.attention_knows_positions:
-            for block in self.blocks:
-                self.open_attention(block)
+        self.further_tokens[None if block is None else block.index] = count
+        self.family.count_further_tokens(self, count, block)
 
-    def _count_prefix_tokens(self, count: int) -> None:
-        if count:
-            self.model.num_prefix_tokens += count  # type: ignore[assignment,operator]  # an int
+    def _count_further_tokens(self, further: Mapping[int | None, int], sign: int) -> None:
+        for index, count in further.items():
+            block = None if index is None else self.blocks[index]
+            self.family.count_further_tokens(self, sign * count, block)
 
     # ---- leaving and coming back ---------------------------------------------------------------
 
@@ -420,7 +422,7 @@ class Backbone:
         twin = copy.copy(self)
         twin.blocks = [replace(block, _backbone=twin) for block in self.blocks]
         twin.placements, twin.replaced, twin.changed = [], [], ChangedParameters()
-        twin.added_prefix_tokens, twin.guest = 0, None
+        twin.further_tokens, twin.guest = {}, None
         return twin
 
     def take_out(self) -> None:
@@ -433,7 +435,7 @@ class Backbone:
                 withdraw(placement.host, placement.slot)
         for one in reversed(self.replaced):
             setattr(one.host, one.name, one.original)
-        self._count_prefix_tokens(-self.added_prefix_tokens)
+        self._count_further_tokens(self.further_tokens, -1)
         self.changed.take_out()
 
     def put_in(self) -> None:
@@ -446,7 +448,7 @@ class Backbone:
             if not placement.replaces:
                 follow(placement.module, placement.host)
                 fill(placement.host, placement.slot, placement.module)
-        self._count_prefix_tokens(self.added_prefix_tokens)
+        self._count_further_tokens(self.further_tokens, 1)
 
     @contextmanager
     def by_row(self, keys: Sequence[str | None], maps: Mapping[str, Backbone]) -> Iterator[None]:
@@ -462,14 +464,14 @@ class Backbone:
             for placement in one.placements:
                 follow(placement.module, placement.host)
                 held.setdefault((placement.host, placement.slot), {})[key] = placement.module
-        added = next((one.added_prefix_tokens for one in maps.values()), 0)
+        further = next((one.further_tokens for one in maps.values()), {})
         for (host, slot), modules in held.items():
             fill(host, slot, ByRow(slot, rows, modules).train(host.training))
-        self._count_prefix_tokens(added)
+        self._count_further_tokens(further, 1)
         try:
             yield
         finally:
-            self._count_prefix_tokens(-added)
+            self._count_further_tokens(further, -1)
             for host, slot in held:
                 withdraw(host, slot)
 
@@ -478,7 +480,7 @@ class Backbone:
         self.placements.clear()
         self.replaced.clear()
         self.changed = ChangedParameters()
-        self.added_prefix_tokens, self.guest = 0, None
+        self.further_tokens, self.guest = {}, None
 
     def clear(self) -> None:
         """Take out everything placed, for good."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from vpeft_bench.backbones.further_tokens import TokenPlace
 from vpeft_bench.traits import Trait
 
 if TYPE_CHECKING:
@@ -82,6 +83,25 @@ class Family(ABC):
     @abstractmethod
     def attended_tokens(self, backbone: Backbone, block: Block) -> int:
         """Tokens that attend to each other in a block."""
+
+    # For families with Trait.FURTHER_TOKENS:
+
+    def token_place(self, at: int | None) -> TokenPlace:
+        """Where further tokens stand in the stream.
+
+        Args:
+            at: the image's own tokens before them, None for all; of no meaning where the stream is
+                a map.
+        """
+        raise NotImplementedError
+
+    def count_further_tokens(self, backbone: Backbone, count: int, block: Block | None) -> None:
+        """Make the model ready for further tokens, as many more as ``count`` (or fewer: negative).
+
+        Args:
+            block: that they pass through; None where they enter the first and stay to the end.
+        """
+        raise NotImplementedError
 
     def levels(self, model: Any) -> Sequence[Mapping[str, Any]]:
         """timm's ``feature_info`` of the maps that dense heads read."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vpeft_bench.backbones import operations
 from vpeft_bench.backbones.block_map import LINEARS, Backbone, Block, OpenedClasses
 from vpeft_bench.backbones.family import Family
+from vpeft_bench.backbones.further_tokens import InSequence
 from vpeft_bench.backbones.joined import joined_fc1, joined_qkv
 from vpeft_bench.backbones.sites import JOINED, OpenedBlock
 from vpeft_bench.backbones.trunk import OpenedModel, Stage
@@ -92,7 +93,7 @@ class OpenedScaledBlock(OpenedBlock):
 class OneStage(Family):
     """Families whose models are one stage of blocks."""
 
-    traits = frozenset({Trait.GLOBAL_ATTENTION, Trait.ONE_RESOLUTION})
+    traits = frozenset({Trait.GLOBAL_ATTENTION, Trait.ONE_RESOLUTION, Trait.FURTHER_TOKENS})
 
     def without_blocks(self, model: Any, opened: OpenedClasses) -> Backbone:
         """What the block map of every model of one stage begins with.
@@ -114,6 +115,19 @@ class OneStage(Family):
         """All of them: prefix and patches."""
         model: Any = backbone.model
         return int(model.patch_embed.num_patches) + backbone.prefix_tokens
+
+    def token_place(self, at: int | None) -> InSequence:
+        """Between the image's own tokens."""
+        return InSequence(at)
+
+    def count_further_tokens(self, backbone: Backbone, count: int, block: Block | None) -> None:
+        """Tokens that stay are prefix tokens to timm: pooling and feature maps leave them out."""
+        if block is not None:
+            return  # blocks and their attention take any number
+        backbone.model.num_prefix_tokens += count  # type: ignore[assignment,operator]  # an int
+        if self.attention_knows_positions:
+            for one in backbone.blocks:
+                backbone.open_attention(one)
 
     def flops(self, backbone: Backbone, image_size: tuple[int, int]) -> int | None:
         """Patches, blocks, pooling and heads."""

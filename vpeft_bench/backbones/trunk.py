@@ -102,7 +102,16 @@ class OpenedModel(nn.Module):
         """The streams as timm's ``forward_intermediates`` gives them, with the same options."""
         raise NotImplementedError
 
+    def of_image(self, stream: Tensor) -> Tensor:
+        """A stream without further tokens that pooling and feature maps would not leave out."""
+        return stream
+
     # ---- running -------------------------------------------------------------------------------
+
+    @property
+    def runs_blocks(self) -> bool:
+        """Whether the blocks are run here; timm's own forward pass would not do."""
+        return self.trunk is not None
 
     def steps(self) -> list[tuple[Callable[[Tensor], Tensor], OpenedBlock | BoundBlock]]:
         """Every block in order, with what stands in front of it: patch merging or the identity."""
@@ -123,7 +132,8 @@ class OpenedModel(nn.Module):
     def around(self, images: Tensor) -> TrunkOutput:
         """The trunk with what is placed around it."""
         trunk: Any = self.trunk
-        return cast(TrunkOutput, trunk(images, self.embed(images), self))
+        x = self.embed(images)
+        return self._behind(0, x) if trunk is None else cast(TrunkOutput, trunk(images, x, self))
 
     def _behind(self, first: int, x: Tensor) -> TrunkOutput:
         """The blocks from ``first`` on, which the stream x enters."""
@@ -140,18 +150,18 @@ class OpenedModel(nn.Module):
         Args:
             masks: what timm's own takes; a network around the trunk takes none.
         """
-        if self.trunk is None:
+        if not self.runs_blocks:
             return cast(Tensor, super().forward_features(images, **masks))  # type: ignore[misc]  # timm's
         if given := [
             name for name, mask in masks.items() if mask is not None and mask is not False
         ]:
             raise TypeError(f"{', '.join(given)}: a network around the trunk takes no mask")
         norm: Any = self.norm
-        return cast(Tensor, norm(self.around(images).streams[-1]))
+        return cast(Tensor, norm(self.of_image(self.around(images).streams[-1])))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` to logits; timm's own where nothing is placed."""
-        if self.trunk is None:
+        if not self.runs_blocks:
             return cast(Tensor, super().forward(images))
         return self._logits(self.around(images))
 
@@ -161,7 +171,7 @@ class OpenedModel(nn.Module):
 
     def forward_intermediates(self, x: Tensor, *args: Any, **options: Any) -> Any:
         """As timm's; its own where nothing is placed."""
-        if self.trunk is None:
+        if not self.runs_blocks:
             return super().forward_intermediates(x, *args, **options)  # type: ignore[misc]  # timm's
         return self.intermediates(x, *args, **options)
 

@@ -34,7 +34,7 @@ class OpenedWindowed(OpenedModel):
     def pooled(self, stream: Tensor) -> Tensor:
         """Final norm and pooling, ``(B, D)``."""
         model: Any = self
-        return cast(Tensor, model.head.global_pool(model.norm(stream)))
+        return cast(Tensor, model.head.global_pool(model.norm(self.of_image(stream))))
 
     def classify(self, features: Tensor) -> Tensor:
         """Dropout and the linear head."""
@@ -54,7 +54,7 @@ class OpenedWindowed(OpenedModel):
         model: Any = self
         streams = self.around(x).streams
         last_of_stage = itertools.accumulate(len(stage.blocks) for stage in self.stages())
-        outputs = [streams[blocks - 1] for blocks in last_of_stage]
+        outputs = [self.of_image(streams[blocks - 1]) for blocks in last_of_stage]
         last = outputs[-1] if intermediates_only and not norm else model.norm(outputs[-1])
         if norm:
             outputs[-1] = last

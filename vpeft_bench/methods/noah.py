@@ -34,7 +34,7 @@ class NOAH(SearchOptions, Method):
     source = "section 3; modules, search space and evolution of the authors' code"
     category = Category.UNIFIED
     needs = {
-        Trait.GLOBAL_ATTENTION: "its prompts have no place in windows; the paper is on ViT only",
+        Trait.GLOBAL_ATTENTION: "paper and code are on ViT only: no rule for prompts in windows",
         Trait.FREE_TOKENS: "its prompts stand after the patches, where attention expects none",
     }
     not_mergeable = "prompts are tokens, and its adapters hold an activation"

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from vpeft_bench.backbones.block_map import Backbone
+from vpeft_bench.backbones.further_tokens import TokenPlace
 from vpeft_bench.errors import Problem
 from vpeft_bench.methods.base import option
 from vpeft_bench.methods.registry import register
-from vpeft_bench.methods.vpt import VPT, InsertPrompts
+from vpeft_bench.methods.vpt import ON_MAPS, VPT, InsertPrompts
 
 TOKENS, CHANNELS = -2, -1
 AXES = {"all": (TOKENS, CHANNELS), "sequence": (TOKENS,), "hidden": (CHANNELS,)}
@@ -29,13 +30,13 @@ class InsertFourierPrompts(InsertPrompts):
     def __init__(
         self,
         prompts: Tensor,
-        at: int | None,
+        place: TokenPlace,
         projection: nn.Linear | None,
         dropout: float,
         spectral: int,
         transform: str,
     ) -> None:
-        super().__init__(prompts, at, projection, dropout)
+        super().__init__(prompts, place, projection, dropout)
         self.spectral = spectral
         self.axes = AXES[transform]
 
@@ -74,6 +75,8 @@ class VFPT(VPT):
         "Where p * ratio is below 1, the authors' code fails on an empty slice; here it is an "
         "error that says so, and ratio=0 is VPT.",
         "Lengths and ratios of the published rows were searched per task and are not in the code.",
+        *ON_MAPS,
+        "On Swin the authors' code has the transform over both axes only, whatever is asked for.",
     )
 
     prompt_length: int = option(10, "p per insertion (authors: per task; 10 is ours)", minimum=1)
@@ -111,6 +114,8 @@ class VFPT(VPT):
         super().check(backbone)
         if self.shallow:
             self._check_shallow(backbone)
+        else:
+            self._check_deep(backbone)
 
     def place(self, backbone: Backbone) -> None:
         """As VPT of the same depth."""
@@ -120,12 +125,12 @@ class VFPT(VPT):
             self._place_deep(backbone, backbone.prefix_tokens)
 
     def _insertion(
-        self, prompts: Tensor, at: int | None, projection: nn.Linear | None
+        self, prompts: Tensor, place: TokenPlace, projection: nn.Linear | None
     ) -> nn.Module:
         return InsertFourierPrompts(
-            prompts, at, projection, self.dropout, self.spectral, self.transform
+            prompts, place, projection, self.dropout, self.spectral, self.transform
         )
 
     def parameter_count(self, backbone: Backbone) -> int:
-        """As VPT: LpD (deep), 92,160 for ViT-B/16 at p = 10; pD (shallow)."""
-        return self._count(backbone, 1 if self.shallow else len(backbone.blocks))
+        """As VPT of the same depth: 92,160 for ViT-B/16 at p = 10 (deep)."""
+        return self._count(backbone, backbone.blocks[:1] if self.shallow else backbone.blocks)

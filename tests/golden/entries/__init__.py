@@ -14,8 +14,6 @@ ENTRIES: dict[str, Entry] = (
 
 NOT_COMPARED = {
     "adapter_plus*": "Adapter+ is not offered yet",
-    "swin_vpt*": "prompts in a Swin are not offered yet",
-    "swin_vfpt*": "prompts in a Swin are not offered yet",
     "kadaptation_released": "the record of a fault that is not followed: the released attention "
     "mixes tokens, heads and the pictures of a batch, and builds the value's update from the "
     "query's factors; kadaptation holds what the paper describes",

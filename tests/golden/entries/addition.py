@@ -117,6 +117,16 @@ def _official_vpt_names(hyper: Hyper, backbone: Backbone) -> Names:
     return names
 
 
+def _swin_vpt_names(hyper: Hyper, backbone: Backbone) -> Names:
+    first, *later = _prompts(backbone)
+    names: dict[str, str | list[str]] = {"prompt_embeddings": first}
+    if hyper["deep"]:
+        for block, prompts in zip(backbone.blocks[1:], later, strict=True):
+            of_stage = names.setdefault(f"deep_prompt_embeddings_{block.stage}", [])
+            of_stage.append(prompts)  # type: ignore[union-attr]
+    return names
+
+
 def _vfpt_options(hyper: Hyper) -> dict[str, Any]:
     return {
         "depth": "deep" if hyper["deep"] else "shallow",
@@ -127,6 +137,11 @@ def _vfpt_options(hyper: Hyper) -> dict[str, Any]:
 
 
 VFPT = Entry("vfpt", _vfpt_options, whole=_official_vpt_names)
+SWIN_VPT = {
+    "swin_vpt_shallow": Entry("vpt_shallow", _official_vpt_options, whole=_swin_vpt_names),
+    "swin_vpt_deep": Entry("vpt_deep", _official_vpt_options, whole=_swin_vpt_names),
+    "swin_vfpt_deep": Entry("vfpt", _vfpt_options, whole=_swin_vpt_names),
+}
 
 
 def _compacter_options(hyper: Hyper) -> dict[str, Any]:
@@ -253,6 +268,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "compacter": COMPACTER,
     "compacter_published": COMPACTER,
+    **SWIN_VPT,
     "vfpt_deep_all": VFPT,
     "vfpt_deep_full": VFPT,
     "vfpt_deep_hidden": VFPT,
