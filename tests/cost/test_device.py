@@ -6,9 +6,10 @@ import ctypes
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
+import pynvml
 import pytest
 import torch
 
@@ -23,31 +24,29 @@ CUDA = torch.device("cuda", 0)
 
 
 class FakeLibrary:
-    """The driver's library: answers are written where the caller points to."""
+    """The driver's library under ``pynvml``: answers are written where the caller points to."""
 
     def __init__(self, status: int = 0, percent: int = 3) -> None:
         self.status = status
         self.percent = percent
         self.uuid = b""
 
-    def nvmlInit_v2(self) -> int:
+    def nvmlInitWithFlags(self, flags: Any) -> int:
         return 0
 
     def nvmlDeviceGetHandleByUUID(self, uuid: ctypes.c_char_p, handle: Any) -> int:
         self.uuid = uuid.value or b""
-        handle._obj.value = 7
         return 0
 
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: ctypes.c_void_p, answer: Any) -> int:
-        assert handle.value == 7
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, answer: Any) -> int:
         answer._obj.value = 2**33 + 500  # more millijoules than 32 bits hold
         return self.status
 
-    def nvmlDeviceGetEnforcedPowerLimit(self, handle: ctypes.c_void_p, answer: Any) -> int:
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: Any, answer: Any) -> int:
         answer._obj.value = 700_000
         return 0
 
-    def nvmlDeviceGetUtilizationRates(self, handle: ctypes.c_void_p, answer: Any) -> int:
+    def nvmlDeviceGetUtilizationRates(self, handle: Any, answer: Any) -> int:
         answer._obj.gpu = self.percent
         return 0
 
@@ -56,9 +55,22 @@ class FakeLibrary:
         return 0
 
 
-def test_nvml() -> None:
-    library = FakeLibrary()
-    gpu = Nvml(UUID, library)
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeLibrary]:
+    """Puts a library of the driver in the place of the machine's own."""
+
+    def put(**answers: int) -> FakeLibrary:
+        library = FakeLibrary(**answers)
+        monkeypatch.setattr(pynvml, "nvmlLib", library)
+        monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+        return library
+
+    return put
+
+
+def test_nvml(driver: Callable[..., FakeLibrary]) -> None:
+    library = driver()
+    gpu = Nvml(UUID)
     assert library.uuid == f"GPU-{UUID}".encode()
     assert gpu.joules() == (2**33 + 500) / 1000
     assert gpu.power_limit_watts() == 700
@@ -66,19 +78,26 @@ def test_nvml() -> None:
     assert gpu.driver() == "570.86.15"
 
 
-def test_a_gpu_that_reports_no_energy_says_why() -> None:
-    place = Place(CUDA, PLACE.described, Nvml(UUID, FakeLibrary(status=3)), None)
-    joules, why = place.joules()
+def test_a_gpu_that_reports_no_energy_says_why(driver: Callable[..., FakeLibrary]) -> None:
+    driver(status=3)
+    joules, why = Place(CUDA, PLACE.described, Nvml(UUID), None).joules()
     assert joules is None
-    assert why == "nvmlDeviceGetTotalEnergyConsumption failed with status 3"
+    assert why == "Not Supported"
 
 
-def test_a_driver_that_lacks_a_function() -> None:
-    library = FakeLibrary()
-    known = ("nvmlInit_v2", "nvmlDeviceGetHandleByUUID")
-    older = SimpleNamespace(**{name: getattr(library, name) for name in known})
-    with pytest.raises(NvmlError, match="has no nvmlDeviceGetUtilizationRates"):
-        Nvml(UUID, older).busy_percent()
+def test_a_driver_that_lacks_a_function(
+    driver: Callable[..., FakeLibrary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver()
+    monkeypatch.delattr(FakeLibrary, "nvmlDeviceGetUtilizationRates")
+    with pytest.raises(NvmlError, match="Function Not Found"):
+        Nvml(UUID).busy_percent()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
+def test_a_machine_without_a_driver_says_so() -> None:
+    with pytest.raises(NvmlError, match="Not Found"):
+        Nvml(UUID)
 
 
 @pytest.mark.parametrize(
@@ -90,11 +109,16 @@ def test_a_driver_that_lacks_a_function() -> None:
     ],
 )
 def test_a_gpu_in_use(
-    percent: int, held: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
+    percent: int,
+    held: int,
+    expected: str | None,
+    driver: Callable[..., FakeLibrary],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    driver(percent=percent)
     total = 80 * 2**30
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (total - held, total))
-    found = device._busy_gpu(CUDA, Nvml(UUID, FakeLibrary(percent=percent)))
+    found = device._busy_gpu(CUDA, Nvml(UUID))
     assert found is None if expected is None else expected in str(found)
     if percent == 40:  # without the driver's library memory alone tells
         assert device._busy_gpu(CUDA, None) is None
