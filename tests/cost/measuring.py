@@ -1,4 +1,4 @@
-"""Requests and places for tests, small enough to be measured in a second."""
+"""Requests and devices for tests, small enough to be measured in a second."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vpeft_bench.config.sections import BackboneConfig, CostConfig, HardwareConfig
-from vpeft_bench.cost.device import Place
+from vpeft_bench.cost.device import MeteredDevice
 from vpeft_bench.cost.measure import measured_card
 from vpeft_bench.cost.request import Request
 from vpeft_bench.methods.registry import build_method
@@ -30,7 +30,9 @@ TINY: dict[str, Any] = {
     "num_classes": 10,
     "allow_busy": True,
 }
-PLACE = Place(torch.device("cpu"), Device("cpu", "a CPU", 1, None, None, None), None, "no meter")
+METERED = MeteredDevice(
+    torch.device("cpu"), Device("cpu", "a CPU", 1, None, None, None), None, "no meter"
+)
 
 
 def request(
@@ -51,7 +53,7 @@ def request(
 
 def card_of(*arguments: Any, **keywords: Any) -> CostCard:
     """The card of a request, measured in this process."""
-    return measured_card(request(*arguments, **keywords), PLACE)
+    return measured_card(request(*arguments, **keywords), METERED)
 
 
 PYTHON = (sys.executable, "-c")

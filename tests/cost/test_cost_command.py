@@ -230,14 +230,14 @@ def test_a_request_states_every_option_and_random_weights() -> None:
 
 
 def test_which_cards_are_kept(tmp_path: Path) -> None:
-    from tests.cost.measuring import PLACE, card_of
+    from tests.cost.measuring import METERED, card_of
 
     path = tmp_path / "card.json"
     assert _kept(path, busy_will_do=True) is None
     card = card_of("linear")
     cards.write(card, path)
     assert _kept(path, busy_will_do=False) == card
-    busy = replace(PLACE.described, busy="in use by others")
+    busy = replace(METERED.described, busy="in use by others")
     cards.write(replace(card, where=replace(card.where, device=busy)), path)
     assert _kept(path, busy_will_do=False) is None
     assert _kept(path, busy_will_do=True) is not None

@@ -13,10 +13,10 @@ import pynvml
 import pytest
 import torch
 
-from tests.cost.measuring import PLACE
+from tests.cost.measuring import METERED
 from vpeft_bench.config.sections import HardwareConfig
 from vpeft_bench.cost import device
-from vpeft_bench.cost.device import Place, find_place
+from vpeft_bench.cost.device import MeteredDevice, find_device
 from vpeft_bench.cost.nvml import Nvml, NvmlError
 
 UUID = "0a1b2c3d-0000-0000-0000-000000000000"
@@ -80,7 +80,7 @@ def test_nvml(driver: Callable[..., FakeLibrary]) -> None:
 
 def test_a_gpu_that_reports_no_energy_says_why(driver: Callable[..., FakeLibrary]) -> None:
     driver(status=3)
-    joules, why = Place(CUDA, PLACE.described, Nvml(UUID), None).joules()
+    joules, why = MeteredDevice(CUDA, METERED.described, Nvml(UUID), None).joules()
     assert joules is None
     assert why == "Not Supported"
 
@@ -151,11 +151,11 @@ def test_own_work_and_the_load_of_others(monkeypatch: pytest.MonkeyPatch) -> Non
         assert found is None if expected is None else expected in str(found)
 
 
-def test_place_on_a_cpu() -> None:
+def test_a_cpu_is_known_by_name_and_reports_no_energy() -> None:
     threads = torch.get_num_threads()
-    place = find_place(HardwareConfig("cpu", "cpu", threads=1))
+    metered = find_device(HardwareConfig("cpu", "cpu", threads=1))
     torch.set_num_threads(threads)
-    assert (place.described.kind, place.described.threads) == ("cpu", 1)
-    assert "cores" in place.described.name
-    assert (place.described.driver, place.described.power_limit_watts) == (None, None)
-    assert place.joules() == (None, "a CPU reports no energy")
+    assert (metered.described.kind, metered.described.threads) == ("cpu", 1)
+    assert "cores" in metered.described.name
+    assert (metered.described.driver, metered.described.power_limit_watts) == (None, None)
+    assert metered.joules() == (None, "a CPU reports no energy")

@@ -65,7 +65,7 @@ ANSWERED = (Result.MEASURED, Result.KEPT, Result.UNSUPPORTED)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MeasuredCard:
     """The answer to one request.
 
     Attributes:
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
     return launch(arguments, COST)
 
 
-def ask(config: RunConfig, console: Console) -> Outcome:
+def ask(config: RunConfig, console: Console) -> MeasuredCard:
     """Measure what ``config`` asks for, unless its card exists.
 
     Raises:
@@ -110,18 +110,18 @@ def ask(config: RunConfig, console: Console) -> Outcome:
     request = request_of(config)
     path = request.card_path(_device_name(config.hardware.accelerator))
     if not config.rerun and (kept := _kept(path, config.cost.allow_busy)):
-        return Outcome(Result.KEPT, kept, path)
+        return MeasuredCard(Result.KEPT, kept, path)
     what = f"{request.method['name']} on {request.backbone.name}"
     console.print(f"measuring {what} in a process of its own")
     try:
         card = measure(request, path)
     except DeviceBusyError as error:
-        return Outcome(Result.BUSY, reason=str(error))
+        return MeasuredCard(Result.BUSY, reason=str(error))
     except OSError as error:
         where = f"cost.results_dir={config.cost.results_dir}"
         raise ConfigError([Problem(where, f"cannot be written to: {error}")]) from error
     result = Result.MEASURED if card.status is CardStatus.OK else Result(card.status.value)
-    return Outcome(result, card, path, card.error or "")
+    return MeasuredCard(result, card, path, card.error or "")
 
 
 def _identity(config: RunConfig) -> Hashable:
@@ -164,7 +164,7 @@ def answer(config: RunConfig, console: Console) -> Answer:
     )
 
 
-def _show(outcome: Outcome, console: Console) -> None:
+def _show(outcome: MeasuredCard, console: Console) -> None:
     if outcome.result is Result.KEPT:
         console.print("kept: a card of this request exists; rerun=true measures again")
     if outcome.card is not None and outcome.card.measured is not None:

@@ -19,7 +19,7 @@ from vpeft_bench.runs.build import unfuse_attention
 
 
 @dataclass(frozen=True)
-class Subject:
+class MeasuredModel:
     """What is measured.
 
     Attributes:
@@ -35,7 +35,7 @@ class Subject:
     closed_form: int | None
 
 
-def build_subject(request: Request, device: torch.device) -> Subject:
+def build_measured(request: Request, device: torch.device) -> MeasuredModel:
     """Build the model that ``request`` names.
 
     Raises:
@@ -56,7 +56,7 @@ def build_subject(request: Request, device: torch.device) -> Subject:
         unfuse_attention(model)
     if request.hardware.channels_last:
         model.to(memory_format=layout)
-    return Subject(attached, batches, plain, formula)
+    return MeasuredModel(attached, batches, plain, formula)
 
 
 def _plain_model(request: Request) -> tuple[Any, tuple[int, int]]:

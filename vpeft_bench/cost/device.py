@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Place:
+class MeteredDevice:
     """Where it is measured.
 
     Attributes:
@@ -48,7 +48,7 @@ class Place:
             return None, str(error)
 
 
-def find_place(hardware: HardwareConfig) -> Place:
+def find_device(hardware: HardwareConfig) -> MeteredDevice:
     """The device that the configuration names; to be called before anything is put on it."""
     from vpeft_bench.runs.build import device_of  # with Lightning: the command line does without it
 
@@ -65,7 +65,7 @@ def find_place(hardware: HardwareConfig) -> Place:
         power_limit_watts=_told(nvml, Nvml.power_limit_watts),
         busy=_busy_gpu(device, nvml) if device.type == "cuda" else _busy_processor(),
     )
-    return Place(device, described, nvml, no_energy)
+    return MeteredDevice(device, described, nvml, no_energy)
 
 
 def device_name(accelerator: str) -> str:

@@ -16,8 +16,8 @@ import torch
 
 from vpeft_bench.attaching.attachment import attach_method
 from vpeft_bench.backbones.load import load_backbone
-from vpeft_bench.cost.build import Subject, build_subject
-from vpeft_bench.cost.device import Place, find_place
+from vpeft_bench.cost.build import MeasuredModel, build_measured
+from vpeft_bench.cost.device import MeteredDevice, find_device
 from vpeft_bench.cost.flops import per_image
 from vpeft_bench.cost.memory import PeakMeter, peak_meter, saved_for_backward, split
 from vpeft_bench.cost.process import EXIT_BUSY
@@ -47,18 +47,18 @@ def main() -> int:
     """Measure what standard input asks for and write the card; 3 where the device is in use."""
     (path,) = sys.argv[1:]
     request = from_plain(json.load(sys.stdin))
-    place = find_place(request.hardware)
-    if (busy := place.described.busy) and not request.cost.allow_busy:
-        print(f"{place.described.name}: {busy}")
+    metered = find_device(request.hardware)
+    if (busy := metered.described.busy) and not request.cost.allow_busy:
+        print(f"{metered.described.name}: {busy}")
         return EXIT_BUSY
-    cards.write(measured_card(request, place), Path(path))
+    cards.write(measured_card(request, metered), Path(path))
     return 0
 
 
-def measured_card(request: Request, place: Place) -> CostCard:
+def measured_card(request: Request, metered: MeteredDevice) -> CostCard:
     """The card of a request, however the measurement ends."""
     started, circumstances = utc_now(), environment()
-    measurement = Measurement(request, place)
+    measurement = Measurement(request, metered)
     measured, status, error = None, CardStatus.OK, None
     try:
         measured = measurement.run()
@@ -69,15 +69,15 @@ def measured_card(request: Request, place: Place) -> CostCard:
         status = CardStatus.OOM if _out_of_memory(caught) else CardStatus.FAILED
         error = f"{measurement.phase}: {type(caught).__name__}: {_one_line(caught)}"
     return CostCard(
-        card_id=request.card_id(place.described.name),
+        card_id=request.card_id(metered.described.name),
         status=status,
         error=error,
         asked=request.asked(),
         measured=measured,
         where=CardWhere(
-            **circumstances, started=started, finished=utc_now(), device=place.described
+            **circumstances, started=started, finished=utc_now(), device=metered.described
         ),
-        labels=labels(request, place.described),
+        labels=labels(request, metered.described),
         uncounted=request.uncounted,
         method_version=request.method_version,
     )
@@ -90,12 +90,12 @@ class Measurement:
         phase: what is being done, for the error where it fails.
     """
 
-    def __init__(self, request: Request, place: Place) -> None:
+    def __init__(self, request: Request, metered: MeteredDevice) -> None:
         self.request = request
         self.cost = request.cost
         self.hardware = request.hardware
-        self.place = place
-        self.device = place.device
+        self.metered = metered
+        self.device = metered.device
         self.phase = "preparation"
 
     def run(self) -> Measured:
@@ -104,14 +104,14 @@ class Measurement:
         self._use_libraries_once()
         meter.start()
         self.phase = "building the model"
-        subject = build_subject(self.request, self.device)
-        attached = subject.attached
+        measured = build_measured(self.request, self.device)
+        attached = measured.attached
         parameters, stored_bytes = attached.parameter_counts(), attached.stored_bytes()
 
         self.phase = f"training step, cost.batch_size={self.cost.batch_size}"
-        step = self._training_step(subject)
+        step = self._training_step(measured)
         # Of the model as it is written, not of what a compiler makes of it.
-        flops, saved = self._flops(step, subject), self._saved_for_backward(step)
+        flops, saved = self._flops(step, measured), self._saved_for_backward(step)
         if self.hardware.compile:
             compile_in_place(attached)
         memory = self._memory(step, meter, saved)
@@ -120,10 +120,10 @@ class Measurement:
         del step  # the batch and the optimizer's state
 
         self.phase = f"inference, cost.inference_batch_size={self.cost.inference_batch_size}"
-        inference = self._inference(subject)
-        merged, merge_refusal = self._merged_inference(subject)
+        inference = self._inference(measured)
+        merged, merge_refusal = self._merged_inference(measured)
         return Measured(
-            image_size=list(subject.batches.image_size),
+            image_size=list(measured.batches.image_size),
             parameters=Parameters(**vars(parameters)),
             stored_bytes=stored_bytes,
             flops=flops,
@@ -143,14 +143,14 @@ class Measurement:
         batches = Batches(demo.image_size, 2, self.device)
         TrainingStep(attached, self.hardware, batches.draw(2), steps=2).run(2)
 
-    def _training_step(self, subject: Subject) -> TrainingStep:
-        subject.attached.model.train()
+    def _training_step(self, measured: MeasuredModel) -> TrainingStep:
+        measured.attached.model.train()
         steps = MEMORY_WARMUP_STEPS + MEMORY_STEPS + self.cost.warmup_steps + self.cost.steps
-        batch = subject.batches.draw(self.cost.batch_size)
-        return TrainingStep(subject.attached, self.hardware, batch, steps)
+        batch = measured.batches.draw(self.cost.batch_size)
+        return TrainingStep(measured.attached, self.hardware, batch, steps)
 
-    def _flops(self, step: TrainingStep, subject: Subject) -> Flops:
-        model, batches = subject.attached.model, subject.batches
+    def _flops(self, step: TrainingStep, measured: MeasuredModel) -> Flops:
+        model, batches = measured.attached.model, measured.batches
 
         def forward(images: int) -> None:
             model(batches.draw(images)[0])
@@ -161,8 +161,8 @@ class Measurement:
         return Flops(
             forward=per_image(forward, self.cost.batch_size),
             training_step=per_image(forward_and_backward, self.cost.batch_size),
-            plain=subject.plain_flops,
-            closed_form=subject.closed_form,
+            plain=measured.plain_flops,
+            closed_form=measured.closed_form,
         )
 
     def _saved_for_backward(self, step: TrainingStep) -> int:
@@ -182,29 +182,29 @@ class Measurement:
         """Time of a step; joules of an image, or why they are not known."""
         step.run(self.cost.warmup_steps)
         synchronize(self.device)
-        before, note = self.place.joules()
+        before, note = self.metered.joules()
         timing = self._timed(step, self.cost.batch_size)
-        after, _ = self.place.joules()
+        after, _ = self.metered.joules()
         if before is None or after is None:
             return timing, None, note
         return timing, (after - before) / (self.cost.steps * self.cost.batch_size), None
 
-    def _inference(self, subject: Subject) -> Timing:
+    def _inference(self, measured: MeasuredModel) -> Timing:
         if self.hardware.compile:
             torch.compiler.reset()  # what is compiled for one phase does not count for the next
-        images, _ = subject.batches.draw(self.cost.inference_batch_size)
-        step = inference_step(subject.attached.model, images, self.hardware.precision)
+        images, _ = measured.batches.draw(self.cost.inference_batch_size)
+        step = inference_step(measured.attached.model, images, self.hardware.precision)
         for _ in range(self.cost.warmup_steps):
             step()
         return self._timed(step, self.cost.inference_batch_size)
 
-    def _merged_inference(self, subject: Subject) -> tuple[Timing | None, str | None]:
+    def _merged_inference(self, measured: MeasuredModel) -> tuple[Timing | None, str | None]:
         """Time with the method folded into the backbone, or why it cannot be."""
         try:
-            subject.attached.merge()
+            measured.attached.merge()
         except NotMergeableError as error:
             return None, _one_line(error)
-        return self._inference(subject), None
+        return self._inference(measured), None
 
     def _timed(self, step: Callable[[], None], batch_size: int) -> Timing:
         return timed(step, self.cost.steps, self.cost.blocks, batch_size, self.device)
