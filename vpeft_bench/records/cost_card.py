@@ -288,7 +288,7 @@ def read(path: Path) -> CostCard:
         RecordError: the file is truncated, of another version, or holds anything else.
         OSError: the file cannot be opened.
     """
-    return _parse(strict_json.read_text(path), path)
+    return _parse(strict_json.read_bytes(path), path)
 
 
 def find(directories: Iterable[Path]) -> FoundCards:
@@ -296,8 +296,8 @@ def find(directories: Iterable[Path]) -> FoundCards:
     return FoundCards(*strict_json.find(directories, CARD_NAME, read))
 
 
-def _parse(text: str, path: Path) -> CostCard:
-    return strict_json.parse(CostCard, text, path, (_from_version_1,))
+def _parse(content: bytes, path: Path) -> CostCard:
+    return strict_json.parse(CostCard, content, path, (_from_version_1,))
 
 
 def _from_version_1(raw: dict[str, Any]) -> dict[str, Any]:

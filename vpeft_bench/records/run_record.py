@@ -438,7 +438,7 @@ def read(path: Path) -> RunRecord:
         RecordError: the file is truncated, of another schema version, or holds anything else.
         OSError: the file cannot be opened.
     """
-    return _parse(strict_json.read_text(path), path)
+    return _parse(strict_json.read_bytes(path), path)
 
 
 def find(directories: Iterable[Path]) -> Found:
@@ -562,5 +562,5 @@ _UPGRADES = (
 )
 
 
-def _parse(text: str, path: Path) -> RunRecord:
-    return strict_json.parse(RunRecord, text, path, _UPGRADES)
+def _parse(content: bytes, path: Path) -> RunRecord:
+    return strict_json.parse(RunRecord, content, path, _UPGRADES)

@@ -1,17 +1,24 @@
-"""Dataclasses as JSON files: written whole or not at all, read strictly."""
+"""Dataclasses as JSON files: written whole or not at all, read strictly.
+
+msgspec decodes them. It lets pass four things that no record may hold: a name given twice, whole
+numbers beyond 63 bits, deep nesting, and fields that are unknown or missing where there is a
+default. Each of them is looked for, at the speed of what msgspec does.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 import json
 import math
-import types
+import os
+import re
 import typing
-from collections.abc import Callable, Iterable, Sequence
-from enum import StrEnum
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import msgspec
 
 from vpeft_bench.errors import Problem, RecordError
 from vpeft_bench.files import write_atomically
@@ -40,7 +47,7 @@ Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 """From the JSON of one version to that of the next; the first one upgrades version 1."""
 
 
-def write(value: Versioned, path: Path, parse: Callable[[str, Path], object]) -> None:
+def write(value: Versioned, path: Path, parse: Callable[[bytes, Path], object]) -> None:
     """Write ``value`` so that ``path`` is at any moment absent, the old file or the new one.
 
     The same value always gives the same bytes. Missing directories are created.
@@ -57,16 +64,16 @@ def write(value: Versioned, path: Path, parse: Callable[[str, Path], object]) ->
         text = json.dumps(raw, allow_nan=False, indent=1, sort_keys=True)
     except (TypeError, ValueError) as error:
         raise RecordError(path, f"not written, a value is not JSON: {error}") from error
-    parse(text, path)
+    content = f"{text}\n".encode()
+    parse(content, path)
+    write_atomically(path, content)
 
-    write_atomically(path, f"{text}\n".encode())
 
-
-def read_text(path: Path) -> str:
-    """The text of a file.
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
 
     Raises:
-        RecordError: it is no regular file, too large, or not UTF-8.
+        RecordError: it is no regular file, or too large.
         OSError: the file cannot be opened.
     """
     if path.exists() and not path.is_file():  # a pipe would never end
@@ -75,14 +82,11 @@ def read_text(path: Path) -> str:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise RecordError(path, f"larger than {MOST_BYTES >> 20} MiB")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RecordError(path, f"not UTF-8 text: {error}") from error
+    return content
 
 
-def parse(kind: type[T], text: str, path: Path, upgrades: Sequence[Upgrade] = ()) -> T:
-    """``text`` as a ``kind``: every field present, none unknown, all of the declared types.
+def parse(kind: type[T], content: bytes, path: Path, upgrades: Sequence[Upgrade] = ()) -> T:
+    """``content`` as a ``kind``: every field present, none unknown, all of the declared types.
 
     Args:
         upgrades: one for each older version that is still read.
@@ -93,27 +97,80 @@ def parse(kind: type[T], text: str, path: Path, upgrades: Sequence[Upgrade] = ()
     """
     newest = len(upgrades) + 1
     try:
-        raw = json.loads(
-            text,
-            parse_constant=_refuse_constant,
-            parse_int=_integer,
-            parse_float=_finite,
-            object_pairs_hook=_members,
-        )
-        _require_shallow(raw)
+        raw = _json(content)
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if type(version) is not int or not 1 <= version <= newest:
             raise ValueError(f"schema version {version!r}; this code reads 1 to {newest}")
         for upgrade in upgrades[version - 1 :]:
             raw = upgrade(raw)
-        value: T = _decode(kind, raw, "")
+        return _typed(kind, raw)
+    except UnicodeDecodeError as error:
+        raise RecordError(path, f"not UTF-8 text: {error}") from error
     except json.JSONDecodeError as error:
         raise RecordError(path, f"not a whole JSON file: {error}") from error
     except RecursionError as error:
         raise RecordError(path, _TOO_DEEP) from error
     except ValueError as error:
         raise RecordError(path, str(error)) from error
-    return value
+
+
+class Place(NamedTuple):
+    """A file that was found, and what changes when it does.
+
+    Attributes:
+        path: without links.
+        size: bytes.
+        changed: when it was last written, nanoseconds.
+    """
+
+    path: str
+    size: int
+    changed: int
+
+
+def below(directories: Iterable[Path], name: str) -> tuple[list[Place], list[Problem]]:
+    """Every file called ``name`` below ``directories``, once and sorted by path; and what is wrong.
+
+    Links to directories are not followed.
+    """
+    places: dict[str, Place] = {}
+    problems: list[Problem] = []
+    for directory in sorted(set(directories)):
+        if directory.is_dir():
+            try:
+                places.update((place.path, place) for place in _walk(directory, name, problems))
+            except OSError as error:  # a directory that goes while it is read
+                problems.append(Problem(str(directory), f"cannot be read: {error.strerror}"))
+        else:
+            is_file = directory.exists()
+            what = "is a file: name a directory above it" if is_file else "no such directory"
+            problems.append(Problem(str(directory), what))
+    return [places[path] for path in sorted(places, key=_by_parts)], problems
+
+
+def _by_parts(path: str) -> list[str]:
+    """As paths compare: ``a/b`` stands before ``a-b``."""
+    return path.split(os.sep)
+
+
+def _walk(directory: Path, name: str, problems: list[Problem]) -> Iterator[Place]:
+    waiting = [str(directory.resolve())]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            entries = os.scandir(folder)
+        except OSError as error:
+            problems.append(Problem(folder, f"cannot be opened: {error.strerror}"))
+            continue
+        with entries:
+            for entry in entries:
+                if entry.name == name:
+                    path = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                    with contextlib.suppress(FileNotFoundError):  # removed a moment ago
+                        found = entry.stat()
+                        yield Place(path, found.st_size, found.st_mtime_ns)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
 
 
 def find(
@@ -126,26 +183,82 @@ def find(
     Returns:
         What could be read, sorted by path; and every file or directory that could not.
     """
-    paths: set[Path] = set()
-    problems: list[Problem] = []
-    for directory in sorted(set(directories)):
-        if directory.is_dir():
-            paths.update(path.resolve() for path in directory.rglob(name))
-        else:
-            is_file = directory.exists()
-            what = "is a file: name a directory above it" if is_file else "no such directory"
-            problems.append(Problem(str(directory), what))
+    places, problems = below(directories, name)
     found: list[tuple[Path, V]] = []
-    for path in sorted(paths):
-        try:
-            found.append((path, read(path)))
-        except RecordError as error:
-            problems.append(Problem(str(path), error.what))
-        except OSError as error:
-            problems.append(Problem(str(path), f"cannot be opened: {error.strerror}"))
-        except Exception as error:  # whatever a damaged file raises costs only itself
-            problems.append(Problem(str(path), f"{type(error).__name__}: {error}"))
+    for place in places:
+        path = Path(place.path)
+        value = read_or_say(path, read)
+        if isinstance(value, Problem):
+            problems.append(value)
+        else:
+            found.append((path, value))
     return found, problems
+
+
+def read_or_say(path: Path, read: Callable[[Path], V]) -> V | Problem:
+    """What ``read`` makes of a file, or why it cannot."""
+    try:
+        return read(path)
+    except RecordError as error:
+        return Problem(str(path), error.what)
+    except OSError as error:
+        return Problem(str(path), f"cannot be opened: {error.strerror}")
+    except Exception as error:  # whatever a damaged file raises costs only itself
+        return Problem(str(path), f"{type(error).__name__}: {error}")
+
+
+# ---- JSON ----------------------------------------------------------------------------------------
+
+
+def _json(content: bytes) -> Any:
+    """The value that ``content`` is.
+
+    The careful reader says what is wrong where the fast one refuses, and decides where that may
+    have been lenient; it alone reads halves of characters, which stand in names of files.
+    """
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raw = msgspec.json.decode(content)
+        # Without white space, '":' ends every name; a text may hold more of them, never fewer.
+        if _within_bounds(raw, msgspec.json.format(content, indent=-1).count(b'":')):
+            return raw
+    raw = json.loads(
+        content.decode("utf-8"),
+        parse_constant=_refuse_constant,
+        parse_int=_integer,
+        parse_float=_finite,
+        object_pairs_hook=_members,
+    )
+    if not _within_bounds(raw):
+        raise ValueError(_TOO_DEEP)
+    return raw
+
+
+def _within_bounds(raw: Any, names: int | None = None) -> bool:
+    """Whether a value is neither too deep nor holds too large a number, and has all its names.
+
+    Args:
+        names: how many its objects must have; None: any number.
+    """
+    level, depth, counted = [raw], 0, 0
+    while level:
+        depth += 1
+        deeper: list[Any] = []
+        for node in level:
+            if type(node) is dict:
+                counted += len(node)
+                members: Iterable[Any] = node.values()
+            else:
+                members = node if type(node) is list else (node,)
+            for member in members:
+                kind = type(member)
+                if kind is dict or kind is list:
+                    deeper.append(member)
+                elif kind is int and not -LARGEST_INTEGER <= member <= LARGEST_INTEGER:
+                    return False
+        if depth > DEEPEST:
+            return False
+        level = deeper
+    return names is None or counted == names
 
 
 def _refuse_constant(name: str) -> None:
@@ -180,18 +293,61 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _TOO_DEEP = f"lists and objects are nested more than {DEEPEST} levels deep"
 
 
-def _require_shallow(value: Any) -> None:
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > DEEPEST:
-            raise ValueError(_TOO_DEEP)
-        level = [
-            member
-            for node in level
-            if isinstance(node, dict | list)
-            for member in (node.values() if isinstance(node, dict) else node)
-        ]
+# ---- types ---------------------------------------------------------------------------------------
+
+
+def _typed(kind: type[T], raw: dict[str, Any]) -> T:
+    """A dataclass of JSON values; ValueError naming the field that is wrong."""
+    try:
+        value = msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(_told(kind, raw, str(error))) from error
+    if names := _other_names(value, raw, ""):
+        raise ValueError(names)
+    return value
+
+
+def _other_names(value: Any, raw: dict[str, Any], where: str) -> str:
+    """What ``raw`` lacks or has beside the fields of ``value``; empty where that is nothing."""
+    fields = value.__dataclass_fields__.keys()
+    if raw.keys() != fields:
+        names = ", ".join(sorted(raw.keys() ^ fields))
+        return f"{where or 'record'}: missing or unknown: {names}"
+    for name in fields:
+        member = getattr(value, name)
+        if dataclasses.is_dataclass(member):
+            inner = f"{where}.{name}" if where else name
+            if names := _other_names(member, raw[name], inner):
+                return names
+    return ""
+
+
+def _told(kind: type[T], raw: dict[str, Any], message: str) -> str:
+    """msgspec's message with the field before what is wrong, each name of a dictionary included."""
+    what, _, where = message.partition(" - at `$")
+    where = where.rstrip("`").lstrip(".")
+    expected = re.fullmatch(r"Expected `(.+)`, got `(.+)`", what)
+    what = f"should be {expected[1]}, not {expected[2]}" if expected else what.replace("`", "")
+    while "[...]" in where:
+        place, _, rest = where.partition("[...]")
+        node = raw
+        for name in filter(None, place.split(".")):
+            node = node[name]
+        for name, member in list(node.items()):
+            node.clear()
+            node[name] = member
+            if _refusal(kind, raw) == message:
+                break
+        where = f"{place}.{name}{rest}"
+    return f"{where} {what}" if expected else f"{what} (at {where})" if where else what
+
+
+def _refusal(kind: type[T], raw: dict[str, Any]) -> str:
+    try:
+        msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return ""
 
 
 def require_no_negative(value: Any, *names: str) -> None:
@@ -206,37 +362,3 @@ def require_no_negative(value: Any, *names: str) -> None:
         for number in held if isinstance(held, list) else [held]:
             if type(number) in (int, float) and number < 0:
                 raise ValueError(f"{name} is {number}, which must not be negative")
-
-
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _decode(expected: Any, value: Any, where: str) -> Any:
-    """``value`` from JSON as the type ``expected``; ValueError naming the field otherwise."""
-    if expected is Any:
-        return value
-    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if origin in (types.UnionType, typing.Union):
-        (inner,) = (argument for argument in arguments if argument is not types.NoneType)
-        return None if value is None else _decode(inner, value, where)
-    if dataclasses.is_dataclass(expected) and isinstance(value, dict):
-        hints = _hints(typing.cast(type, expected))
-        if value.keys() != hints.keys():
-            names = ", ".join(sorted(value.keys() ^ hints.keys()))
-            raise ValueError(f"{where or 'record'}: missing or unknown: {names}")
-        members = {name: _decode(hints[name], value[name], f"{where}.{name}") for name in hints}
-        return typing.cast(type, expected)(**members)
-    if origin is dict and isinstance(value, dict):
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is list and isinstance(value, list):
-        return [_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if expected is float and type(value) in (int, float):
-        return float(value)
-    if isinstance(expected, type) and issubclass(expected, StrEnum) and isinstance(value, str):
-        return expected(value)
-    if type(value) is expected:
-        return value
-    name = getattr(expected, "__name__", str(expected))
-    raise ValueError(f"{where.lstrip('.')} should be {name}, not {json.dumps(value)[:60]}")
