@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 from rich.console import Console
+
+_COLUMNS_OF_A_FILE = 120
 
 
 class Terminal(Console):
@@ -19,3 +23,9 @@ class Terminal(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+
+def to_output() -> Terminal:
+    """The terminal of the standard output; a file or a pipe gets lines of 120 columns."""
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Terminal(width=None if known else _COLUMNS_OF_A_FILE)

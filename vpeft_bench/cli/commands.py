@@ -23,7 +23,8 @@ COMMANDS: Registry[Run] = Registry(
         "show": "vpeft_bench.cli.show:main",
         "export": "vpeft_bench.cli.export:main",
         "cost": "vpeft_bench.cli.cost:main",
+        "statistics": "vpeft_bench.cli.statistics:main",
     },
 )
-OWN = ("leaderboard", "methods", "backbones", "data", "show", "export", "cost")
+OWN = ("leaderboard", "methods", "backbones", "data", "show", "export", "cost", "statistics")
 """Those of this package, which ``--help`` explains."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,14 +47,13 @@ from vpeft_bench.leaderboard.terminal import (
 )
 from vpeft_bench.records.cost_card import find as find_cards
 from vpeft_bench.records.run_record import find
-from vpeft_bench.terminal import Terminal
+from vpeft_bench.terminal import to_output
 
 DEFAULT_RECORDS = Path("results/runs")
 DEFAULT_CARDS = Path("results/cost")
 DEFAULT_OUT = Path("results/leaderboard")
 
 _DEFAULTS = Scores()
-_COLUMNS_OF_A_FILE = 120
 _SEVERAL_SETTINGS = "the cost cards that fit differ in more than a row shows"
 
 
@@ -87,7 +85,7 @@ def main(argv: Sequence[str], own: Path | None = None) -> int:
         print(_listing("there are:", have), end="", file=sys.stderr)
         return 1
 
-    console = _console()
+    console = to_output()
     joined = join(wanted, candidates)
     written = _cost_tables(console, cards.measurements, options.out)
     written += _metric_tables(console, joined, scores, options)
@@ -310,8 +308,3 @@ def _write(
     for path, text in texts.items():
         write_atomically(path, text.encode())
     return list(texts)
-
-
-def _console() -> Console:
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Terminal(width=None if known else _COLUMNS_OF_A_FILE)

@@ -1,0 +1,302 @@
+"""A long table as cells: the runs of every method on every data set, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from vpeft_bench.errors import ConfigError, Problem
+
+REQUIRED = ("method", "data", "value")
+OPTIONAL = ("seed", "benchmark", "group")
+SETTINGS = ("backbone", "weights", "protocol", "split", "variant", "budget", "settings")
+"""Columns that say under which conditions a row was made: unlike ones are never ranked together."""
+
+_DIGITS = 12
+"""Significant digits of a cell: what differs by less is equal, and differs by rounding alone."""
+_SHOWN = 3
+_FAR_BELOW = 20.0
+
+
+@dataclass(frozen=True)
+class Table:
+    """The runs of some methods on some data sets, all made under like conditions.
+
+    Attributes:
+        benchmark: what the data sets are together; empty where the frame does not say.
+        settings: the conditions that all rows share, by column.
+        mixed: the conditions in which rows differ, by column; empty unless they were to be mixed.
+        methods: sorted by name.
+        datasets: sorted by name.
+        groups: the group of each data set; empty where the frame has none.
+        runs: ``runs[m][d]`` are the values of one cell in rising order, none where the cell is
+            missing.
+        lower_is_better: whether a smaller value is the better one.
+        notes: what a reader should know of the frame.
+    """
+
+    benchmark: str
+    settings: dict[str, str]
+    mixed: dict[str, tuple[str, ...]]
+    methods: tuple[str, ...]
+    datasets: tuple[str, ...]
+    groups: tuple[str, ...]
+    runs: tuple[tuple[np.ndarray, ...], ...]
+    lower_is_better: bool
+    notes: tuple[str, ...]
+
+    @cached_property
+    def cells(self) -> np.ndarray:
+        """Mean over the runs of each cell, ``(methods, datasets)``; NaN where it is missing."""
+        means = [[np.mean(cell) if cell.size else np.nan for cell in row] for row in self.runs]
+        return significant(np.array(means, dtype=float))
+
+    @cached_property
+    def gains(self) -> np.ndarray:
+        """:attr:`cells`, of which more is better."""
+        return -self.cells if self.lower_is_better else self.cells
+
+    @cached_property
+    def complete(self) -> np.ndarray:
+        """The methods that have every data set, as indices."""
+        return np.flatnonzero(~np.isnan(self.cells).any(axis=1))
+
+    @cached_property
+    def top(self) -> float | None:
+        """The best possible value: 1 of fractions, 100 of percentages; None of anything else."""
+        values = np.concatenate([cell for row in self.runs for cell in row])
+        if values.min() < 0:
+            return None
+        return next((top for top in (1.0, 100.0) if values.max() <= top), None)
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """The groups, sorted by name; empty where there are fewer than two."""
+        names = tuple(sorted(set(self.groups)))
+        return names if len(names) > 1 else ()
+
+    def run_count(self, method: int, datasets: Sequence[int] | np.ndarray | None = None) -> int:
+        """The runs of a method, on all data sets or on some."""
+        chosen = range(len(self.datasets)) if datasets is None else datasets
+        return sum(self.runs[method][data].size for data in chosen)
+
+    def seeds(self, method: int, datasets: Sequence[int] | np.ndarray | None = None) -> str:
+        """The runs of one cell, as ``3`` or ``2-3``; of the cells that are there."""
+        chosen = range(len(self.datasets)) if datasets is None else datasets
+        sizes = [self.runs[method][data].size for data in chosen if self.runs[method][data].size]
+        return _span(sizes)
+
+    @property
+    def seeds_of_all(self) -> str:
+        """The runs of one cell, as ``3`` or ``2-3``, over the whole table."""
+        return _span([cell.size for row in self.runs for cell in row if cell.size])
+
+
+def significant(values: np.ndarray) -> np.ndarray:
+    """Values without the digits that sums of the same numbers in another order differ in."""
+    size = np.abs(np.where(np.isfinite(values) & (values != 0), values, 1.0))
+    unit = 10.0 ** (np.floor(np.log10(size)) - _DIGITS + 1)
+    return np.round(values / unit) * unit if values.size else values
+
+
+def tables_of(
+    frame: pd.DataFrame,
+    *,
+    lower_is_better: bool = False,
+    mix: bool = False,
+    unlike_scales: bool = False,
+) -> list[Table]:
+    """The tables in a frame: one for each benchmark, and for each of its settings.
+
+    Args:
+        frame: columns ``method``, ``data`` and ``value``, one row per run. A ``seed`` tells the
+            runs of a cell apart; without it each cell has one row. ``benchmark`` and those of
+            :data:`SETTINGS` part the rows into tables, ``group`` is the data set's. A value that
+            is not there (NaN) is a run without a result, and its cell is missing.
+        lower_is_better: whether a smaller value is the better one.
+        mix: rank rows of unlike settings together; the settings are added to the method's name.
+        unlike_scales: do not take values from 0 to 1 among larger ones for a mistake.
+
+    Raises:
+        ConfigError: with everything wrong with the frame.
+    """
+    if problems := list(_missing_columns(frame)):
+        raise ConfigError(problems)
+    if frame.empty:
+        raise ConfigError([Problem("table", "has no rows")])
+    if not pd.api.types.is_numeric_dtype(frame["value"]):
+        raise ConfigError([Problem("column value", "holds text", "make it numbers")])
+    present = [name for name in SETTINGS if name in frame]
+    names = [name for name in ("method", "data", *OPTIONAL) if name in frame]
+    frame = frame.copy()
+    frame["value"] = frame["value"].astype(float)
+    for name in [*names, *present]:
+        frame[name] = frame[name].map(_text)
+    parts = ["benchmark"] if "benchmark" in frame else []
+    key = [*parts, *present, "method", "data", *(["seed"] if "seed" in frame else [])]
+    problems = [
+        *_empty_names(frame),
+        *_infinite(frame),
+        *_duplicates(frame, key),
+        *_changing_groups(frame, parts),
+    ]
+    if problems:
+        raise ConfigError(problems)
+    by = parts if mix else [*parts, *present]
+    pieces = [frame] if not by else [piece for _, piece in frame.groupby(by, sort=True)]
+    if empty := [piece for piece in pieces if piece["value"].isna().all()]:
+        raise ConfigError([Problem(_lines(piece), "hold no value at all") for piece in empty])
+    tables = [_table(piece, present, lower_is_better) for piece in pieces]
+    if not unlike_scales and (found := [p for piece in pieces for p in _unlike_scales(piece)]):
+        raise ConfigError(found)
+    return tables
+
+
+def _table(frame: pd.DataFrame, present: Sequence[str], lower_is_better: bool) -> Table:
+    values = {name: tuple(sorted(set(frame[name]))) for name in present}
+    mixed = {name: found for name, found in values.items() if len(found) > 1}
+    if mixed:
+        rows = zip(*(frame[name] for name in ["method", *mixed]), strict=True)
+        named = [f"{method} [{', '.join(v or 'none' for v in made)}]" for method, *made in rows]
+        frame = frame.assign(method=named)
+    methods, datasets = (tuple(sorted(set(frame[name]))) for name in ("method", "data"))
+    cells = {(m, d): cell.to_numpy() for (m, d), cell in frame.groupby(["method", "data"])["value"]}
+    none = np.empty(0)
+    lost = sorted((str(m), str(d)) for (m, d), cell in cells.items() if np.isnan(cell).any())
+    runs = tuple(
+        tuple(none if (m, d) in lost else np.sort(cells.get((m, d), none)) for d in datasets)
+        for m in methods
+    )
+    grouped = dict(zip(frame["data"], frame["group"], strict=True)) if "group" in frame else {}
+    shared = {name: found[0] for name, found in values.items() if len(found) == 1}
+    return Table(
+        benchmark=frame["benchmark"].iloc[0] if "benchmark" in frame else "",
+        settings={name: value for name, value in shared.items() if value},
+        mixed=mixed,
+        methods=methods,
+        datasets=datasets,
+        groups=tuple(grouped[name] for name in datasets) if grouped else (),
+        runs=runs,
+        lower_is_better=lower_is_better,
+        notes=tuple(_notes(frame, lost)),
+    )
+
+
+# ---- what can be wrong ---------------------------------------------------------------------------
+
+
+def _missing_columns(frame: pd.DataFrame) -> Iterator[Problem]:
+    for name in REQUIRED:
+        if name not in frame:
+            yield Problem(
+                f"column {name}", "is missing", f"there are: {', '.join(map(str, frame))}"
+            )
+
+
+def _text(value: object) -> str:
+    """A name as text; whole numbers that pandas made floating stay whole."""
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def _lines(frame: pd.DataFrame) -> str:
+    """Where the rows of ``frame`` are: at most a few of them."""
+    word = str(frame.index.name or "row")
+    shown = ", ".join(str(place) for place in frame.index[:_SHOWN])
+    more = f" and {len(frame) - _SHOWN} more" if len(frame) > _SHOWN else ""
+    return f"{word} {shown}{more}" if len(frame) == 1 else f"{word}s {shown}{more}"
+
+
+def _empty_names(frame: pd.DataFrame) -> Iterator[Problem]:
+    for name in ("method", "data", "seed", "group"):
+        if name in frame and len(rows := frame[frame[name] == ""]):
+            yield Problem(
+                f"column {name}", f"is empty in {_lines(rows)}", f"say which {name} it is"
+            )
+
+
+def _infinite(frame: pd.DataFrame) -> Iterator[Problem]:
+    if len(rows := frame[np.isinf(frame["value"])]):
+        fix = "leave it empty where a run has no result: its cell then counts as missing"
+        yield Problem("column value", f"is not finite in {_lines(rows)}", fix)
+
+
+def _duplicates(frame: pd.DataFrame, key: Sequence[str]) -> Iterator[Problem]:
+    """Rows of one method, data set and seed: nobody knows which one counts."""
+    repeated = frame[frame.duplicated(list(key), keep=False)]
+    if repeated.empty:
+        return
+    others = [name for name in frame if name not in key]
+    for number, (names, rows) in enumerate(repeated.groupby(list(key), sort=True)):
+        if number == _SHOWN:
+            count = repeated.drop_duplicates(list(key)).shape[0] - _SHOWN
+            yield Problem("rows", f"{count} more of the same kind")
+            return
+        told = zip(key, names if isinstance(names, tuple) else (names,), strict=True)
+        where = ", ".join(f"{name} {value}" for name, value in told if value)
+        differ = [str(name) for name in others if rows[name].nunique(dropna=False) > 1]
+        if not differ:
+            what, fix = "they are the same in every column", "remove all but one"
+        else:
+            what = f"they differ in {', '.join(differ)}"
+            fix = "choose among them with --where COLUMN=VALUE"
+            if "seed" not in frame:
+                fix += ", or name the column that tells runs apart: --seed-column NAME"
+        yield Problem(where, f"has {len(rows)} rows ({_lines(rows)}); {what}", fix)
+
+
+def _changing_groups(frame: pd.DataFrame, parts: Sequence[str]) -> Iterator[Problem]:
+    if "group" not in frame:
+        return
+    for names, groups in frame.groupby([*parts, "data"], sort=True)["group"]:
+        if groups.nunique() > 1:
+            found = ", ".join(sorted(set(groups)))
+            data = names[-1] if isinstance(names, tuple) else names
+            yield Problem(f"data {data}", f"is in several groups: {found}", "give it one")
+
+
+def _unlike_scales(frame: pd.DataFrame) -> Iterator[Problem]:
+    """Methods or data sets with fractions only, in a table of percentages."""
+    for name in ("method", "data"):
+        highest = frame.groupby(name)["value"].agg(lambda values: values.abs().max())
+        small = highest.index[highest <= 1]
+        rest = frame[~frame[name].isin(small)]["value"].abs()
+        if len(small) and rest.median() > 1:
+            shown = ", ".join(small[:_SHOWN]) + (", ..." if len(small) > _SHOWN else "")
+            what = f"has values up to {highest[small].max():g} only, other rows {rest.max():g}"
+            fix = "write all as percentages or all as fractions; if it is meant: --unlike-scales"
+            yield Problem(f"{name} {shown}", f"{what}: fractions among percentages?", fix)
+            return
+
+
+def _notes(frame: pd.DataFrame, lost: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """What is no error, and a reader should know."""
+    if lost:
+        shown = ", ".join(f"{method} on {data}" for method, data in lost[:_SHOWN])
+        more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+        yield f"a run without a value makes its cell missing: {shown}{more}"
+    for name in ("method", "data"):
+        spelled: dict[str, list[str]] = {}
+        for value in sorted(set(frame[name])):
+            spelled.setdefault(value.casefold(), []).append(value)
+        for several in spelled.values():
+            if len(several) > 1:
+                yield f"counted as different, though only upper case differs: {', '.join(several)}"
+    middle = frame.groupby("data")["value"].transform("median").abs()
+    odd = frame[(frame["value"].abs() <= 1) & (middle > _FAR_BELOW)]
+    if len(odd):
+        what = "collapsed, or a fraction among percentages?"
+        yield f"{_lines(odd)}: at or below 1 where others have {middle[odd.index].max():g}; {what}"
+
+
+def _span(sizes: Sequence[int]) -> str:
+    if not sizes:
+        return "0"
+    return str(min(sizes)) if min(sizes) == max(sizes) else f"{min(sizes)}-{max(sizes)}"

@@ -1,0 +1,138 @@
+"""Numbers of a table as text, and what a table is called and rests on."""
+
+from __future__ import annotations
+
+import math
+
+from vpeft_bench.formats import MISSING
+from vpeft_bench.statistics.bootstrap import FEWEST_DATASETS, Interval
+from vpeft_bench.statistics.family import ALPHA
+from vpeft_bench.statistics.pairs import Pair
+from vpeft_bench.statistics.report import Report
+from vpeft_bench.statistics.table import Table
+
+_SIGNIFICANT = 4
+_DECIMALS = {1.0: 4, 100.0: 2}
+_LEAST_FOR_FIVE_PERCENT = 6
+"""Data sets with which Wilcoxon's p can fall below .05: 2 / 2^6 = .031."""
+
+
+class Numbers:
+    """Values of one table as text, with as many decimals as their scale asks for."""
+
+    def __init__(self, table: Table) -> None:
+        largest = max(float(abs(cell).max()) for row in table.runs for cell in row if cell.size)
+        if table.top is not None:
+            self._decimals = _DECIMALS[table.top]
+        else:
+            self._decimals = max(0, _SIGNIFICANT - 1 - math.floor(math.log10(largest or 1)))
+        self.unit = " points" if table.top == 100 else ""
+
+    def value(self, value: float | None) -> str:
+        """A value of the table."""
+        return MISSING if value is None else f"{value:.{self._decimals}f}"
+
+    def difference(self, value: float | None) -> str:
+        """A difference of two values, with its sign."""
+        return MISSING if value is None else f"{value + 0.0:+.{self._decimals}f}"
+
+    def interval(self, interval: Interval | None) -> str:
+        """An interval of values or of differences."""
+        if interval is None:
+            return MISSING
+        return f"[{self.value(interval.low)}, {self.value(interval.high)}]"
+
+
+def p_text(p: float | None) -> str:
+    """A p value with the digits that decide at a limit."""
+    return MISSING if p is None else f"{p:.4g}"
+
+
+def pair_lines(pair: Pair, numbers: Numbers) -> list[str]:
+    """A cell of the multi-comparison matrix: difference, wins/ties/losses, p."""
+    if pair.difference is None:
+        return [MISSING]
+    mark = "*" if pair.wilcoxon is not None and pair.wilcoxon < ALPHA else ""
+    p = MISSING if pair.wilcoxon is None else f"{pair.wilcoxon:.2g}{mark}"
+    return [numbers.difference(pair.difference), f"{pair.wins}/{pair.ties}/{pair.losses}", p]
+
+
+MATRIX = f"difference, win/tie/loss, p of Wilcoxon (uncorrected, * below {ALPHA:g})"
+"""What :func:`pair_lines` are."""
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def name_of(table: Table) -> str:
+    """The benchmark and the settings of a table, as far as the frame says them."""
+    settings = ", ".join(f"{name} {value}" for name, value in table.settings.items())
+    return "; ".join(filter(None, [table.benchmark, settings]))
+
+
+def mean_names(table: Table) -> tuple[str, str]:
+    """What the two means are called, as in the leaderboard."""
+    return (
+        f"mean over {len(table.datasets)} datasets",
+        f"mean over {len(table.group_names)} groups",
+    )
+
+
+def rests_on(table: Table) -> str:
+    """On how much a table rests."""
+    runs = sum(table.run_count(index) for index in range(len(table.methods)))
+    methods = counted(len(table.methods), "method")
+    datasets = counted(len(table.datasets), "data set")
+    return f"{methods} on {datasets}, {counted(runs, 'run')}, {table.seeds_of_all} per cell"
+
+
+def remarks(report: Report) -> list[str]:
+    """What a reader must know of a table before the numbers, and why some are not there."""
+    table, found = report.table, list(report.table.notes)
+    if table.mixed:
+        unlike = "; ".join(
+            f"{name} ({', '.join(value or 'none' for value in values)})"
+            for name, values in table.mixed.items()
+        )
+        found.insert(0, f"mixed on request (--mix): rows of unlike {unlike} are ranked together")
+    if table.lower_is_better:
+        found.append("lower is better; a negative difference is in favour of the first of two")
+    for row in report.summaries:
+        if row.missing:
+            lacks = ", ".join(row.missing[:3]) + (", ..." if len(row.missing) > 3 else "")
+            have = f"{row.datasets} of {len(table.datasets)} data sets"
+            found.append(
+                f"{row.method} has {have} (lacks {lacks}): no mean, no rank; "
+                "its pairs are on the data sets that both have"
+            )
+    return found + _too_few(report)
+
+
+def _too_few(report: Report) -> list[str]:
+    table, found = report.table, []
+    datasets, complete = len(table.datasets), table.complete.size
+    if len(table.methods) < 2:
+        found.append("one method: comparing needs at least 2")
+    elif complete < 2:
+        found.append("ranks need at least 2 methods that have every data set")
+    elif complete < 3:
+        found.append("Friedman's and Nemenyi's tests need at least 3 methods with every data set")
+    if table.seeds_of_all.split("-")[0] == "1":
+        found.append("no interval over seeds where a cell has one run")
+    if datasets < FEWEST_DATASETS:
+        found.append(
+            f"{counted(datasets, 'data set')}: intervals and tiers over data sets need at least "
+            f"{FEWEST_DATASETS}"
+        )
+    if len(table.methods) > 1:
+        if datasets == 1:
+            found.append("tests over data sets need at least 2 data sets")
+        elif datasets < _LEAST_FOR_FIVE_PERCENT:
+            least = 2 / 2**datasets
+            found.append(
+                f"with {datasets} data sets Wilcoxon's p cannot fall below {least:g}: "
+                f"no pair can come out at 5 %, which needs at least {_LEAST_FOR_FIVE_PERCENT}"
+            )
+    return found
