@@ -74,6 +74,7 @@ def test_a_change_of_the_code_changes_its_fingerprint(tmp_path: Path) -> None:
         ["method=lorra"],
         ["train.epochz=3"],
         ["leaderboard", "--help"],
+        ["statistics", "--help"],
     ],
 )
 def test_what_only_prints_imports_no_torch(arguments: list[str], tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ EXPECTED = {
     "docs/serve.md": {"python": 6, "checked": 0, "run": 0, "file": 0},
     "docs/speed.md": {"python": 0, "checked": 5, "run": 0, "file": 0},
     "docs/retrieval.md": {"python": 1, "checked": 4, "run": 1, "file": 0},
+    "docs/statistics.md": {"python": 1, "checked": 3, "run": 1, "file": 1},
     "docs/sweeps.md": {"python": 0, "checked": 5, "run": 0, "file": 0},
     "docs/variants.md": {"python": 0, "checked": 4, "run": 1, "file": 1},
 }
@@ -67,7 +68,7 @@ PROMISED = (
     "python -m vpeft_bench data",
 )
 
-SUB_COMMANDS = ("leaderboard", "methods", "backbones", "data", "show", "export")
+SUB_COMMANDS = ("leaderboard", "methods", "backbones", "data", "show", "export", "statistics")
 COST = "cost"
 """The sub-command that takes overrides, as a run does."""
 HYDRA_FLAGS = {"-m": 0, "--multirun": 0, "--help": 0, "--cfg": 1, "--config-dir": 1}
@@ -150,6 +151,7 @@ def _sub_command_problems(arguments: list[str]) -> list[str]:
     from vpeft_bench.cli.leaderboard import main as leaderboard
     from vpeft_bench.cli.methods import main as methods
     from vpeft_bench.cli.show import main as show
+    from vpeft_bench.cli.statistics import main as statistics
 
     name, *rest = arguments
     part = rest[:1] if name == "data" and rest[:1] in (["check"], ["show"]) else []
@@ -162,6 +164,7 @@ def _sub_command_problems(arguments: list[str]) -> list[str]:
             "data": data,
             "show": show,
             "export": export,
+            "statistics": statistics,
         }
         commands[name]([*part, "--help"])
     flags = set(re.findall(r"--[a-z][\w-]*", shown.getvalue()))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from vpeft_bench.arguments import typed_folder
+from vpeft_bench.cli.arguments import typed_folder
 from vpeft_bench.errors import ConfigError, Problem
 from vpeft_bench.files import sha256, typed_path
 from vpeft_bench.formats import printable

@@ -137,7 +137,7 @@ def with_roles(frame: pd.DataFrame, columns: Mapping[str, str]) -> tuple[pd.Data
 
     Returns:
         Columns of :data:`ROLES` and of ``SETTINGS`` that are there, ``value`` as numbers and NaN
-        where a run has none; and the names of the other columns.
+        where a run has none, and the other columns, which count for nothing; and their names.
 
     Raises:
         ConfigError: with every column that is missing and every value that is no number.
@@ -172,6 +172,8 @@ def with_roles(frame: pd.DataFrame, columns: Mapping[str, str]) -> tuple[pd.Data
     if wrong:
         raise ConfigError(list(_no_numbers(used["value"], wrong)))
     chosen["value"] = pd.Series(numbers, index=frame.index, dtype=float)
+    others = [name for name in _names(frame) if name not in {*chosen, *used.values()}]
+    chosen[others] = frame[others]
     unused = [name for name in _names(frame) if name not in {*used.values(), *settings}]
     return chosen, unused
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -246,9 +247,12 @@ def _duplicates(frame: pd.DataFrame, key: Sequence[str]) -> Iterator[Problem]:
             what, fix = "they are the same in every column", "remove all but one"
         else:
             what = f"they differ in {', '.join(differ)}"
-            fix = "choose among them with --where COLUMN=VALUE"
+            fix = "if one of them is meant, leave the others out with --where"
+            if telling := [name for name in differ if name != "value"]:
+                column = min(telling, key=lambda name: frame[name].nunique())
+                fix += f", such as --where {shlex.quote(f'{column}={rows[column].iloc[0]}')}"
             if "seed" not in frame:
-                fix += ", or name the column that tells runs apart: --seed-column NAME"
+                fix += "\nif each is a run, name the column of the seeds: --seed-column NAME"
         yield Problem(where, f"has {len(rows)} rows ({_lines(rows)}); {what}", fix)
 
 
