@@ -16,9 +16,9 @@ import vpeft_bench
 from vpeft_bench.backbones import block_map
 from vpeft_bench.errors import MethodOptionError, NotSelectedError, UnsupportedBackboneError
 from vpeft_bench.methods.data_pass import BatchData, Selection, same_selection
-from vpeft_bench.methods.parts import noah_search
-from vpeft_bench.methods.parts.noah_search import Search, SearchOptions, evolve, learning_rate
-from vpeft_bench.methods.parts.subnetwork import Subnetwork, Widths, live_parameters
+from vpeft_bench.methods.noah import search as noah_search
+from vpeft_bench.methods.noah.network import Subnetwork, Widths, live_parameters
+from vpeft_bench.methods.noah.search import Search, SearchOptions, evolve, learning_rate
 from vpeft_bench.methods.registry import build_method
 
 TINY = {

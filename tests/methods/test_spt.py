@@ -14,10 +14,16 @@ import vpeft_bench
 from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.backbones import block_map
 from vpeft_bench.errors import NotMergeableError, UnsupportedBackboneError
-from vpeft_bench.methods.parts.sensitivity import Group, allocate, choose, leaves, sensitivities
-from vpeft_bench.methods.parts.structured import SeriesAdapters
 from vpeft_bench.methods.registry import build_method
-from vpeft_bench.methods.spt import SPT
+from vpeft_bench.methods.spt import (
+    SPT,
+    Group,
+    SeriesAdapters,
+    allocate,
+    choose,
+    leaves,
+    sensitivities,
+)
 
 LABELS = torch.arange(9) % CLASSES
 BATCHES = [(images(6, seed=2), LABELS[:6]), (images(3, seed=4), LABELS[6:])]

@@ -109,7 +109,7 @@ def test_its_norm_starts_as_the_backbones(kind: str) -> None:
 
 
 def test_rows_are_dropped_whole_and_never_the_first() -> None:
-    from vpeft_bench.methods.parts.query_synthesis import WeightedRows
+    from vpeft_bench.methods.synqt import WeightedRows
 
     torch.manual_seed(0)
     head = WeightedRows(8, 5, bottleneck=3, dropout=0.0, drop_path=0.4)

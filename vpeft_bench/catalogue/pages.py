@@ -48,8 +48,7 @@ def all_pages(repository: Path) -> dict[str, str]:
 
 def method_page(found: type[Method], facts: Facts, vectors: Vectors) -> str:
     """Everything there is to say of a method."""
-    file = Path(inspect.getfile(found))
-    where = f"{file.parent.parent.name}/{file.parent.name}/{file.name}"
+    where = f"{found.__module__.replace('.', '/')}.py"
     parts = [
         f"# {found.name}",
         f"**{_text(found.title)}.** {_paper(found)} Category: "

@@ -18,7 +18,7 @@ from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.backbones import Backbone
 from vpeft_bench.methods.parts.low_rank import LowRankUpdate
 from vpeft_bench.methods.parts.sparse import SparseUpdate
-from vpeft_bench.methods.parts.structured import SeriesAdapters
+from vpeft_bench.methods.spt import SeriesAdapters
 
 
 class Chosen(NamedTuple):

@@ -11,8 +11,8 @@ from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.errors import UnsupportedBackboneError
 from vpeft_bench.methods.base import Category, Length, Method, option
 from vpeft_bench.methods.data_pass import Selection, SelectionData
-from vpeft_bench.methods.parts.noah_search import Search, SearchOptions, search_widths
-from vpeft_bench.methods.parts.subnetwork import PARTS, Subnetwork, Widths, live_parameters
+from vpeft_bench.methods.noah.network import PARTS, Subnetwork, Widths, live_parameters
+from vpeft_bench.methods.noah.search import Search, SearchOptions, search_widths
 from vpeft_bench.methods.registry import register
 from vpeft_bench.traits import Trait
 

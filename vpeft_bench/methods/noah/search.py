@@ -25,7 +25,7 @@ from vpeft_bench.errors import NotSelectedError
 from vpeft_bench.files import set_aside
 from vpeft_bench.methods.base import option
 from vpeft_bench.methods.data_pass import SelectionData, evaluating, require_finite
-from vpeft_bench.methods.parts.subnetwork import PARTS, Subnetwork, Widths, live_parameters
+from vpeft_bench.methods.noah.network import PARTS, Subnetwork, Widths, live_parameters
 from vpeft_bench.tensor_files import save_tensors
 
 WEIGHT_DECAY = 1e-4
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class SearchOptions:
-    """The hyper-parameters of the search; those of :class:`~vpeft_bench.methods.noah.NOAH`."""
+    """The hyper-parameters of the search."""
 
     widths: list[int] = option(
         [1, 5, 10], "searched (VTAB; authors' other: 5 to 100)", minimum=1, distinct=True
