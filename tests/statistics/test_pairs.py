@@ -104,6 +104,16 @@ def test_means_of_the_same_seeds_in_any_order_tie() -> None:
     assert pair.difference == 0
 
 
+def test_few_data_sets_and_many_seeds_speak_of_these_data_sets() -> None:
+    frame = drawn(methods=2, datasets=3, seeds=5, ties=False)
+    for shift, said in ((10, "m1 is better than m0 on these data sets"), (-0.5, "not told apart")):
+        moved = frame["value"] + shift * (frame["method"] == "m1")
+        (report,) = analyse(frame.assign(value=moved))
+        (pair,) = report.pairs
+        assert pair.over_datasets is None
+        assert said in of_pair(pair, Numbers(report.table))
+
+
 def test_nothing_in_common() -> None:
     frame = long({"a": [90.0, 80.0], "b": [80.0, 70.0]})
     (pair,) = pairs_of(frame[(frame["method"] == "a") == (frame["data"] == "d0")]).values()

@@ -72,7 +72,7 @@ def test_the_file_from_the_command_line(cli: Cli) -> None:
     done = cli(*asked)
     assert done.returncode == 0, done.stderr
     for part in (
-        "13 methods on 19 data sets, 247 runs, 1 per cell",
+        "13 methods on 19 data sets, 247 values, 1 per cell",
         "p = 1.058e-05",
         "0 of 78 pairs differ at 5 %",
         "0.0006447",

@@ -125,9 +125,9 @@ def test_duplicates_say_what_tells_them_apart(write: Write) -> None:
     path = write("\n".join(["method,data,seed,value,note,line", *rows]))
     said = refusal(path)
     assert "they differ in note, line" in said
-    assert "--where 'note=last epoch'" in said
+    assert "--where 'note!=best epoch'" in said
     assert "3 more of the same kind" in said
-    assert len(reports(path, "note=last epoch")) == 1
+    assert len(reports(path, "note!=best epoch")) == 1
 
 
 def test_where(write: Write) -> None:
@@ -158,7 +158,22 @@ def test_a_variant_can_be_the_method(write: Write) -> None:
     content = "method,variant,data,value\nlora,lora/a,d0,90\nlora,lora/b,d0,80\nssf,ssf/a,d0,70\n"
     (report,) = reports(write(content), method="variant")
     assert report.table.methods == ("lora/a", "lora/b", "ssf/a")
-    assert len(reports(write(content))) == 3
+    assert report.summaries[0].datasets == 1
+
+
+def test_variants_name_rows_or_part_tables(write: Write) -> None:
+    """``lora/a`` is called after its method; ``default`` and ``tuned@8`` are conditions."""
+    rows = "lora,lora/a,d0,90\nlora,lora rank=4,d0,80\nssf,,d0,70\n"
+    (report,) = reports(write("method,variant,data,value\n" + rows))
+    assert report.table.methods == ("lora rank=4", "lora/a", "ssf")
+    assert any("no column budget" in note for note in report.table.notes)
+    rows = "lora,default,d0,90\nlora,tuned@8,d0,95\nssf,tuned@8,d0,70\n"
+    first, second = reports(write("method,variant,data,value\n" + rows))
+    assert (first.table.settings, first.table.methods) == ({"variant": "default"}, ("lora",))
+    assert (second.table.settings, second.table.methods) == (
+        {"variant": "tuned@8"},
+        ("lora", "ssf"),
+    )
 
 
 def test_a_missing_value_is_a_missing_cell(write: Write) -> None:

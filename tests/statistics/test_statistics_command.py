@@ -114,7 +114,7 @@ def test_mixing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "mixed" not in apart
     together = " ".join(shown(capsys, table, "--mix").split())
     assert "rows of unlike budget (1, 8) are ranked together" in together
-    variants = saved(one.assign(variant=one["method"] + "/tuned"), tmp_path)
+    variants = saved(one.assign(variant="tuned " + one["method"]), tmp_path)
     assert "--mix" in shown(capsys, variants)
 
 

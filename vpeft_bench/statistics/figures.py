@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from vpeft_bench.statistics.wording import (
 
 _CELL_INCHES = (0.92, 0.62)
 _DPI = 150
+_CHARACTERS_PER_INCH = 14
+"""Of the title, at its size of letters."""
 _PALEST = 0.12
 """Of the colour map that is used: its ends are too dark for black text."""
 
@@ -69,8 +72,8 @@ def _matrix(report: Report) -> Figure:
             if pair.difference is not None:
                 sign = -1 if report.table.lower_is_better else 1
                 differences[row, column] = sign * pair.difference
-            lines = pair_lines(pair, numbers)
-            weight = "bold" if lines[-1].endswith("*") else "normal"
+            lines = pair_lines(pair, numbers, len(report.table.datasets))
+            weight = "bold" if any(line.endswith("*") for line in lines) else "normal"
             text = "\n".join(lines)
             axes.text(column, row, text, ha="center", va="center", fontsize=7, weight=weight)
     largest = float(np.nanmax(np.abs(differences), initial=0.0)) or 1.0
@@ -124,8 +127,8 @@ def _critical_difference(report: Report) -> Figure:
         ranks,
         together,
         ax=axes,
-        label_fmt_left="{label}  {rank:.2f}",
-        label_fmt_right="{rank:.2f}  {label}",
+        label_fmt_left="{label}  {rank:.2f} ",
+        label_fmt_right=" {rank:.2f}  {label}",
         label_props={"parse_math": False, "fontsize": 8},
     )
     difference = f"critical difference {family.nemenyi.critical_difference:.2f}"
@@ -136,8 +139,10 @@ def _critical_difference(report: Report) -> Figure:
 
 
 def _title(figure: Figure, report: Report, lines: Sequence[str]) -> None:
-    name = printable(name_of(report.table))
-    figure.suptitle("\n".join(filter(None, [name, *lines])), fontsize=8, parse_math=False)
+    wide = int(_CHARACTERS_PER_INCH * figure.get_figwidth())
+    texts = [printable(line) for line in (name_of(report.table), *lines) if line]
+    folded = [piece for text in texts for piece in textwrap.wrap(text, wide)]
+    figure.suptitle("\n".join(folded), fontsize=8, parse_math=False)
 
 
 def _save(kind: str, drawn: Sequence[tuple[Report, Figure]], out: Path) -> list[Path]:
@@ -150,5 +155,6 @@ def _save(kind: str, drawn: Sequence[tuple[Report, Figure]], out: Path) -> list[
             path = out / f"{stem.rstrip('_')}.{suffix}"
             with matplotlib.rc_context({"svg.hashsalt": stem}), replacing(path) as temporary:
                 figure.savefig(temporary, format=suffix, dpi=_DPI, metadata=metadata)
+            figure.set_layout_engine("none")  # as it was laid out for the first
             written.append(path)
     return written

@@ -51,8 +51,8 @@ def summary_rows(report: Report) -> list[Row]:
         {
             **_of_table(report),
             "method": row.method,
-            "data_sets": str(row.datasets),
-            "data_sets_of_table": str(len(report.table.datasets)),
+            "datasets": str(row.datasets),
+            "datasets_of_table": str(len(report.table.datasets)),
             "missing": " ".join(row.missing),
             "runs": str(row.runs),
             "runs_per_cell": row.seeds,
@@ -79,7 +79,7 @@ def pair_rows(report: Report) -> list[Row]:
             **_of_table(report),
             "first": pair.first,
             "second": pair.second,
-            "common_data_sets": str(pair.datasets),
+            "common_datasets": str(pair.datasets),
             "runs_first": str(pair.runs[0]),
             "runs_second": str(pair.runs[1]),
             "runs_per_cell_first": pair.seeds[0],
@@ -87,7 +87,7 @@ def pair_rows(report: Report) -> list[Row]:
             "mean_first": _number(pair.means and pair.means[0]),
             "mean_second": _number(pair.means and pair.means[1]),
             "difference": _number(pair.difference),
-            **_interval_columns("over_data_sets", pair.over_datasets),
+            **_interval_columns("over_datasets", pair.over_datasets),
             **_interval_columns("over_seeds", pair.over_seeds),
             "wins": str(pair.wins),
             "ties": str(pair.ties),
@@ -137,7 +137,7 @@ def _as_json(report: Report) -> dict[str, Any]:
         "mixed": table.mixed,
         "lower_is_better": table.lower_is_better,
         "methods": table.methods,
-        "data_sets": table.datasets,
+        "datasets": table.datasets,
         "groups": dict(zip(table.datasets, table.groups, strict=False)),
         "remarks": remarks(report),
         "means": names,
@@ -151,7 +151,7 @@ def _as_json(report: Report) -> dict[str, Any]:
         "family": {
             "methods": family.methods,
             "average_ranks": family.ranks,
-            "data_sets": family.datasets,
+            "datasets": family.datasets,
             "friedman": family.friedman and asdict(family.friedman),
             "nemenyi": family.nemenyi and asdict(family.nemenyi),
             "holm": family.holm
@@ -184,7 +184,7 @@ def _of_table(report: Report) -> Row:
 def _mean_columns(name: str, mean: Mean) -> Row:
     return {
         name: _number(mean.value),
-        **_interval_columns(f"{name}_over_data_sets", mean.over_datasets),
+        **_interval_columns(f"{name}_over_datasets", mean.over_datasets),
         **_interval_columns(f"{name}_over_seeds", mean.over_seeds),
     }
 

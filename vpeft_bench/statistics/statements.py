@@ -13,6 +13,7 @@ from vpeft_bench.statistics.wording import (
     counted,
     mean_names,
     p_text,
+    places_text,
     remarks,
     rests_on,
 )
@@ -66,7 +67,7 @@ def kind_of_intervals(report: Report) -> str:
 
 def of_pair(pair: Pair, numbers: Numbers) -> str:
     """What the table says of two methods; nothing in it depends on a third."""
-    on = f"{counted(pair.datasets, 'common data set')}, {_runs(pair)}"
+    on = f"{counted(pair.datasets, 'common data set')}, {_runs(pair, numbers)}"
     if pair.difference is None:
         return f"{pair.first} and {pair.second} have no data set in common: nothing can be said."
     counts = f"better on {pair.wins}, equal on {pair.ties}, worse on {pair.losses}"
@@ -78,12 +79,14 @@ def of_pair(pair: Pair, numbers: Numbers) -> str:
     facts += f"; {counts}"
     if pair.wilcoxon is not None:
         facts += f"; Wilcoxon p = {p_text(pair.wilcoxon)}"
-    if pair.over_datasets is None:
-        verdict = f"{pair.first} and {pair.second} are not compared beyond these data sets"
-    elif pair.over_datasets.excludes_zero:
-        verdict = f"{pair.first} is better than {pair.second} on average"
+    decides = pair.over_datasets or pair.over_seeds
+    where = "on average" if pair.over_datasets else "on these data sets"
+    if decides is None:
+        verdict = f"{pair.first} and {pair.second} cannot be told apart: too few data sets and runs"
+    elif decides.excludes_zero:
+        verdict = f"{pair.first} is better than {pair.second} {where}"
     else:
-        verdict = f"{pair.first} and {pair.second} are not told apart on average"
+        verdict = f"{pair.first} and {pair.second} are not told apart {where}"
     return f"{verdict}: {facts} ({on})."
 
 
@@ -127,7 +130,7 @@ def of_all(report: Report) -> list[str]:
 
 def _of_method(row: MethodSummary, report: Report, numbers: Numbers) -> str:
     plain, grouped = mean_names(report.table)
-    on = f"{counted(row.datasets, 'data set')}, {counted(row.runs, 'run')}, {row.seeds} per cell"
+    on = f"{counted(row.datasets, 'data set')}, {counted(row.runs, numbers.noun)}, {row.seeds} per cell"
     if row.missing:
         return f"{row.method}: no mean, it lacks {', '.join(row.missing)} ({on})."
     parts = []
@@ -142,12 +145,12 @@ def _of_method(row: MethodSummary, report: Report, numbers: Numbers) -> str:
     if row.average_rank is not None:
         parts.append(f"average rank {row.average_rank:.2f} of {len(report.family.methods)}")
     if row.places is not None:
-        parts.append(f"place {row.places.low:g} to {row.places.high:g} over data sets")
+        parts.append(f"place {places_text(row.places)} over data sets")
     return f"{row.method}: {'; '.join(parts)} ({on})."
 
 
-def _runs(pair: Pair) -> str:
-    total = counted(sum(pair.runs), "run")
+def _runs(pair: Pair, numbers: Numbers) -> str:
+    total = counted(sum(pair.runs), numbers.noun)
     each = " and ".join(dict.fromkeys(pair.seeds))
     return f"{total}, {each} per cell"
 

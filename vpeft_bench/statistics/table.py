@@ -37,6 +37,7 @@ class Table:
         runs: ``runs[m][d]`` are the values of one cell in rising order, none where the cell is
             missing.
         lower_is_better: whether a smaller value is the better one.
+        seeded: whether the frame tells seeds apart; else a row may be a run or a mean of some.
         notes: what a reader should know of the frame.
     """
 
@@ -48,6 +49,7 @@ class Table:
     groups: tuple[str, ...]
     runs: tuple[tuple[np.ndarray, ...], ...]
     lower_is_better: bool
+    seeded: bool
     notes: tuple[str, ...]
 
     @cached_property
@@ -116,8 +118,9 @@ def tables_of(
     Args:
         frame: columns ``method``, ``data`` and ``value``, one row per run. A ``seed`` tells the
             runs of a cell apart; without it each cell has one row. ``benchmark`` and those of
-            :data:`SETTINGS` part the rows into tables, ``group`` is the data set's. A value that
-            is not there (NaN) is a run without a result, and its cell is missing.
+            :data:`SETTINGS` part the rows into tables, ``group`` is the data set's. Variants that
+            begin with their method's name, as ``lora/authors``, are the names of rows instead. A
+            value that is not there (NaN) is a run without a result, and its cell is missing.
         lower_is_better: whether a smaller value is the better one.
         mix: rank rows of unlike settings together; the settings are added to the method's name.
         unlike_scales: do not take values from 0 to 1 among larger ones for a mistake.
@@ -137,6 +140,9 @@ def tables_of(
     frame["value"] = frame["value"].astype(float)
     for name in [*names, *present]:
         frame[name] = frame[name].map(_text)
+    if named := "variant" in frame and _names_rows(frame):
+        frame["method"] = frame["variant"].where(frame["variant"] != "", frame["method"])
+        present.remove("variant")
     parts = ["benchmark"] if "benchmark" in frame else []
     key = [*parts, *present, "method", "data", *(["seed"] if "seed" in frame else [])]
     problems = [
@@ -151,19 +157,33 @@ def tables_of(
     pieces = [frame] if not by else [piece for _, piece in frame.groupby(by, sort=True)]
     if empty := [piece for piece in pieces if piece["value"].isna().all()]:
         raise ConfigError([Problem(_lines(piece), "hold no value at all") for piece in empty])
-    tables = [_table(piece, present, lower_is_better) for piece in pieces]
+    tables = [_table(piece, present, lower_is_better, named) for piece in pieces]
     if not unlike_scales and (found := [p for piece in pieces for p in _unlike_scales(piece)]):
         raise ConfigError(found)
     return tables
 
 
-def _table(frame: pd.DataFrame, present: Sequence[str], lower_is_better: bool) -> Table:
+def _names_rows(frame: pd.DataFrame) -> bool:
+    """Whether each variant is called after its method, as ``lora/authors``: the name of a row.
+
+    Other variants, as ``default`` and ``tuned@8``, are conditions that several methods share.
+    """
+    pairs = set(zip(frame["method"], frame["variant"], strict=True))
+    named = [variant.startswith(method) for method, variant in pairs if variant]
+    return bool(named) and all(named)
+
+
+def _table(
+    frame: pd.DataFrame, present: Sequence[str], lower_is_better: bool, named: bool
+) -> Table:
     values = {name: tuple(sorted(set(frame[name]))) for name in present}
     mixed = {name: found for name, found in values.items() if len(found) > 1}
     if mixed:
         rows = zip(*(frame[name] for name in ["method", *mixed]), strict=True)
-        named = [f"{method} [{', '.join(v or 'none' for v in made)}]" for method, *made in rows]
-        frame = frame.assign(method=named)
+        methods_made = [
+            f"{method} [{', '.join(v or 'none' for v in made)}]" for method, *made in rows
+        ]
+        frame = frame.assign(method=methods_made)
     methods, datasets = (tuple(sorted(set(frame[name]))) for name in ("method", "data"))
     cells = {(m, d): cell.to_numpy() for (m, d), cell in frame.groupby(["method", "data"])["value"]}
     none = np.empty(0)
@@ -183,7 +203,8 @@ def _table(frame: pd.DataFrame, present: Sequence[str], lower_is_better: bool) -
         groups=tuple(grouped[name] for name in datasets) if grouped else (),
         runs=runs,
         lower_is_better=lower_is_better,
-        notes=tuple(_notes(frame, lost)),
+        seeded="seed" in frame,
+        notes=tuple(_notes(frame, lost, named)),
     )
 
 
@@ -248,12 +269,17 @@ def _duplicates(frame: pd.DataFrame, key: Sequence[str]) -> Iterator[Problem]:
         else:
             what = f"they differ in {', '.join(differ)}"
             fix = "if one of them is meant, leave the others out with --where"
-            if telling := [name for name in differ if name != "value"]:
+            if telling := [name for name in differ if _is_words(rows[name])]:
                 column = min(telling, key=lambda name: frame[name].nunique())
-                fix += f", such as --where {shlex.quote(f'{column}={rows[column].iloc[0]}')}"
+                fix += f": --where {shlex.quote(f'{column}!={rows[column].iloc[-1]}')}"
             if "seed" not in frame:
                 fix += "\nif each is a run, name the column of the seeds: --seed-column NAME"
         yield Problem(where, f"has {len(rows)} rows ({_lines(rows)}); {what}", fix)
+
+
+def _is_words(column: pd.Series) -> bool:
+    """Whether a column holds names: one of numbers is a result, and chooses nothing."""
+    return bool(pd.to_numeric(column.replace("", "none"), errors="coerce").isna().all())
 
 
 def _changing_groups(frame: pd.DataFrame, parts: Sequence[str]) -> Iterator[Problem]:
@@ -280,8 +306,10 @@ def _unlike_scales(frame: pd.DataFrame) -> Iterator[Problem]:
             return
 
 
-def _notes(frame: pd.DataFrame, lost: Sequence[tuple[str, str]]) -> Iterator[str]:
+def _notes(frame: pd.DataFrame, lost: Sequence[tuple[str, str]], named: bool) -> Iterator[str]:
     """What is no error, and a reader should know."""
+    if named and not {"budget", "settings"} & set(frame):
+        yield "rows are called by their variant; no column budget says if all were tuned alike"
     if lost:
         shown = ", ".join(f"{method} on {data}" for method, data in lost[:_SHOWN])
         more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""

@@ -19,12 +19,14 @@ from vpeft_bench.statistics.wording import (
     name_of,
     p_text,
     pair_lines,
+    places_text,
     remarks,
     rests_on,
 )
 
 _UNLIMITED = 10_000
 _LEAST_WIDTH = 7
+_MOST_IN_A_MATRIX = 20
 
 
 def print_report(console: Console, report: Report) -> None:
@@ -32,22 +34,27 @@ def print_report(console: Console, report: Report) -> None:
     table, numbers = report.table, Numbers(report.table)
     _say(console, [": ".join(filter(None, [name_of(table), rests_on(table)]))], "bold")
     _say(console, [*remarks(report), f"intervals: {kind_of_intervals(report)}"], "dim")
-    _print(console, summary_rows(report, numbers))
+    _print(console, mean_rows(report, numbers))
+    if len(report.family.methods) > 1:
+        among = f"among the {len(report.family.methods)} methods that have every data set"
+        _say(console, [f"{among}; these numbers change with who is compared"], "bold")
+        _print(console, standing_rows(report))
     if rows := against_best(report, numbers):
         tiers = " (Holm: over these comparisons)" if report.family.tiers else ""
         _say(console, [f"{report.summaries[0].method} minus each other{tiers}"], "bold")
         _print(console, rows)
-    if report.pairs:
+    if len(report.summaries) > _MOST_IN_A_MATRIX:
+        _say(console, [f"{len(report.pairs):,} pairs: --out DIR writes and draws them"], "dim")
+    elif report.pairs:
         _say(console, [f"row minus column: {MATRIX}"], "bold")
         _print_matrix(console, report, numbers)
     _say(console, of_all(report), "")
     console.print()
 
 
-def summary_rows(report: Report, numbers: Numbers) -> list[Row]:
-    """Each method: its means and intervals, and what it is among all."""
+def mean_rows(report: Report, numbers: Numbers) -> list[Row]:
+    """Each method by itself: its means and intervals, and what they rest on."""
     plain, grouped = mean_names(report.table)
-    tiers = {name: str(n) for n, tier in enumerate(report.family.tiers, 1) for name in tier.methods}
     rows = []
     for row in report.summaries:
         means = {plain: row.mean}
@@ -59,22 +66,28 @@ def summary_rows(report: Report, numbers: Numbers) -> list[Row]:
             for over, interval in (("sets", mean.over_datasets), ("seeds", mean.over_seeds)):
                 heading = f"95 % over {over}"
                 line[f"{heading} " if heading in line else heading] = numbers.interval(interval)
-        places = row.places
-        rows.append(
-            line
-            | {
-                "tier": tiers.get(row.method, MISSING),
-                "places": MISSING if places is None else f"{places.low:g}-{places.high:g}",
-                "average rank": MISSING if row.average_rank is None else f"{row.average_rank:.2f}",
-                "win rate": fraction(row.win_rate),
-                "Borda": MISSING if row.borda is None else f"{row.borda:g}",
-                "P(better)": fraction(row.improvement),
-                "improvability": fraction(row.improvability),
-                "sets": f"{row.datasets}/{len(report.table.datasets)}",
-                "runs": str(row.runs),
-            }
-        )
+        line["sets"] = f"{row.datasets}/{len(report.table.datasets)}"
+        rows.append(line | {f"{numbers.noun}s": str(row.runs), "per cell": row.seeds})
     return rows
+
+
+def standing_rows(report: Report) -> list[Row]:
+    """What each method that has every data set is among the others."""
+    tiers = {name: str(n) for n, tier in enumerate(report.family.tiers, 1) for name in tier.methods}
+    return [
+        {
+            "method": row.method,
+            "tier": tiers.get(row.method, MISSING),
+            "places": places_text(row.places),
+            "average rank": MISSING if row.average_rank is None else f"{row.average_rank:.2f}",
+            "win rate": fraction(row.win_rate),
+            "Borda": MISSING if row.borda is None else f"{row.borda:g}",
+            "P(better)": fraction(row.improvement),
+            "improvability": fraction(row.improvability),
+        }
+        for row in report.summaries
+        if not row.missing
+    ]
 
 
 def against_best(report: Report, numbers: Numbers) -> list[Row]:
@@ -112,7 +125,9 @@ def _print_matrix(console: Console, report: Report, numbers: Numbers) -> None:
     pairs = {pair.names: pair for pair in report.pairs}
     names = [row.method for row in report.summaries]
     cells = {
-        (row, column): pair_lines(pairs[frozenset((row, column))].seen_from(row), numbers)
+        (row, column): pair_lines(
+            pairs[frozenset((row, column))].seen_from(row), numbers, len(report.table.datasets)
+        )
         for place, row in enumerate(names)
         for column in names[place + 1 :]
     }

@@ -27,6 +27,7 @@ class Numbers:
         else:
             self._decimals = max(0, _SIGNIFICANT - 1 - math.floor(math.log10(largest or 1)))
         self.unit = " points" if table.top == 100 else ""
+        self.noun = noun(table)
 
     def value(self, value: float | None) -> str:
         """A value of the table."""
@@ -48,13 +49,26 @@ def p_text(p: float | None) -> str:
     return MISSING if p is None else f"{p:.4g}"
 
 
-def pair_lines(pair: Pair, numbers: Numbers) -> list[str]:
-    """A cell of the multi-comparison matrix: difference, wins/ties/losses, p."""
+def places_text(places: Interval | None) -> str:
+    """``3``, or ``3-5``."""
+    if places is None:
+        return MISSING
+    return "-".join(dict.fromkeys(f"{place:g}" for place in (places.low, places.high)))
+
+
+def pair_lines(pair: Pair, numbers: Numbers, datasets: int) -> list[str]:
+    """A cell of the multi-comparison matrix: difference, wins/ties/losses, p.
+
+    Args:
+        datasets: of the table; a pair that has fewer in common says how many.
+    """
     if pair.difference is None:
         return [MISSING]
     mark = "*" if pair.wilcoxon is not None and pair.wilcoxon < ALPHA else ""
     p = MISSING if pair.wilcoxon is None else f"{pair.wilcoxon:.2g}{mark}"
-    return [numbers.difference(pair.difference), f"{pair.wins}/{pair.ties}/{pair.losses}", p]
+    common = [] if pair.datasets == datasets else [f"n={pair.datasets}"]
+    counts = f"{pair.wins}/{pair.ties}/{pair.losses}"
+    return [numbers.difference(pair.difference), counts, p, *common]
 
 
 MATRIX = f"difference, win/tie/loss, p of Wilcoxon (uncorrected, * below {ALPHA:g})"
@@ -64,6 +78,11 @@ MATRIX = f"difference, win/tie/loss, p of Wilcoxon (uncorrected, * below {ALPHA:
 def counted(count: int, noun: str) -> str:
     """``1 run``, ``2 runs``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def noun(table: Table) -> str:
+    """What a row of a table is: nobody says that a row without a seed is one run."""
+    return "run" if table.seeded else "value"
 
 
 def name_of(table: Table) -> str:
@@ -85,7 +104,7 @@ def rests_on(table: Table) -> str:
     runs = sum(table.run_count(index) for index in range(len(table.methods)))
     methods = counted(len(table.methods), "method")
     datasets = counted(len(table.datasets), "data set")
-    return f"{methods} on {datasets}, {counted(runs, 'run')}, {table.seeds_of_all} per cell"
+    return f"{methods} on {datasets}, {counted(runs, noun(table))}, {table.seeds_of_all} per cell"
 
 
 def remarks(report: Report) -> list[str]:
@@ -120,7 +139,7 @@ def _too_few(report: Report) -> list[str]:
     elif complete < 3:
         found.append("Friedman's and Nemenyi's tests need at least 3 methods with every data set")
     if table.seeds_of_all.split("-")[0] == "1":
-        found.append("no interval over seeds where a cell has one run")
+        found.append(f"no interval over seeds where a cell has one {noun(table)}")
     if datasets < FEWEST_DATASETS:
         found.append(
             f"{counted(datasets, 'data set')}: intervals and tiers over data sets need at least "
