@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -153,7 +154,13 @@ def _save(kind: str, drawn: Sequence[tuple[Report, Figure]], out: Path) -> list[
         stem = "_".join([kind, str(number), words]) if len(drawn) > 1 else kind
         for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
             path = out / f"{stem.rstrip('_')}.{suffix}"
-            with matplotlib.rc_context({"svg.hashsalt": stem}), replacing(path) as temporary:
+            with (
+                matplotlib.rc_context({"svg.hashsalt": stem}),
+                warnings.catch_warnings(),
+                replacing(path) as temporary,
+            ):
+                # A character that no font has becomes a box; the tables have the name.
+                warnings.filterwarnings("ignore", message="Glyph .* missing")
                 figure.savefig(temporary, format=suffix, dpi=_DPI, metadata=metadata)
             figure.set_layout_engine("none")  # as it was laid out for the first
             written.append(path)

@@ -130,7 +130,8 @@ def of_all(report: Report) -> list[str]:
 
 def _of_method(row: MethodSummary, report: Report, numbers: Numbers) -> str:
     plain, grouped = mean_names(report.table)
-    on = f"{counted(row.datasets, 'data set')}, {counted(row.runs, numbers.noun)}, {row.seeds} per cell"
+    runs = f"{counted(row.runs, numbers.noun)}, {row.seeds} per cell"
+    on = f"{counted(row.datasets, 'data set')}, {runs}"
     if row.missing:
         return f"{row.method}: no mean, it lacks {', '.join(row.missing)} ({on})."
     parts = []
