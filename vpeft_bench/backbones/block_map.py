@@ -318,7 +318,7 @@ class Backbone:
         self._place(block.attention, slot, module)
 
     def place_on_leaf(self, leaf: nn.Module, module: nn.Module, slot: str = "delta") -> None:
-        """Put ``module`` on a linear, norm or convolution: behind it, before it, on its weight."""
+        """Put ``module`` on a linear, norm or convolution: after it, before it, on its weight."""
         leaf = self._whole.get(leaf, leaf)
         self.call_whole(leaf)
         self.open(leaf, opened_leaf_class(self._original_classes.get(leaf, type(leaf))))  # type: ignore[arg-type]  # a class hashes

@@ -47,7 +47,7 @@ def vpeft_demo_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer
         "num_heads": 4,
         "class_token": False,
         "global_pool": "avg",
-        # timm would otherwise move the norm behind the pooling, under another name: the weights
+        # timm would otherwise move the norm after the pooling, under another name: the weights
         # would no longer be the same for every way of using the model.
         "fc_norm": False,
     }

@@ -13,7 +13,7 @@ class StageFeatures(nn.Module):
     """Images to feature maps: one for each stage of the backbone.
 
     The last map passes the backbone's own final norm, which a method may train or change as it does
-    in front of a classifier; the others are the residual stream as it leaves its stage, in front of
+    before a classifier; the others are the residual stream as it leaves its stage, before
     patch merging. All of them are what timm's ``forward_intermediates`` gives.
 
     Where a map is no multiple of Swin's window, timm shifts it cyclically and then pads it, while

@@ -74,12 +74,12 @@ class OpenedBlock(nn.Module):
     ``stream_in``             residual stream entering the block
     ``attn_in``, ``mlp_in``   what the branch reads: output of norm1 / norm2
     ``attn_out``, ``mlp_out`` branch output (after LayerScale), before drop-path and addition
-    ``attn_added``, ...       branch output behind drop-path: what is added to the stream
+    ``attn_added``, ...       branch output after drop-path: what is added to the stream
     ``attn_parallel``, ...    a branch of its own, fed by the un-normed stream, added at the
                               residual outside drop-path; ``*_parallel_normed``: fed by the norm
     ``attn_shortcut``, ...    the identity path of the residual addition
     ``block_parallel``        a branch around both halves, fed by the stream that enters attention,
-                              added behind the MLP
+                              added after the MLP
     ``stream_mid``            residual stream after the first addition
     ``stream_out``            residual stream leaving the block
     ========================  ==========================================================
@@ -222,10 +222,10 @@ class OpenedAttention(nn.Module):
     ======================  ==============================================================
     ``keys_values``         ``(k, v) -> (k, v)`` before the kernel; may append rows, which
                             every query sees (position bias and mask are zero there)
-    ``attention_map``       the probabilities ``(B, heads, N, M)`` behind the softmax; what it
+    ``attention_map``       the probabilities ``(B, heads, N, M)`` after the softmax; what it
                             changes of them is added to the output of the (fused) kernel, so
                             that changing nothing is the plain attention, bit for bit
-    ``attention_parallel``  fed by the queries, added to the attention's output in front of
+    ``attention_parallel``  fed by the queries, added to the attention's output before
                             the output projection
     ======================  ==============================================================
     """

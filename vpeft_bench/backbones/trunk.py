@@ -24,7 +24,7 @@ class Stage:
     """Blocks of one resolution.
 
     Attributes:
-        merge: what stands in front of the first block: Swin's patch merging, else the identity.
+        merge: what stands before the first block: Swin's patch merging, else the identity.
         blocks: callables from stream to stream.
     """
 
@@ -58,7 +58,7 @@ class TrunkOutput:
     """What a module around the trunk gives back.
 
     Attributes:
-        streams: the residual stream behind every block, for the final norm (the last) and for dense
+        streams: the residual stream after every block, for the final norm (the last) and for dense
             decoders.
         features: ``(B, D')`` for the head, where they are no pooling of the last stream.
     """
@@ -114,7 +114,7 @@ class OpenedModel(nn.Module):
         return self.trunk is not None
 
     def steps(self) -> list[tuple[Callable[[Tensor], Tensor], OpenedBlock | BoundBlock]]:
-        """Every block in order, with what stands in front of it: patch merging or the identity."""
+        """Every block in order, with what stands before it: patch merging or the identity."""
         return [
             (stage.merge if position == 0 else _same, block)
             for stage in self.stages()
@@ -133,9 +133,11 @@ class OpenedModel(nn.Module):
         """The trunk with what is placed around it."""
         trunk: Any = self.trunk
         x = self.embed(images)
-        return self._behind(0, x) if trunk is None else cast(TrunkOutput, trunk(images, x, self))
+        if trunk is None:
+            return self._from_block(0, x)
+        return cast(TrunkOutput, trunk(images, x, self))
 
-    def _behind(self, first: int, x: Tensor) -> TrunkOutput:
+    def _from_block(self, first: int, x: Tensor) -> TrunkOutput:
         """The blocks from ``first`` on, which the stream x enters."""
         streams: list[Tensor] = []
         for index, (merge, block) in enumerate(self.steps()):
@@ -145,7 +147,7 @@ class OpenedModel(nn.Module):
         return TrunkOutput(streams)
 
     def forward_features(self, images: Tensor, **masks: Any) -> Tensor:
-        """The last stream behind the final norm, as timm's method of this name.
+        """The last stream after the final norm, as timm's method of this name.
 
         Args:
             masks: what timm's own takes; a network around the trunk takes none.
@@ -193,7 +195,7 @@ class OpenedModel(nn.Module):
         ((name, x),) = features.items()
         if name == "features":
             return self.classify(x)
-        return self._logits(self._behind(int(name.removeprefix("tokens.")), x))
+        return self._logits(self._from_block(int(name.removeprefix("tokens.")), x))
 
 
 def resumes(model: nn.Module) -> bool:
@@ -248,11 +250,11 @@ def read_features(
 
     ============= ==================================================================
     ``images``    ``(B, 3, H, W)``
-    ``tokens.i``  stream entering block i (behind patch merging); ``tokens.L`` leaves the last
-    ``outputs.i`` stream leaving block i (in front of patch merging)
+    ``tokens.i``  stream entering block i (after patch merging); ``tokens.L`` leaves the last
+    ``outputs.i`` stream leaving block i (before patch merging)
     ``attn.i``    what the attention of block i adds to the stream
     ``mlp.i``     what its MLP adds
-    ``features``  pooled, behind the final norm: what the head reads
+    ``features``  pooled, after the final norm: what the head reads
     ============= ==================================================================
 
     The trunk is run only as far as the names ask for.

@@ -1,7 +1,7 @@
 """Segmentation decoders: from feature maps to scores at the resolution of the first of them.
 
 UPerNet is written here and not taken from ``segmentation-models-pytorch``: that one always has
-BatchNorm behind the pooled maps, so cannot train on one picture; it leaves out the convolutions of
+BatchNorm after the pooled maps, so cannot train on one picture; it leaves out the convolutions of
 the pyramid's levels and the auxiliary head; and it wants the maps of an encoder of its own.
 """
 
@@ -32,7 +32,7 @@ class UPerNet(nn.Module):
         num_classes: K.
         norm: see :func:`normalisation`. With ``group`` a picture is scored alike whatever else is
             in its batch, and a batch may be one picture; the published recipes have ``batch``.
-        dropout: share of the channels that is dropped in front of the classifier.
+        dropout: share of the channels that is dropped before the classifier.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class SemanticFPN(nn.Module):
         hidden: channels of the branch (published: 128).
         num_classes: K.
         norm: see :func:`normalisation`.
-        dropout: share of the channels that is dropped in front of the classifier.
+        dropout: share of the channels that is dropped before the classifier.
     """
 
     def __init__(
@@ -113,14 +113,14 @@ class LinearDecoder(nn.Module):
     """A linear classifier of every place, on the concatenation of the maps.
 
     On a Vision Transformer's one map it is the linear head of Segmenter (arXiv 2105.05633) and
-    DINOv2 (arXiv 2304.07193, there with BatchNorm in front). Several maps are brought to the
+    DINOv2 (arXiv 2304.07193, there after a BatchNorm). Several maps are brought to the
     resolution of the first. As that is linear too, each map is classified at its own resolution and
     the scores are brought there and added: the same numbers for less memory.
 
     Args:
         widths: channels of the maps that come in, finest first.
         num_classes: K.
-        dropout: share of the channels that is dropped in front of the classifier.
+        dropout: share of the channels that is dropped before the classifier.
     """
 
     def __init__(self, widths: Sequence[int], num_classes: int, dropout: float) -> None:
@@ -145,7 +145,7 @@ class AuxiliaryFCN(nn.Module):
         hidden: channels of the convolution (published: 256).
         num_classes: K.
         norm: see :func:`normalisation`.
-        dropout: share of the channels that is dropped in front of the classifier.
+        dropout: share of the channels that is dropped before the classifier.
     """
 
     def __init__(

@@ -81,7 +81,7 @@ class LevelAnchors(AnchorGenerator):
     Args:
         strides: pixels per place of each level.
         scale: side of the smallest anchor, in strides of its level.
-        sizes: anchors of so many sizes, equal factors apart within a doubling.
+        sizes: number of sizes of the anchors, equal factors apart within a doubling.
     """
 
     def __init__(self, strides: tuple[float, ...], scale: float, sizes: int = 1) -> None:

@@ -13,7 +13,7 @@ from torchvision.ops import box_area, roi_align
 from vpeft_bench.heads.levels import LEVELS
 
 BOX_PLACES, MASK_PLACES = 7, 14
-"""A region is pooled to so many places squared."""
+"""A region is pooled to a square with this many places on a side."""
 
 POSITIVE_SHARE = 0.25
 """Of the proposals of a picture that a stage is trained on, how many may be positive."""
@@ -75,7 +75,7 @@ class RegionPool(nn.Module):
 
 
 class Float32(nn.Module):
-    """Outputs of a layer in front of it, in float32; boxes are decoded in the type they come in."""
+    """What the layer before it puts out, in float32; boxes are decoded in the type they come in."""
 
     def forward(self, outputs: Any) -> Any:
         """A tensor, or lists and tuples of such."""

@@ -18,7 +18,7 @@ FILTER = "bilinear"
 """How pictures are resized, whatever the weights' own filter is."""
 
 THINNEST = 1e-2
-"""Objects below so many pixels in the resized picture are left out in training."""
+"""Objects thinner than this, in pixels of the resized picture, are left out in training."""
 
 
 class Resizing(GeneralizedRCNNTransform):

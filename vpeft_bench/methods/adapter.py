@@ -1,4 +1,4 @@
-"""Adapter: a bottleneck with a skip behind the MLP (and the attention)."""
+"""Adapter: a bottleneck with a skip after the MLP (and the attention)."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Adapter(Method):
     source = "section 2 of 1902.00751; placement of 2005.00247 by default"
     category = Category.ADDITION
     idea = (
-        "A narrow two-layer network with a GELU and a skip of its own stands behind the MLP of "
-        "every block, in front of the residual addition. In Houlsby's placement another one "
-        "stands behind the attention."
+        "A narrow two-layer network with a GELU and a skip of its own stands after the MLP of "
+        "every block, before the residual addition. In Houlsby's placement another one "
+        "stands after the attention."
     )
     deviations = (
-        "V-PETL Bench's constructor resets every linear behind the adapter's own initialisation, "
+        "V-PETL Bench's constructor resets every linear after the adapter's own initialisation, "
         "so training does not start at the pretrained model: init=vpb. The default starts at it.",
         "KMnP/vpt zeroes all four tensors (init=vpt). All gradients but that of the up bias then "
         "stay zero for ever: its Adapter baseline trains one bias vector per block.",
@@ -61,7 +61,7 @@ class Adapter(Method):
 
     bottleneck: int = option(8, "width r of the bottleneck (V-PETL Bench on VTAB: 8)", minimum=1)
     placement: str = option(
-        "pfeiffer", "pfeiffer: behind the MLP; houlsby: also the attention", choices=SITES
+        "pfeiffer", "pfeiffer: after the MLP; houlsby: also the attention", choices=SITES
     )
     last_blocks: int | None = option(None, "adapt only the last k blocks; null: all", minimum=1)
     init: str = option(

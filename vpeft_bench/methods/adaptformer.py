@@ -61,7 +61,7 @@ class AdaptFormer(Method):
     category = Category.ADDITION
     idea = (
         "A narrow two-layer network with a ReLU runs parallel to the MLP of every block, and its "
-        "scaled output is added to the residual stream. It reads the stream in front of the "
+        "scaled output is added to the residual stream. It reads the stream before the "
         "MLP's norm."
     )
     deviations = (
@@ -81,7 +81,7 @@ class AdaptFormer(Method):
 
     bottleneck: int = option(64, "width of the bottleneck (authors: 64)", minimum=1)
     scale: float = option(0.1, "s (authors: 0.1; V-PETL Bench: 1.0)")
-    layer_norm: str = option("none", "in: a LayerNorm of its own in front", choices=("none", "in"))
+    layer_norm: str = option("none", "in: a LayerNorm of its own first", choices=("none", "in"))
     dropout: float = option(0.1, "on the hidden units (authors: 0.1)", minimum=0.0, maximum=1.0)
     activation: str = option("relu", "relu (authors) or gelu (Swin rows)", choices=ACTIVATIONS)
     init: str = option(

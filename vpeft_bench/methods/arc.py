@@ -80,17 +80,17 @@ class ARC(Method):
     category = Category.REPARAMETERISATION
     idea = (
         "A bottleneck without an activation, whose up-projection is its down-projection "
-        "transposed, stands in front of the attention and of the MLP; all blocks share it and only "
-        "re-scale its hidden units. Being linear, it is folded into the linear behind it after "
+        "transposed, stands before the attention and the MLP; all blocks share it and only "
+        "re-scale its hidden units. Being linear, it is folded into the next linear after "
         "training."
     )
     deviations = (
         "Of two versions of the authors' ViT code one starts all coefficients c at zero, the other "
         "those of the MLP Xavier-uniform, as its Swin code does. Default: zero, the pretrained "
         "model; init=xavier is the other start.",
-        "The authors' Swin code puts the MLP's adapter on the residual stream in front of norm2, "
-        "not behind the norm as in the paper and the ViT code, and cannot be merged then. Default: "
-        "behind the norm; mlp_site=stream is the Swin code, which the published Swin rows used.",
+        "The authors' Swin code puts the MLP's adapter on the residual stream before norm2, "
+        "not after the norm as in the paper and the ViT code, and cannot be merged then. Default: "
+        "after the norm; mlp_site=stream is the Swin code, which the published Swin rows used.",
     )
 
     bottleneck: int = option(50, "d', hidden units of the adapter (authors: 50)", minimum=1)
@@ -98,13 +98,13 @@ class ARC(Method):
         0.1, "dropout on the hidden units (authors: 0.1)", minimum=0.0, maximum=1.0
     )
     placement: str = option(
-        "attn_mlp", "in front of attention and MLP (authors), or of attention", choices=LEAVES
+        "attn_mlp", "before attention and MLP (authors), or attention", choices=LEAVES
     )
     mlp_site: str = option(
-        "norm", "behind norm2 (paper), or on the residual stream", choices=("norm", "stream")
+        "norm", "after norm2 (paper), or on the residual stream", choices=("norm", "stream")
     )
     init: str = option(
-        "zero", "zero: c = 0; xavier: random c in front of the MLP", choices=("zero", "xavier")
+        "zero", "zero: c = 0; xavier: random c before the MLP", choices=("zero", "xavier")
     )
 
     @property
@@ -127,7 +127,7 @@ class ARC(Method):
                 block.place(site, Recomposed(shared, self.dropout, random))
 
     def parameter_count(self, backbone: Backbone) -> int:
-        """2Dd' + 2L(d' + D): 96,432 for ViT-B/16 at d' = 50; 48,216 in front of attention only."""
+        """2Dd' + 2L(d' + D): 96,432 for ViT-B/16 at d' = 50; 48,216 before attention only."""
         widths = [block.width for block in backbone.blocks]
         shared = self.bottleneck * sum(set(widths))
         own = sum(self.bottleneck + width for width in widths)

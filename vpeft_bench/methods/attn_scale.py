@@ -21,7 +21,7 @@ from vpeft_bench.methods.registry import register
 
 
 class MapScale(nn.Module):
-    """A * S with one S of n x n for all heads, behind the softmax; not normalised again."""
+    """A * S with one S of n x n for all heads, after the softmax; not normalised again."""
 
     def __init__(self, tokens: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Offset(MergeableModule):
 class AttnScale(Method):
     """softmax(q k^T / sqrt(d)) * S v, and d_a, d_f added to what attention and MLP put out.
 
-    In a Swin n is the number of tokens in a window. The offsets stand in front of LayerScale, where
+    In a Swin n is the number of tokens in a window. The offsets stand before LayerScale, where
     there is one.
     """
 
@@ -100,7 +100,7 @@ class AttnScale(Method):
     )
     deviations = (
         "No code was published and the exact shape of the scales could not be established. "
-        "Default: n x n per block, shared by its heads, behind the softmax, without normalising "
+        "Default: n x n per block, shared by its heads, after the softmax, without normalising "
         "again (granularity=map); granularity=head has one number per head.",
         "The survey lists it under two categories; here it counts as re-parameterisation.",
     )
@@ -125,7 +125,7 @@ class AttnScale(Method):
             )
 
     def place(self, backbone: Backbone) -> None:
-        """Scales in every attention, offsets behind its projection and behind the MLP."""
+        """Scales in every attention, offsets after its projection and after the MLP."""
         for block in backbone.blocks:
             if self.granularity == "map":
                 block.place("attention_map", MapScale(block.attended_tokens))

@@ -273,10 +273,10 @@ class Method:
         raise NotImplementedError
 
     def before_step(self, backbone: Backbone, step: int, steps: int) -> None:
-        """Called in front of training step ``step`` of ``steps``, counted from 0."""
+        """Called before training step ``step`` of ``steps``, counted from 0."""
 
     def after_step(self, backbone: Backbone, step: int, steps: int) -> None:
-        """Called behind the optimizer's step, while the gradients are still there."""
+        """Called after the optimizer's step, while the gradients are still there."""
 
     def step_state(self, backbone: Backbone) -> dict[str, Any]:
         """What the step hooks remember outside the model, for a run to be taken up again."""

@@ -97,7 +97,7 @@ class Compacter(Method):
     terms: int = option(4, "n, Kronecker products per weight (paper: 4)", minimum=1)
     rank: int = option(1, "k, rank of each s_i t_i (paper: 1)", minimum=1)
     placement: str = option(
-        "houlsby", "houlsby: behind attention and MLP; pfeiffer: behind the MLP", choices=SITES
+        "houlsby", "houlsby: after attention and MLP; pfeiffer: after the MLP", choices=SITES
     )
     init: str = option(
         "standard",
@@ -158,7 +158,7 @@ class Compacter(Method):
 
     @property
     def changes_embedding(self) -> bool:
-        """With its norms: a Swin has one on its patches, CLIP one in front of its blocks."""
+        """With its norms: a Swin has one on its patches, CLIP one before its blocks."""
         return self.unfreeze_layer_norms
 
     def reads(self, backbone: Backbone) -> tuple[str, ...]:

@@ -96,7 +96,7 @@ class BatchData:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout and drop-path inside; every module's own mode is restored behind."""
+    """Without dropout and drop-path inside; every module's own mode is restored afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -63,9 +63,9 @@ class CompactSideNetwork(SideNetwork):
                 )
 
     def side(self, features: dict[str, Tensor], model: OpenedModel) -> TrunkOutput:
-        """Read up to the output of the first injecting block; run the blocks behind it."""
+        """Read up to the output of the first injecting block; run the blocks after it."""
         streams: list[Tensor] = []
-        x: Any = None  # in front of the first injection, only what a tap needs is read
+        x: Any = None  # before the first injection, only what a tap needs is read
         state: Any = 0
         for index, (merge, block) in enumerate(model.steps()):
             x = features.get(f"tokens.{index}") if index <= self.first else merge(x)
@@ -92,7 +92,7 @@ class CompactSideNetwork(SideNetwork):
 @register
 @dataclass
 class DTL(Method):
-    """h <- h + x A^T B^T in front of blocks, x <- Block(x) + swish_beta(h) behind the later ones.
+    """h <- h + x A^T B^T before blocks, x <- Block(x) + swish_beta(h) after the later ones.
 
     ``fusion_kernel`` > 0 is DTL+. Only the tapped blocks that an injection of their stage can reach
     are tapped by default: in a ViT all of them.
@@ -108,7 +108,7 @@ class DTL(Method):
         "The later blocks get it added to their outputs, so gradients stay out of the earlier ones."
     )
     deviations = (
-        "the official model classifies the mean of the patch tokens behind which the norm stands; "
+        "the official model classifies the mean of the patch tokens, normed after the pooling; "
         "here the backbone keeps its own pooling, and a backbone with global_pool=avg (the norm's "
         "weights in fc_norm) gives the official one and the published rows",
         "Swin, officially: rank=4, taps 4-23, injections 14-23; the default injects in the second "
@@ -132,7 +132,7 @@ class DTL(Method):
     )
     injecting_blocks: list[int] | None = option(
         None,
-        "blocks behind which the state is added; null: the second half (authors, ViT)",
+        "blocks after which the state is added; null: the second half (authors, ViT)",
         distinct=True,
     )
 
@@ -196,7 +196,7 @@ class DTL(Method):
         return taps + self.fusion_kernel**2 * sum(fused.values())
 
     def first_changed_block(self, backbone: Backbone) -> int:
-        """The one behind the first injection, which comes behind its block."""
+        """The one after the first injection, which comes after its block."""
         return self._injecting(backbone)[0].index + 1
 
     def reads(self, backbone: Backbone) -> tuple[str, ...]:
@@ -209,5 +209,5 @@ class DTL(Method):
 
 
 def _reaches(tap: Block, injecting: Block) -> bool:
-    """Whether the state still holds what ``tap`` put in when it is added behind ``injecting``."""
+    """Whether the state still holds what ``tap`` put in when it is added after ``injecting``."""
     return tap.stage == injecting.stage and tap.index <= injecting.index

@@ -30,7 +30,7 @@ class Highway(SideNetwork):
         self.mlp = nn.ModuleList(mlp)
 
     def side(self, features: dict[str, Tensor], model: OpenedModel) -> TrunkOutput:
-        """The highway behind every block, in place of the frozen stream."""
+        """The highway after every block, in place of the frozen stream."""
         y, streams = features["tokens.0"], []
         for index, (merge, _) in enumerate(model.steps()):
             attn, mlp = features[f"attn.{index}"], features[f"mlp.{index}"]
@@ -46,7 +46,7 @@ class Highway(SideNetwork):
 class E3VA(Method):
     """A residual stream of its own, made of the frozen branches and the adapters that read them.
 
-    Its count leaves out the norms behind the stages, as the published one does: dense decoders
+    Its count leaves out the norms after the stages, as the published one does: dense decoders
     have and train them as their own. A classifier reads the highway through the backbone's final
     norm, which ``train_norm=true`` trains.
     """
@@ -70,8 +70,8 @@ class E3VA(Method):
         "down and up, half the width, biases, no norms; no result of the authors checks it.",
         "What the highway carries between stages is not stated: here the sum of frozen stream and "
         "adapters goes through the patch merging, so that without adapters it stays the backbone.",
-        "The paper trains a norm behind every stage; those belong to the decoder here, and the "
-        "final norm in front of a classifier is frozen unless train_norm=true.",
+        "The paper trains a norm after every stage; those belong to the decoder here, and the "
+        "final norm before a classifier is frozen unless train_norm=true.",
         "It does not start as the backbone: all factors start random, as LoRand's.",
     )
     not_mergeable = "the adapters are a network beside the backbone"

@@ -20,12 +20,12 @@ from vpeft_bench.traits import Trait
 
 # ---- the pyramid ---------------------------------------------------------------------------------
 
-BLOCK_EPS = 1e-6  # of a side block's norms, the norm behind a stage and the BatchNorm
+BLOCK_EPS = 1e-6  # of a side block's norms, the norm after a stage and the BatchNorm
 MLP_RATIO = 4
 
 
 class MetaTokens(nn.Module):
-    """x -> [m; x]: fresh tokens in front of a block of the backbone."""
+    """x -> [m; x]: fresh tokens before a block of the backbone."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class CrossAttention(nn.Module):
 class SideBlock(nn.Module):
     """x + CrossAttn(LN x, [LN(T g); mean(P)]), + P, + MLP(LN x), with P = T(resized patches).
 
-    g are the meta tokens behind a block of the backbone, T is the stage's linear.
+    g are the meta tokens after a block of the backbone, T is the stage's linear.
     """
 
     def __init__(self, width: int, heads: int, drop_path: float) -> None:
@@ -113,7 +113,7 @@ class Stage(nn.Module):
     def forward(self, image: Tensor, read: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Map to map ``(B, C, H, W)``; ``read``: meta tokens and patch map of its backbone blocks.
 
-        The bridge is applied in front of the resizing, to fewer channels: both are linear, and the
+        The bridge is applied before the resizing, to fewer channels: both are linear, and the
         weights of a bilinear resizing add up to one, so the order does not matter.
         """
         tokens = self.entry(image)
@@ -211,7 +211,7 @@ class HST(Method):
     deviations = (
         "not a pure side network: meta tokens and norms change the backbone's features, and "
         "gradients pass through all of it",
-        "the bridge to the side width is applied in front of the bilinear resizing, which gives "
+        "the bridge to the side width is applied before the bilinear resizing, which gives "
         "the same values at a fraction of the cost",
         "resetting the classifier in the authors' code builds a head of the backbone's width; "
         "here it has the last stage's width, 72",
@@ -260,7 +260,7 @@ class HST(Method):
         ]
 
     def place(self, backbone: Backbone) -> None:
-        """Meta tokens in front of every block, the pyramid around the trunk, a head to fit."""
+        """Meta tokens before every block, the pyramid around the trunk, a head to fit."""
         for block in backbone.blocks:
             block.place("stream_in", MetaTokens(self.prompt_length, block.width))
         groups = self._groups(backbone)
@@ -307,5 +307,5 @@ class HST(Method):
         return False
 
     def reads(self, backbone: Backbone) -> tuple[str, ...]:
-        """The image, for the pyramid, and the tokens in front of the first block."""
+        """The image, for the pyramid, and the tokens before the first block."""
         return ("images", "tokens.0")

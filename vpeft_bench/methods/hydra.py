@@ -1,4 +1,4 @@
-"""Hydra: a low-rank branch beside a linear and another one behind it."""
+"""Hydra: a low-rank branch beside a linear and another one after it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class HydraAdapter(Method):
     category = Category.REPARAMETERISATION
     idea = (
         "The output projection of the attention and the second linear of the MLP get two low-rank "
-        "branches: one beside the linear reads its input, one behind it reads its output. Both are "
+        "branches: one beside the linear reads its input, one after it reads its output. Both are "
         "linear and are folded into the weight after training."
     )
     deviations = (
@@ -105,7 +105,7 @@ class HydraAdapter(Method):
                 block.place(site, module)
 
     def parameter_count(self, backbone: Backbone) -> int:
-        """r(in + out) + r + out beside and 2r out + r + out behind: 239,712 for ViT-B/16."""
+        """r(in + out) + r + out beside and 2r out + r + out after: 239,712 for ViT-B/16."""
         r = self.rank
         linears = [block.linear(site) for block in backbone.blocks for site in LEAVES]
         return sum(

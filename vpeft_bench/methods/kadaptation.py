@@ -108,8 +108,8 @@ class KAdaptation(Method):
         "the value's own never train. Here they do.",
         "Another version starts both factors u and w at zero, where nothing but b ever receives a "
         "gradient. Here w alone is zero; init=pevit draws both at random, near the identity.",
-        "The authors' attention reshapes the updates without moving the heads in front of the "
-        "tokens, which mixes both, and adds the query's behind the division by sqrt(d). Here they "
+        "The authors' attention reshapes the updates without moving the heads before the "
+        "tokens, which mixes both, and adds the query's after the division by sqrt(d). Here they "
         "are added to the outputs of the query and value projections, as the paper writes them.",
         "The authors' classifier reads the features through a BatchNorm without affine parameters "
         "(eps 1e-5): head=batch_norm head.norm_eps=1e-5. By default the backbone's own linear "

@@ -81,7 +81,7 @@ class LAST(Method):
     category = Category.SIDE
     idea = (
         "A chain of low-rank self-attention modules reads the outputs of the frozen backbone's "
-        "blocks. What the chain adds on its way is put on the frozen output in front of the norm."
+        "blocks. What the chain adds on its way is put on the frozen output before the norm."
     )
     deviations = (
         "no code is public: start, recipe and how the output is combined are our reading; A_o = 0 "
@@ -135,5 +135,5 @@ class LAST(Method):
         return len(backbone.blocks)
 
     def reads(self, backbone: Backbone) -> tuple[str, ...]:
-        """The tokens in front of every group, and behind the last."""
+        """The tokens before every group, and after the last."""
         return tuple(f"tokens.{i}" for i in range(0, len(backbone.blocks) + 1, self.gap))

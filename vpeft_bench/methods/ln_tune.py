@@ -34,11 +34,11 @@ class LNTune(Method):
 
     @property
     def changes_embedding(self) -> bool:
-        """Swin has a norm on its patches, CLIP one in front of its blocks."""
+        """Swin has a norm on its patches, CLIP one before its blocks."""
         return True
 
     def reads(self, backbone: Backbone) -> tuple[str, ...]:
-        """The tokens, where no norm stands in front of the first block; the images elsewhere."""
+        """The tokens, where no norm stands before the first block; the images elsewhere."""
         return read_below_norms(backbone)
 
     def place(self, backbone: Backbone) -> None:
@@ -51,7 +51,7 @@ class LNTune(Method):
     def parameter_count(self, backbone: Backbone) -> int:
         """2D(2L+1) for a ViT: 38,400 for B/16; a Swin adds its patch and merging norms.
 
-        Summed over the norms there are: CLIP has one in front of its blocks, others on q and k.
+        Summed over the norms there are: CLIP has one before its blocks, others on q and k.
         """
         return sum(parameter.numel() for parameter in self.unfrozen(backbone))
 

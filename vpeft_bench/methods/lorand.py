@@ -18,7 +18,7 @@ class LoRandAdapter(MultiBranchBottleneck):
     """L(z) = z + U(GELU(Dn(z)))."""
 
     def forward(self, z: Tensor) -> Tensor:
-        """Branch output ``(..., D)`` behind drop-path, in front of the residual addition."""
+        """Branch output ``(..., D)`` after drop-path, before the residual addition."""
         return z + super().forward(z)
 
 

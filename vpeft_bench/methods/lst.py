@@ -140,11 +140,11 @@ class LST(Method):
     deviations = (
         "there is no official ViT version; the side blocks are pre-norm ViT blocks of width D/8, "
         "which gives the published 2.38M",
-        "the CLIP-ViL code has neither biases on the projections nor a norm in front of the "
+        "the CLIP-ViL code has neither biases on the projections nor a norm before the "
         "up-projection (projection_bias=false side_norm=false); both are the default here",
         "the official side layers start from the pruned backbone (init=pruned: by L1 norms, one "
         "choice of residual channels for all blocks, where the official chain makes a new one "
-        "behind every linear); whether the published rows did so is not known",
+        "after every linear); whether the published rows did so is not known",
         "number of side heads: not stated, and not visible in the count; the backbone's here",
         "the official code can drop side layers; all are kept here",
     )
@@ -158,7 +158,7 @@ class LST(Method):
     )
     heads: int | None = option(None, "heads of a side block; null: the backbone's", minimum=1)
     temperature: float = option(0.1, "T of the gates sigmoid(alpha / T) (authors: 0.1)")
-    side_norm: bool = option(True, "a LayerNorm in front of the up-projection (CLIP-ViL: false)")
+    side_norm: bool = option(True, "a LayerNorm before the up-projection (CLIP-ViL: false)")
     projection_bias: bool = option(True, "biases of down and up projections (CLIP-ViL: false)")
     init: str = option(
         "standard",
@@ -234,5 +234,5 @@ class LST(Method):
         return len(backbone.blocks)
 
     def reads(self, backbone: Backbone) -> tuple[str, ...]:
-        """The tokens in front of the first block and behind every block."""
+        """The tokens before the first block and after every block."""
         return tuple(f"tokens.{i}" for i in range(len(backbone.blocks) + 1))

@@ -66,7 +66,7 @@ class Mona(Method):
     source = "module, placement and defaults of the authors' code (Leiyi-Hu/mona)"
     category = Category.ADDITION
     idea = (
-        "Behind each of a block's two residual additions the whole stream passes a bottleneck in "
+        "After each of a block's two residual additions the whole stream passes a bottleneck in "
         "which depthwise convolutions of sizes 3, 5 and 7 look at the tokens as an image. A second "
         "path of normalised input, scaled by almost nothing at first, lets it choose what it reads."
     )

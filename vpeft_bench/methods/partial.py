@@ -31,7 +31,7 @@ class Partial(Method):
         "enters the first trained block is the same in every epoch."
     )
     deviations = (
-        "VPT's code trains the norm behind the last block as well (7,089,408 for ViT-B/16 at "
+        "VPT's code trains the norm after the last block as well (7,089,408 for ViT-B/16 at "
         "k = 1); the published Swin rows (12.60M, 28.34M) leave it frozen. Default: frozen; "
         "final_norm=true is VPT's rule.",
         "In a Swin, VPT counts k otherwise: its partial-2 is the whole last stage with its patch "
@@ -40,7 +40,7 @@ class Partial(Method):
 
     last_blocks: int = option(1, "k, blocks to train (published Swin rows: 1)", minimum=1)
     final_norm: bool = option(
-        False, "also train the norm in front of the head (VPT: yes; published Swin rows: no)"
+        False, "also train the norm before the head (VPT: yes; published Swin rows: no)"
     )
 
     def check(self, backbone: Backbone) -> None:

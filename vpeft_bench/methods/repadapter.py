@@ -1,4 +1,4 @@
-"""RepAdapter: a linear bottleneck in front of the attention and the MLP, folded into them later."""
+"""RepAdapter: a linear bottleneck before the attention and the MLP, folded into them later."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class RepAdapter(Method):
     source = "placement, grouping and defaults of the authors' code (luogen1996/RepAdapter)"
     category = Category.REPARAMETERISATION
     idea = (
-        "A bottleneck without an activation, its up-projection in groups, stands in front of the "
+        "A bottleneck without an activation, its up-projection in groups, stands before the "
         "attention and of the MLP of every block. Being linear, it is folded into the query-key-"
         "value linear and the first linear of the MLP after training."
     )
@@ -77,7 +77,7 @@ class RepAdapter(Method):
         "ViT-B/16, of which 221,184 are weights.",
         "The scale is searched per task in 0.1, 0.5, 1, 5, 10; 1 is the default here. The authors' "
         "test script merges with scale 1 unless told otherwise; here the scale is merged.",
-        "The authors' merging of an ungrouped adapter in front of the MLP fails; here it works.",
+        "The authors' merging of an ungrouped adapter before the MLP fails; here it works.",
         "The authors' block leaves out LayerScale and draws both branches from one drop-path "
         "layer; here the block is timm's own.",
         "On a Swin the adapter reads what the linear reads, the windows: where they are padded, "
@@ -86,7 +86,7 @@ class RepAdapter(Method):
 
     placement: str = option(
         "attn_mlp",
-        "attn_mlp: in front of both (the authors' repblock); attn: the attention only (repattn)",
+        "attn_mlp: before both (the authors' repblock); attn: the attention only (repattn)",
         choices=LEAVES,
     )
     bottleneck: int = option(8, "h, hidden width (authors: 8)", minimum=1)

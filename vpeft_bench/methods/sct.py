@@ -91,7 +91,7 @@ class SCT(Method):
         "ignore both: they run scale=1 scale_on=branch, the default here. The authors' Swin code "
         "does scale: scale_on=branch, or scale_on=stream for their scaleonx.",
         "placement=mlp selects by the block's output though it tunes the MLP's, as the reference "
-        "does. With LayerScale it stands in front of it, which keeps it foldable.",
+        "does. With LayerScale it stands before it, which keeps it foldable.",
         "The reference takes what lies strictly above the (K+1)-th largest importance; here it is "
         "the K largest, the same but for ties.",
         "The class token takes no part in the importance; registers are left out like it. In a "
@@ -101,7 +101,7 @@ class SCT(Method):
     channels: int = option(96, "K, channels per site (authors and V-PETL Bench: 96)", minimum=1)
     placement: str = option(
         "attn",
-        "attn: residual stream behind the attention; mlp: the MLP's output; qkv: query and value",
+        "attn: residual stream after the attention; mlp: the MLP's output; qkv: query and value",
         choices=("attn", "mlp", "qkv"),
     )
     scale: float = option(1.0, "s (1 is what V-PETL Bench's ViT runs; its files say 0.1 to 1)")

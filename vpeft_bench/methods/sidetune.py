@@ -55,7 +55,7 @@ class SideTuning(Method):
     category = Category.SIDE
     idea = (
         "A small convolutional network reads the image beside the frozen backbone. "
-        "A learned gate blends its features with the backbone's in front of the head."
+        "A learned gate blends its features with the backbone's before the head."
     )
     deviations = (
         "the paper leaves the side network open; modelscope's fcn4 (four 3x3 convolutions, "

@@ -33,8 +33,8 @@ class Group:
         leaf: name of the leaf, and ``parameter``: its ``weight`` or ``bias``.
         rows: first and last row (exclusive) of the parameter.
         target: what the rows are called in a low-rank update; empty for a vector.
-        limit: from so many chosen entries on it is tuned as a whole ...
-        cost: ... by so many parameters.
+        limit: with as many chosen entries, or more, it is tuned as a whole.
+        cost: parameters that this takes.
     """
 
     leaf: str
@@ -115,9 +115,9 @@ def all_groups(
     """Every matrix and vector that is judged.
 
     Args:
-        size: parameters of structured tuning of ``rank``, for so many columns and rows.
-        alpha, beta: the share of a matrix's ``size``, of a vector's length, from which on it is
-            tuned as a whole, is one of so many.
+        size: parameters of structured tuning, from ``rank``, columns and rows.
+        alpha, beta: a matrix is tuned as a whole from 1 / alpha of its ``size`` on, a vector from
+            1 / beta of its length on.
     """
     for name, leaf in leaves(backbone).items():
         for parameter in PARAMETERS:
@@ -171,7 +171,7 @@ SIZES = {
     "lora": lambda rank, inputs, outputs: rank * (inputs + outputs),
     "adapter": lambda rank, inputs, outputs: 2 * rank * outputs + rank + outputs,
 }
-"""Parameters of each form, for one matrix with so many input and output features."""
+"""Parameters of each form for one matrix, from its rank, input and output features."""
 
 
 class SeriesAdapters(nn.Module):
@@ -214,7 +214,7 @@ def structured_module(
     drop_path: float,
     reads_input: bool,
 ) -> nn.Module:
-    """What is placed on ``leaf``: a low-rank update beside it (``lora``) or adapters behind it.
+    """What is placed on ``leaf``: a low-rank update beside it (``lora``) or adapters after it.
 
     Args:
         reads_input: an adapter reads the input of ``leaf``, not its output.
@@ -266,7 +266,7 @@ class SPT(Method):
     )
 
     form: str = option(
-        "lora", "of structured tuning; adapter: behind the linear", choices=("lora", "adapter")
+        "lora", "of structured tuning; adapter: after the linear", choices=("lora", "adapter")
     )
     budget: int = option(400_000, "parameters in all, class token included (ours)", minimum=1)
     rank: int = option(8, "r of structured tuning (authors: 8)", minimum=1)

@@ -1,4 +1,4 @@
-"""SSF: scale and shift the features behind every operation."""
+"""SSF: scale and shift the features after every operation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ScaleShift(MergeableModule):
 
     Args:
         channels: channels of y.
-        channel_last: y is ``(..., C)``; otherwise ``(B, C, H, W)``, behind a convolution.
+        channel_last: y is ``(..., C)``; otherwise ``(B, C, H, W)``, after a convolution.
     """
 
     def __init__(self, channels: int, channel_last: bool, std: float) -> None:
@@ -50,7 +50,7 @@ class ScaleShift(MergeableModule):
 @register
 @dataclass
 class SSF(Method):
-    """y <- gamma * y + beta behind every linear, norm and convolution of embedding and blocks.
+    """y <- gamma * y + beta after every linear, norm and convolution of embedding and blocks.
 
     The start is near the pretrained function, not at it: gamma ~ N(1, 0.02), beta ~ N(0, 0.02).
     """
@@ -61,14 +61,14 @@ class SSF(Method):
     source = "equation 4; sites as in the authors' code"
     category = Category.REPARAMETERISATION
     idea = (
-        "Behind every linear, norm and convolution of the frozen backbone, each channel is "
+        "After every linear, norm and convolution of the frozen backbone, each channel is "
         "multiplied by a learned number and another one is added. Both can be folded into the "
-        "layer in front of them."
+        "layer before them."
     )
     deviations = (
         "The authors' code draws scale and shift around 1 and 0, so training starts near the "
         "pretrained model, not at it; init_std=0 starts at it.",
-        "In a Swin patch merging has no pair: the authors' code writes one behind its norm and "
+        "In a Swin patch merging has no pair: the authors' code writes one after its norm and "
         "never makes it, because a list of names is compared with a name. merge_norms=true has it "
         "(Swin-B: 274,432 parameters, not 267,264).",
         "The published VTAB-1k row (0.21M) leaves the head out; the FGVC row (0.39M) counts it.",
@@ -86,7 +86,7 @@ class SSF(Method):
     )
 
     def place(self, backbone: Backbone) -> None:
-        """One pair behind every leaf."""
+        """One pair after every leaf."""
         for leaf in self._leaves(backbone):
             pair = ScaleShift(_channels(leaf), not isinstance(leaf, nn.Conv2d), self.init_std)
             backbone.place_on_leaf(leaf, pair)
@@ -106,7 +106,7 @@ class SSF(Method):
 
     @property
     def changes_embedding(self) -> bool:
-        """There is a pair behind the patch embedding."""
+        """There is a pair after the patch embedding."""
         return True
 
     @property

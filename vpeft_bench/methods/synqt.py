@@ -118,7 +118,7 @@ class WeightedRows(nn.Module):
 class QuerySide(SideNetwork):
     """Queries pass through the frozen blocks and read the image's tokens, which stay as they are.
 
-    Gradients pass through frozen weights, but only for the queries. The norm in front of the head
+    Gradients pass through frozen weights, but only for the queries. The norm before the head
     starts as a copy of the backbone's final norm.
 
     Args:
@@ -202,7 +202,7 @@ class SynQT(Method):
         "query and key parts, 331,968 parameters, never get a gradient; the default here is 4",
         "LayerScale and query/key norms, which the authors' backbone lacks, apply to the queries "
         "as to tokens",
-        "the norm in front of the head starts as a copy of the backbone's final norm, with the eps "
+        "the norm before the head starts as a copy of the backbone's final norm, with the eps "
         "of the authors' side network, 1e-5; head_norm_eps=null keeps the backbone's own eps",
         "the authors' backbone keeps drop-path 0.1 in training; here it is the backbone's own",
     )
@@ -231,7 +231,7 @@ class SynQT(Method):
     )
     head_norm_eps: float | None = option(
         1e-5,
-        "eps of the norm in front of the head (authors: 1e-5); null: the backbone's",
+        "eps of the norm before the head (authors: 1e-5); null: the backbone's",
         minimum=1e-12,
         neutral=None,
     )

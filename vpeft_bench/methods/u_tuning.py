@@ -30,7 +30,7 @@ class PrefixTuner(nn.Module):
             nn.init.xavier_uniform_(prefix)
 
     def forward(self, q: Tensor) -> Tensor:
-        """Queries ``(B, heads, N, d)``; the result is added in front of the output projection."""
+        """Queries ``(B, heads, N, d)``; the result is added before the output projection."""
         k, v = (
             prefix.unflatten(2, (q.shape[1], -1)).transpose(1, 2).to(q.dtype)  # (1, heads, p, d)
             for prefix in (self.keys, self.values)

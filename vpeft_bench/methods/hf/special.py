@@ -59,7 +59,7 @@ class HfAdaLoRA(HfMethod):
     """
 
     def config_options(self, pattern: Pattern) -> dict[str, Any]:
-        """With a length of training that is corrected in front of the first step."""
+        """With a length of training that is corrected before the first step."""
         options = super().config_options(pattern)
         return options | {"total_step": options["tinit"] + options["tfinal"] + 1}
 

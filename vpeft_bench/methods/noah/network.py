@@ -28,7 +28,7 @@ def live_parameters(width: int, widths: Widths) -> int:
 
 
 class Prompts(nn.Module):
-    """Blocks with prompts of their own see them behind all other tokens, the blocks after them too.
+    """Blocks with prompts of their own see them after all other tokens, and so do later blocks.
 
     Args:
         widths: prompts of each block. A block without keeps those that passed through the one
@@ -102,7 +102,7 @@ class SlicedAdapter(nn.Module):
                 nn.init.normal_(linear.bias, std=1e-6)
 
     def forward(self, m: Tensor) -> Tensor:
-        """What the MLP adds to the stream, behind drop-path."""
+        """What the MLP adds to the stream, after drop-path."""
         a = self.width
         if a == 0:
             return m
@@ -141,7 +141,7 @@ class Subnetwork:
                 block.place("mlp_added", adapter)
 
     def resize(self, widths: Widths) -> None:
-        """Use only so many of the prompts, ranks and hidden units of each block."""
+        """Use only the first prompts, ranks and hidden units of each block, as many as given."""
         prompts, ranks, bottlenecks = widths
         if self.prompts is not None:
             self.prompts.widths = prompts

@@ -71,7 +71,7 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class Search:
-    """Options of a search on a backbone of so many blocks of D ``channels``."""
+    """Options of a search, and the backbone: its number of ``blocks`` and their ``channels`` D."""
 
     options: SearchOptions
     channels: int
