@@ -11,7 +11,7 @@ import torch
 from tests.cost.measuring import request
 from tests.running import ON_CPU, run_here
 from vpeft_bench.config.sections import HardwareConfig
-from vpeft_bench.cost.device import find_place
+from vpeft_bench.cost.device import find_device
 from vpeft_bench.cost.measure import measured_card
 from vpeft_bench.records.cost_card import CardStatus
 from vpeft_bench.records.run_record import RunRecord, Status
@@ -70,9 +70,9 @@ def test_training_from_kept_features_is_the_same(tiny: tuple[str, ...], tmp_path
 
 
 def test_a_cost_card(tmp_path: Path) -> None:
-    place = find_place(HardwareConfig("gpu", "cuda"))
+    device = find_device(HardwareConfig("gpu", "cuda"))
     asked = replace(request("lora"), hardware=HardwareConfig("gpu", "cuda"))
-    card = measured_card(asked, place)
+    card = measured_card(asked, device)
     assert card.status is CardStatus.OK, card.error
     assert card.where.device is not None
     assert (card.where.device.kind, card.where.device.name) == (

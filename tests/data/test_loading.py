@@ -128,6 +128,8 @@ def test_normalization() -> None:
     assert imagenet.interpolation == "bicubic"
     expected = v2.functional.normalize(images / 255, IMAGENET_MEAN, IMAGENET_STD)
     assert torch.allclose(imagenet.normalize(images), expected, atol=1e-5)
+    none = preprocessing_for(DataConfig(normalization=Normalization.none), PRETRAINED, (28, 28))
+    assert torch.allclose(none.normalize(images), images / 255, atol=1e-6)
 
 
 @ALL

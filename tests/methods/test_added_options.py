@@ -16,11 +16,12 @@ from safetensors.torch import save_file
 from tiny_models import build
 
 import vpeft_bench
+from vpeft_bench import always_counted
 from vpeft_bench.attaching.delta import HEADER_KEY
 from vpeft_bench.backbones.load import traits_of
 from vpeft_bench.cli.overrides import check_overrides
 from vpeft_bench.config.identity import config_hash
-from vpeft_bench.config.schema import RunConfig, always_counted, from_plain, plain, typed
+from vpeft_bench.config.schema import RunConfig, from_plain, plain, typed
 from vpeft_bench.config.sections import BackboneConfig, HeadConfig, InputConfig
 from vpeft_bench.cost.request import request_of
 from vpeft_bench.errors import DeltaMismatchError

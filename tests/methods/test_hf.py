@@ -30,7 +30,7 @@ from vpeft_bench.errors import (
     UnsupportedBackboneError,
 )
 from vpeft_bench.methods.base import default_options
-from vpeft_bench.methods.hf.bridge import bridge as hf
+from vpeft_bench.methods.hf import bridge as hf
 from vpeft_bench.methods.hf.types import NOT_OFFERED, OFFERED, Start
 from vpeft_bench.methods.registry import build_method, list_methods, method_class
 

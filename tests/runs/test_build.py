@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tests import running
 from vpeft_bench.cli.overrides import check_overrides
 from vpeft_bench.config.schema import RunConfig, typed
-from vpeft_bench.config.sections import Schedule
+from vpeft_bench.config.sections import Optimizer, Schedule, TrainConfig
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.errors import VpeftBenchError
 from vpeft_bench.methods.registry import build_method, list_methods
@@ -27,7 +27,7 @@ from vpeft_bench.runs.build import (
 )
 from vpeft_bench.tasks.base import Model, Task
 from vpeft_bench.tasks.names import kind_of
-from vpeft_bench.tasks.optim import Trained, adamw, schedule
+from vpeft_bench.tasks.optim import Trained, build_optimizer, schedule
 
 SMALL = ("head.channels=16", "head.hidden=32", "train.batch_size=2", "hardware.workers=0")
 
@@ -169,7 +169,9 @@ def rates(chosen: Schedule, epochs: int = 10, **changes: object) -> list[float]:
     for name, value in changes.items():
         setattr(train, name, value)
     parameter = torch.nn.Parameter(torch.zeros(2, 2))
-    optimizer = adamw([Trained(parameter), Trained(torch.nn.Parameter(torch.zeros(1)), 0.1)], train)
+    optimizer = build_optimizer(
+        [Trained(parameter), Trained(torch.nn.Parameter(torch.zeros(1)), 0.1)], train
+    )
     scheduler = schedule(optimizer, train, steps_per_epoch=4)
     found = []
     for _ in range(4 * epochs):
@@ -178,6 +180,24 @@ def rates(chosen: Schedule, epochs: int = 10, **changes: object) -> list[float]:
         optimizer.step()
         scheduler.step()
     return found
+
+
+def test_the_rate_grows_with_the_batch_where_it_is_for_another_one() -> None:
+    found = rates(Schedule.cosine, batch_size=64, lr_batch_size=256, warmup_epochs=0.0)
+    assert max(found) == pytest.approx(64 / 256)
+    assert found[-1] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_sgd_is_what_it_is_said_to_be() -> None:
+    """One step with momentum and decay that is not decoupled, in numbers."""
+    train = TrainConfig(optimizer=Optimizer.sgd, lr=0.5, weight_decay=0.1)
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = build_optimizer([Trained(parameter)], train)
+    parameter.grad = torch.full((2, 2), 0.3)
+    optimizer.step()  # buffer: 0.3 + 0.1 * 1
+    torch.testing.assert_close(parameter.detach(), torch.full((2, 2), 1 - 0.5 * 0.4))
+    optimizer.step()  # buffer: 0.9 * 0.4 + 0.3 + 0.1 * 0.8
+    torch.testing.assert_close(parameter.detach(), torch.full((2, 2), 0.8 - 0.5 * 0.74))
 
 
 def test_schedules() -> None:
@@ -241,7 +261,7 @@ def test_every_method_trains_under_a_dense_head(
     )
     trained = {entry.parameter for entry in task.training_plan.parameters}  # type: ignore[union-attr]
     before = {p: p.detach().clone() for p in task.model.parameters()}
-    optimizer = adamw(task.training_plan.parameters, config.train)  # type: ignore[union-attr]
+    optimizer = build_optimizer(task.training_plan.parameters, config.train)  # type: ignore[union-attr]
     task.train()
     for _ in range(2):
         optimizer.zero_grad()

@@ -106,6 +106,21 @@ def test_classification(
     assert_resumed_like_unbroken(tmp_path, monkeypatch, options)
 
 
+def test_mixed_pictures_and_sgd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_data: Path
+) -> None:
+    options = (
+        "data=imagelist",
+        f"data.root={tiny_data}",
+        "task.mixup=0.5",
+        "task.cutmix=1",
+        "train.optimizer=sgd",
+        "train.batch_size=40",
+        "method=bitfit",
+    )
+    assert_resumed_like_unbroken(tmp_path, monkeypatch, options)
+
+
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_detection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boxes_on_grey: Path, workers: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from vpeft_bench.config.recipes import UNTUNED, how_chosen
 from vpeft_bench.formats import option_text
 from vpeft_bench.metrics.names import beside, shown, title
 from vpeft_bench.records.run_record import Metrics, RunRecord, leaderboard_command
@@ -50,6 +51,11 @@ def run_table(record: RunRecord) -> Table:
         "method": asked["method"]["name"] + (f" ({options})" if options else ""),
         "seed": str(asked["seed"]),
     }
+    if (chosen := how_chosen(asked)) == UNTUNED:
+        backbone = asked["backbone"]["name"]
+        chosen = f"untuned: no rate of {asked['method']['name']} on {backbone} is known here"
+    if chosen:
+        rows["settings"] = chosen
     headline = title(happened.last_epoch.headline)
     rows[f"{headline}, last epoch"] = _reached(happened.last_epoch)
     if happened.selected_epoch is not None:

@@ -176,6 +176,15 @@ class ProtocolConfig:
     name: Protocol = Protocol.final
 
 
+class Optimizer(Enum):
+    """What turns gradients into steps."""
+
+    adamw = "adamw"
+    """AdamW (arXiv 1711.05101)."""
+    sgd = "sgd"
+    """Stochastic gradient descent with ``momentum``; weight decay is not decoupled."""
+
+
 class Schedule(Enum):
     """The learning rate after the warm-up."""
 
@@ -189,15 +198,22 @@ class Schedule(Enum):
 
 @dataclass
 class TrainConfig:
-    """The optimisation: AdamW, linear warm-up, then a schedule, stepped every batch.
+    """The optimisation: linear warm-up, then a schedule, stepped every batch.
 
     Attributes:
         epochs: passes over the training split.
         batch_size: images per step.
+        optimizer: see :class:`Optimizer`.
+        momentum: of ``optimizer=sgd``.
         lr: peak learning rate; by default looked up in ``learning_rates``.
+        lr_batch_size: the batch size that ``lr`` is for: the rate in use is
+            ``lr * batch_size / lr_batch_size`` (often 256); null: ``lr`` as it is.
         learning_rates: peak learning rate by method, for this backbone.
-        weight_decay: decoupled, on every trained tensor with two or more dimensions unless
-            ``decay_all``.
+        weight_decay: on every trained tensor with two or more dimensions unless ``decay_all``; by
+            default looked up in ``weight_decays``.
+        weight_decays: weight decay by method, for this backbone.
+        recipe: how ``learning_rates`` and ``weight_decays`` were chosen for the methods that they
+            name; empty: they are general ones.
         decay_all: also decay biases, norms and scales, as V-PETL Bench does.
         warmup_epochs: length of the warm-up from ``warmup_lr``; need not be whole.
         warmup_lr: learning rate of the first step.
@@ -213,9 +229,14 @@ class TrainConfig:
 
     epochs: int = setting(100, minimum=1)
     batch_size: int = setting(64, minimum=1)
+    optimizer: Optimizer = Optimizer.adamw
+    momentum: float = setting(0.9, minimum=0, maximum=0.9999)
     lr: float = setting(1e-3, minimum=1e-12)
+    lr_batch_size: int | None = setting(None, minimum=1)
     learning_rates: dict[str, float] = setting(dict, identity=False)
     weight_decay: float = setting(1e-4, minimum=0)
+    weight_decays: dict[str, float] = setting(dict, identity=False)
+    recipe: str = setting("", identity=False)
     decay_all: bool = False
     warmup_epochs: float = setting(10.0, minimum=0)
     warmup_lr: float = setting(1e-6, minimum=0)
@@ -226,6 +247,11 @@ class TrainConfig:
     milestones: list[int] = field(default_factory=list)
     layer_decay: float = setting(1.0, minimum=0.001, maximum=1)
     head_lr_factor: float = setting(1.0, minimum=1e-12)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after the warm-up: ``lr``, in proportion to the batch where asked."""
+        return self.lr * (self.batch_size / self.lr_batch_size if self.lr_batch_size else 1.0)
 
 
 class Precision(Enum):

@@ -13,7 +13,7 @@ from vpeft_bench.config.sections import HardwareConfig, Precision, TrainConfig
 from vpeft_bench.methods.data_pass import BatchData
 from vpeft_bench.records.cost_card import Timing
 from vpeft_bench.runs.build import autocast, trained_parameters
-from vpeft_bench.tasks.optim import adamw
+from vpeft_bench.tasks.optim import build_optimizer
 
 TRAIN = TrainConfig(lr=1e-6)
 """The harness's optimizer, at a rate that keeps all weights finite on meaningless pictures."""
@@ -77,7 +77,7 @@ class TrainingStep:
         self.steps = steps
         self.number = 0
         trained = trained_parameters(attached, attached.model, TRAIN)
-        self.optimizer = adamw(trained, TRAIN, fused=hardware.fused_optimizer)
+        self.optimizer = build_optimizer(trained, TRAIN, fused=hardware.fused_optimizer)
         scaled = hardware.precision is Precision.fp16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
 

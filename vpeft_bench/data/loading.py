@@ -101,12 +101,16 @@ def preprocessing_for(
             where it reads any size.
         sides: what bounds the input there, see :class:`Preprocessing`.
     """
-    imagenet = data_config.normalization is Normalization.imagenet
+    mean, std = {
+        Normalization.weights: (tuple(pretrained_cfg["mean"]), tuple(pretrained_cfg["std"])),
+        Normalization.imagenet: (IMAGENET_MEAN, IMAGENET_STD),
+        Normalization.none: ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    }[data_config.normalization]
     return Preprocessing(
         image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
         interpolation=pretrained_cfg["interpolation"],
-        mean=IMAGENET_MEAN if imagenet else tuple(pretrained_cfg["mean"]),
-        std=IMAGENET_STD if imagenet else tuple(pretrained_cfg["std"]),
+        mean=mean,
+        std=std,
         resize=data_config.resize,
         augmentation=data_config.augmentation,
         sides=sides if image_size is None else None,

@@ -42,6 +42,8 @@ class Normalization(Enum):
     """The pretrained weights' own, from their timm configuration."""
     imagenet = "imagenet"
     """ImageNet's, as in most published VTAB-1k tables, whatever the weights were trained with."""
+    none = "none"
+    """None: numbers from 0 to 1, as some published VTAB-1k code has it."""
 
 
 class Resize(Enum):

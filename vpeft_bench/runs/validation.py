@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from vpeft_bench.config import variants
 from vpeft_bench.config.schema import RunConfig, trained_split
-from vpeft_bench.config.sections import Precision, Schedule
+from vpeft_bench.config.sections import Optimizer, Precision, Schedule, TrainConfig
 from vpeft_bench.data.readers import READERS
 from vpeft_bench.data.schema import RENDERED
 from vpeft_bench.errors import (
@@ -192,12 +192,16 @@ def _values(config: RunConfig) -> Iterator[Problem]:
             f"train.schedule=step needs epochs between 0 and train.epochs={epochs}",
             f"train.milestones=[{max(1, epochs * 3 // 4)}]",
         )
-    if config.train.min_lr > config.train.lr:
+    if config.train.min_lr > (peak := config.train.peak_lr):
         yield Problem(
             f"train.min_lr={config.train.min_lr:g}",
-            f"is larger than the peak, train.lr={config.train.lr:g}",
+            f"is larger than the peak rate, {peak:g}",
             "lower train.min_lr",
         )
+    momentum = config.train.momentum
+    if config.train.optimizer is not Optimizer.sgd and momentum != TrainConfig.momentum:
+        what = f"has no effect: train.optimizer={config.train.optimizer.value} has none"
+        yield Problem(f"train.momentum={momentum:g}", what, "leave it out; train.optimizer=sgd")
     if (
         config.hardware.precision is Precision.fp16
         and config.hardware.fused_optimizer

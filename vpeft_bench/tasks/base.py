@@ -14,7 +14,7 @@ from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.backbones.load import LoadedBackbone
 from vpeft_bench.config.sections import TrainConfig
 from vpeft_bench.data.loading import Preprocessing
-from vpeft_bench.tasks.optim import Trained, adamw, schedule
+from vpeft_bench.tasks.optim import Trained, build_optimizer, schedule
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Training:
 
     Attributes:
         config: the optimisation.
-        parameters: what the optimizer trains, with the rate of each relative to ``config.lr``.
+        parameters: what the optimizer trains, with the rate of each relative to the peak.
         steps_per_epoch: batches per epoch, for the schedule.
         penalty: gives a further term of the training loss, or None.
         fused_optimizer: update all parameters in one kernel.
@@ -169,10 +169,10 @@ class Task(pl.LightningModule):
         self._start_evaluation()
 
     def configure_optimizers(self) -> Any:
-        """AdamW on the trained parameters; warm-up and schedule per step."""
+        """The optimizer of the trained parameters; warm-up and schedule per step."""
         assert self.training_plan is not None
         plan = self.training_plan
-        optimizer = adamw(plan.parameters, plan.config, fused=plan.fused_optimizer)
+        optimizer = build_optimizer(plan.parameters, plan.config, fused=plan.fused_optimizer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {

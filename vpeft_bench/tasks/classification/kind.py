@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.errors import Problem
+from vpeft_bench.fields import setting
 from vpeft_bench.heads.names import HEADS, of_task
 from vpeft_bench.metrics.names import Metric
 from vpeft_bench.registry import found
@@ -23,10 +25,26 @@ if TYPE_CHECKING:
     from vpeft_bench.tasks.writers import PredictionWriter
 
 
+@dataclass
+class ClassificationOptions:
+    """What may follow ``task.``.
+
+    Attributes:
+        mixup: alpha of Mixup (arXiv 1710.09412): pairs of pictures and of their classes are mixed;
+            0: off.
+        cutmix: alpha of CutMix (arXiv 1905.04899): a part of one picture is pasted into the other;
+            0: off. With both, each batch draws one of them.
+    """
+
+    mixup: float = setting(0.0, minimum=0, maximum=100)
+    cutmix: float = setting(0.0, minimum=0, maximum=100)
+
+
 class ClassificationKind(LabelledKind):
     """The backbone's own classifier, trained by cross entropy."""
 
     name = "classification"
+    options = ClassificationOptions
     classifies = True
     metrics = {
         "top1": Metric("top-1"),
@@ -41,6 +59,11 @@ class ClassificationKind(LabelledKind):
         if config.head is not None and config.head.name not in heads:
             fix = f"leave head= out for the backbone's own classifier, or head={heads[0]}"
             yield Problem(f"head={config.head.name}", f"is no head for {self.name}", fix)
+
+    def not_kept(self, config: RunConfig) -> str | None:
+        """Mixed pictures are others in every step."""
+        mixed = [name for name in ("mixup", "cutmix") if config.task.get(name)]
+        return f"task.{mixed[0]}={config.task[mixed[0]]:g} mixes pictures" if mixed else None
 
     def batch_norms(self, config: RunConfig) -> Iterator[tuple[str, str]]:
         """The norm before the classifier."""
@@ -73,8 +96,14 @@ class ClassificationKind(LabelledKind):
         """Cross entropy and accuracy."""
         from vpeft_bench.tasks.classification.module import Classification
 
-        normalize = model.preprocessing.normalize
-        return Classification(network, dataset.num_classes, normalize, training)
+        return Classification(
+            network,
+            dataset.num_classes,
+            model.preprocessing.normalize,
+            training,
+            mixup=config.task["mixup"],
+            cutmix=config.task["cutmix"],
+        )
 
     def drawn(
         self, task: Any, dataset: Dataset, split: str, batches: Any, pictures: int

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
+import torch
+from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -19,6 +22,7 @@ class Classification(LabelledTask):
         num_classes: C.
         normalize: uint8 images to what the model reads, on the device.
         training: how it is trained.
+        mixup, cutmix: their alphas in training; 0: off.
     """
 
     def __init__(
@@ -27,17 +31,48 @@ class Classification(LabelledTask):
         num_classes: int,
         normalize: Callable[[Tensor], Tensor],
         training: Training | None = None,
+        *,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
     ) -> None:
         super().__init__(model, normalize, training)
         smoothing = training.config.label_smoothing if training else 0.0
         self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=smoothing)
         self.pairs = MulticlassConfusionMatrix(num_classes)
+        self.mix: Mixup | None = None
+        if mixup or cutmix:  # the loss smooths labels: mixed ones as well
+            self.mix = Mixup(mixup, cutmix, label_smoothing=0.0, num_classes=num_classes)
 
     def loss(self, batch: LabelledBatch) -> Tensor:
-        """Cross entropy."""
+        """Cross entropy; of mixed pictures, with the classes of both in proportion."""
         inputs, labels = batch
-        loss: Tensor = self.cross_entropy(self(inputs), labels)
-        return loss
+        if self.mix is None:
+            loss: Tensor = self.cross_entropy(self(inputs), labels)
+            return loss
+        assert isinstance(inputs, Tensor), "mixed pictures have no kept features"
+        images, shares = self._mixed(self.normalize(inputs), labels)
+        mixed_loss: Tensor = self.cross_entropy(self.model(images), shares)
+        return mixed_loss
+
+    def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures ``(B, 3, H, W)`` mixed in pairs, and the shares of the classes ``(B, C)``.
+
+        Of an odd batch the last picture stays as it is. timm draws from numpy's global generator:
+        it is seeded from torch's, which is a function of (seed, step).
+        """
+        assert self.mix is not None
+        even = len(labels) // 2 * 2
+        shares = nn.functional.one_hot(labels, self.mix.num_classes).to(images.dtype)
+        if not even:
+            return images, shares
+        before = np.random.get_state()  # noqa: NPY002
+        np.random.seed(int(torch.randint(2**31, ())))  # noqa: NPY002
+        try:
+            mixed, mixed_shares = self.mix(images[:even].clone(), labels[:even])
+        finally:
+            np.random.set_state(before)  # noqa: NPY002
+        rest = images[even:], shares[even:]
+        return torch.cat([mixed, rest[0]]), torch.cat([mixed_shares.to(shares.dtype), rest[1]])
 
     def score(self, batch: LabelledBatch) -> None:
         """Count pairs of true and predicted class; logits ``(B, C)`` are the prediction."""
