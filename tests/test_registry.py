@@ -83,7 +83,7 @@ def test_a_metric_is_computed_recorded_and_shown(tmp_path: Path) -> None:
     assert outcome.record is not None
     assert outcome.record.happened.last_epoch is not None
     values = outcome.record.happened.last_epoch.values
-    assert list(values) == ["top1", "mean_per_class_accuracy", "share"]
+    assert list(values)[-1] == "share"
     assert 5 < (values["share"] or 0) < 15
 
 

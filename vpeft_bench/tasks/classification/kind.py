@@ -49,6 +49,9 @@ class ClassificationKind(LabelledKind):
     metrics = {
         "top1": Metric("top-1"),
         "mean_per_class_accuracy": Metric("mean per class", beside=("top1",)),
+        "ece": Metric("ECE", higher_is_better=False),
+        "nll": Metric("NLL", unit="nats", maximum=None, higher_is_better=False),
+        "brier": Metric("Brier", unit="", maximum=2.0, higher_is_better=False),
     }
 
     def problems(self, config: RunConfig) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""Image classification: cross entropy, top-1 and mean per-class accuracy."""
+"""Image classification: cross entropy; accuracy, and how far its probabilities can be believed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from vpeft_bench.metrics.calibration import Calibration
 from vpeft_bench.metrics.names import METRICS
 from vpeft_bench.tasks.base import LabelledBatch, LabelledTask, Training
 
@@ -39,6 +40,7 @@ class Classification(LabelledTask):
         smoothing = training.config.label_smoothing if training else 0.0
         self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=smoothing)
         self.pairs = MulticlassConfusionMatrix(num_classes)
+        self.calibration = Calibration()
         self.mix: Mixup | None = None
         if mixup or cutmix:  # the loss smooths labels: mixed ones as well
             self.mix = Mixup(mixup, cutmix, label_smoothing=0.0, num_classes=num_classes)
@@ -81,19 +83,22 @@ class Classification(LabelledTask):
         self.note_outputs(logits)
         self.on_prediction(logits)
         self.pairs.update(logits, labels)
+        self.calibration.add(logits, labels)
 
     def forget(self) -> None:
         """Start counting anew."""
         self.pairs.reset()
+        self.calibration.forget()
 
     def metrics(self) -> dict[str, float | None]:
-        """``top1``, the mean accuracy over the classes that occur, and what plug-ins add."""
+        """``top1``, the mean over the classes that occur, calibration, and what plug-ins add."""
         pairs = self.confusion()
         right, images = pairs.diagonal().double(), pairs.sum(dim=1).double()
         occurring = images > 0
         return {
             "top1": 100.0 * float(right.sum() / images.sum()),
             "mean_per_class_accuracy": 100.0 * float((right / images)[occurring].mean()),
+            **self.calibration.values(),
             **{name: of_pairs(pairs) for name, of_pairs in _added()},
         }
 
