@@ -85,6 +85,7 @@ def test_one_method_one_data_set() -> None:
     assert (report.family.friedman, report.family.nemenyi, report.family.holm) == (None,) * 3
     assert report.summaries[0].mean.value == 70
     assert report.summaries[0].average_rank is None
+    assert report.family.tiers == ()
     (two,) = analyse(long({"a": [70.0], "b": [60.0], "c": [50.0]}))
     assert two.family.friedman is None
     assert two.family.holm is None

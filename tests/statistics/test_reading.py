@@ -86,6 +86,8 @@ def test_no_seed_column_is_one_run_per_cell(write: Write) -> None:
         (TINY.replace("method", "model"), ["column method", "--method-column model"]),
         (TINY.replace("data", "dataset"), ["column data", "--data-column dataset"]),
         (TINY.replace("value", "top1"), ["column value", "--value-column top1", "made long"]),
+        ("method,cifar,dtd\na,90,80\n", ["--data-column NAME", "made long"]),
+        (TINY.replace("value", "vaule"), ["--value-column vaule"]),
         ("method,data,data,value\na,d,d,1\n", ["2 columns called data"]),
         (TINY + "c,d0,0\n", ["line 6", "has 3 fields", "has 4"]),
         (TINY + "c,d,0,0,90\n", ["line 6", "has 5 fields"]),
@@ -211,12 +213,18 @@ def test_fractions_among_percentages() -> None:
     by_data = frame["value"].where(frame["data"] != "d03", frame["value"] / 100)
     assert "data d03" in refused(frame.assign(value=by_data))
     assert analyse(frame.assign(value=by_data), unlike_scales=True)
-    # All fractions are no mistake; one collapsed run is none, and is pointed at.
+    one = frame.copy()
+    one.loc[3, "value"] /= 100
+    assert "row 3: 0." in refused(one)
+    # All fractions are no mistake, nor are losses around 1.
+    losses = drawn(methods=3, datasets=6, seeds=1).assign(value=lambda f: f["value"] / 60)
+    assert analyse(losses, lower_is_better=True)
+    # One collapsed run is none either, and is pointed at.
     assert analyse(frame.assign(value=frame["value"] / 100))[0].table.top == 1
     collapsed = frame.copy()
-    collapsed.loc[3, "value"] = 1.0
+    collapsed.loc[3, "value"] = 0.1
     (report,) = analyse(collapsed)
-    assert any("row 3" in note and "collapsed" in note for note in report.table.notes)
+    assert any("row 3: at or below 1" in note for note in report.table.notes)
 
 
 def test_names_that_differ_in_case_are_pointed_at() -> None:

@@ -94,7 +94,14 @@ def test_numbers_are_whole_in_a_narrow_terminal(
         ),
         (
             drawn(methods=3, seeds=1)[1:],
-            ["m0 has 11 of 12 data sets (lacks d00): no mean, no rank", "11"],
+            ["m0: 11 of 12 data sets (without d00), so no mean and no rank", "n=11"],
+        ),
+        (
+            pd.concat([drawn(methods=4, seeds=1), long({"m0": [50.0]}).assign(seed=0)]),
+            [
+                "m1, m2, m3: 12 of 13 data sets (without d0)",
+                "most methods lack d0: leave it out to rank the others",
+            ],
         ),
     ],
 )
@@ -104,6 +111,15 @@ def test_what_is_too_little_is_said(
     printed = " ".join(shown(capsys, saved(frame, tmp_path)).split())
     assert [part for part in parts if part not in printed] == [], printed
     assert "nan" not in printed
+
+
+def test_methods_without_any_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = long({"a": [float("nan")] * 6, "b": [float("nan")] * 6, "c": [60.0] * 6})
+    out = tmp_path / "out"
+    printed = shown(capsys, saved(frame, tmp_path), "--out", str(out), "--figures", "cd")
+    assert "a, b: 0 of 6 data sets" in printed
+    assert "nan" not in printed
+    assert "a and b have no data set in common" in (out / "statements.md").read_text()
 
 
 def test_mixing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

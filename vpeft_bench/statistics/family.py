@@ -159,7 +159,7 @@ def _holm_of(pairs: Sequence[Pair]) -> Holm | None:
 
 def _tiers(pairs: Sequence[Pair], by_mean: Sequence[str]) -> list[Tier]:
     p_values = {pair.names: pair.bootstrap_p for pair in pairs}
-    left, tiers = list(by_mean), []
+    left, tiers = list(by_mean) if len(by_mean) > 1 else [], []
     while left:
         best, *others = left
         found = [p_values[frozenset((best, other))] for other in others]

@@ -13,7 +13,6 @@ import numpy as np
 from scipy.stats import rankdata, wilcoxon
 
 from vpeft_bench.statistics.bootstrap import FEWEST_DATASETS, Bootstrap, Interval
-from vpeft_bench.statistics.summary import probability
 from vpeft_bench.statistics.table import Table
 
 _DIGITS = 11
@@ -120,12 +119,6 @@ def _pair(
             _drawn(table, method, common, bootstrap, drawn) for method in (first, second)
         )
         over_seeds = bootstrap.interval(of_first - of_second)
-    improvement = np.mean(
-        [
-            probability(table.runs[first][d], table.runs[second][d], table.lower_is_better)
-            for d in common
-        ]
-    )
     return Pair(
         first=table.methods[first],
         second=table.methods[second],
@@ -142,7 +135,7 @@ def _pair(
         wins=int((better > 0).sum()),
         ties=int((better == 0).sum()),
         losses=int((better < 0).sum()),
-        improvement=float(improvement),
+        improvement=float(table.better[first, second, common].mean()),
         wilcoxon=signed_rank(differences),
         bootstrap_p=bootstrap_p,
     )

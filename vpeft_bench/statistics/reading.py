@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import math
 import re
@@ -202,7 +203,8 @@ def _missing(role: str, frame: pd.DataFrame, taken: set[str]) -> Problem:
     folded = {name.casefold(): name for name in names}
     found = next((folded[name] for name in (role, *_OTHER_NAMES[role]) if name in folded), None)
     parts = [name for name in names if any(n in name.casefold() for n in _OTHER_NAMES[role])]
-    found = found or next(iter(parts), None) or nearest(role, names)
+    mistyped = difflib.get_close_matches(role, names, n=1, cutoff=0.75)
+    found = found or next(iter([*parts, *mistyped]), None)
     fix = [f"name the column that is it: --{role}-column {found or 'NAME'}"]
     fix.append(f"there are: {', '.join(names)}")
     if role == "value":

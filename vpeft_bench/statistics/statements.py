@@ -8,6 +8,7 @@ from vpeft_bench.statistics.family import ALPHA
 from vpeft_bench.statistics.pairs import Pair
 from vpeft_bench.statistics.report import Report
 from vpeft_bench.statistics.summary import MethodSummary
+from vpeft_bench.statistics.table import Table
 from vpeft_bench.statistics.wording import (
     Numbers,
     counted,
@@ -53,7 +54,7 @@ def sections(report: Report) -> list[Section]:
             "apart by chance: what holds for all of them together is said above."
         )
         ordered = sorted(report.pairs, key=lambda pair: (pair.first, pair.second))
-        sentences = tuple(of_pair(pair, numbers) for pair in ordered)
+        sentences = tuple(of_pair(pair, report.table) for pair in ordered)
         found.append(Section("Each pair", sentences, about))
     return found
 
@@ -65,11 +66,12 @@ def kind_of_intervals(report: Report) -> str:
     return f"{bootstrap.confidence * 100:g} % percentile bootstrap, {how}"
 
 
-def of_pair(pair: Pair, numbers: Numbers) -> str:
+def of_pair(pair: Pair, table: Table) -> str:
     """What the table says of two methods; nothing in it depends on a third."""
-    on = f"{counted(pair.datasets, 'common data set')}, {_runs(pair, numbers)}"
     if pair.difference is None:
         return f"{pair.first} and {pair.second} have no data set in common: nothing can be said."
+    numbers = Numbers(table, pair.names)
+    on = f"{counted(pair.datasets, 'common data set')}, {_runs(pair, numbers)}"
     counts = f"better on {pair.wins}, equal on {pair.ties}, worse on {pair.losses}"
     difference = numbers.difference(pair.difference)
     facts = f"mean difference {difference}{numbers.unit}"

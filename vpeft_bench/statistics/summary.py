@@ -102,13 +102,6 @@ def summarise(table: Table, bootstrap: Bootstrap | None = None) -> tuple[MethodS
     return tuple(sorted(rows, key=place))
 
 
-def probability(first: np.ndarray, second: np.ndarray, lower_is_better: bool) -> float:
-    """Probability that a run of ``first`` is better than one of ``second``, ties half."""
-    difference = first[:, None] - second[None, :]
-    wins = (difference < 0) if lower_is_better else (difference > 0)
-    return float(np.mean(wins + 0.5 * (difference == 0)))
-
-
 def _strata(table: Table) -> list[np.ndarray]:
     """The data sets of each group, as indices; none where there is one group or less."""
     groups = np.array(table.groups)
@@ -151,7 +144,8 @@ class _Compared:
         ranks = rankdata(-gains, axis=0)
         self._ranks = ranks.mean(axis=1)
         self._borda = count * datasets - ranks.sum(axis=1)
-        self._improvement = _improvement(table)
+        better = table.better[np.ix_(table.complete, table.complete)]
+        self._improvement = np.nanmean(better, axis=(1, 2))  # NaN is the method itself
         self._improvability = _improvability(table)
         self._places: list[Interval] | None = None
         if datasets >= FEWEST_DATASETS:
@@ -172,22 +166,6 @@ class _Compared:
             improvement=float(self._improvement[row]),
             improvability=None if improvability is None else float(improvability[row]),
         )
-
-
-def _improvement(table: Table) -> np.ndarray:
-    """Mean over others and data sets of :func:`probability`, ``(complete methods,)``."""
-    chosen = table.complete
-    total = np.zeros((chosen.size, chosen.size))
-    for data in range(len(table.datasets)):
-        for row, first in enumerate(chosen):
-            for column in range(row):
-                second = chosen[column]
-                share = probability(
-                    table.runs[first][data], table.runs[second][data], table.lower_is_better
-                )
-                total[row, column] += share
-                total[column, row] += 1 - share
-    return np.asarray(total.sum(axis=1) / (chosen.size - 1) / len(table.datasets))
 
 
 def _improvability(table: Table) -> np.ndarray | None:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,8 @@ _DIGITS = 12
 """Significant digits of a cell: what differs by less is equal, and differs by rounding alone."""
 _SHOWN = 3
 _FAR_BELOW = 20.0
+_ALIKE = 0.1
+_ONE_SCALE = "write all as percentages or all as fractions; if it is meant: --unlike-scales"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,22 @@ class Table:
         return -self.cells if self.lower_is_better else self.cells
 
     @cached_property
+    def better(self) -> np.ndarray:
+        """Probability that a run of one method is better than a run of another, ties half.
+
+        ``(methods, methods, data sets)``; NaN where one of the cells is missing.
+        """
+        count = len(self.methods)
+        found = np.full((count, count, len(self.datasets)), np.nan)
+        for data in range(len(self.datasets)):
+            there = np.flatnonzero(~np.isnan(self.cells[:, data]))
+            for first, second in combinations(there, 2):
+                share = _share(self.runs[first][data], self.runs[second][data])
+                share = 1 - share if self.lower_is_better else share
+                found[first, second, data], found[second, first, data] = share, 1 - share
+        return found
+
+    @cached_property
     def complete(self) -> np.ndarray:
         """The methods that have every data set, as indices."""
         return np.flatnonzero(~np.isnan(self.cells).any(axis=1))
@@ -71,10 +90,7 @@ class Table:
     @cached_property
     def top(self) -> float | None:
         """The best possible value: 1 of fractions, 100 of percentages; None of anything else."""
-        values = np.concatenate([cell for row in self.runs for cell in row])
-        if values.min() < 0:
-            return None
-        return next((top for top in (1.0, 100.0) if values.max() <= top), None)
+        return scale(self.runs)[0]
 
     @property
     def group_names(self) -> tuple[str, ...]:
@@ -97,6 +113,19 @@ class Table:
     def seeds_of_all(self) -> str:
         """The runs of one cell, as ``3`` or ``2-3``, over the whole table."""
         return _span([cell.size for row in self.runs for cell in row if cell.size])
+
+
+def scale(runs: Sequence[Sequence[np.ndarray]]) -> tuple[float | None, float]:
+    """The best possible value of some runs, as :attr:`Table.top`; and how large they get."""
+    values = np.concatenate([cell for row in runs for cell in row])
+    top = next((top for top in (1.0, 100.0) if values.min() >= 0 and values.max() <= top), None)
+    return top, float(np.abs(values).max())
+
+
+def _share(first: np.ndarray, second: np.ndarray) -> float:
+    """Share of pairs of runs in which that of ``first`` is larger, equal ones half."""
+    difference = first[:, None] - second[None, :]
+    return float(((difference > 0).mean() + (difference >= 0).mean()) / 2)
 
 
 def significant(values: np.ndarray) -> np.ndarray:
@@ -293,17 +322,22 @@ def _changing_groups(frame: pd.DataFrame, parts: Sequence[str]) -> Iterator[Prob
 
 
 def _unlike_scales(frame: pd.DataFrame) -> Iterator[Problem]:
-    """Methods or data sets with fractions only, in a table of percentages."""
+    """Methods, data sets or single values that are fractions, in a table of percentages."""
     for name in ("method", "data"):
         highest = frame.groupby(name)["value"].agg(lambda values: values.abs().max())
         small = highest.index[highest <= 1]
         rest = frame[~frame[name].isin(small)]["value"].abs()
-        if len(small) and rest.median() > 1:
+        if len(small) and rest.median() > 10 * highest[small].max():
             shown = ", ".join(small[:_SHOWN]) + (", ..." if len(small) > _SHOWN else "")
             what = f"has values up to {highest[small].max():g} only, other rows {rest.max():g}"
-            fix = "write all as percentages or all as fractions; if it is meant: --unlike-scales"
-            yield Problem(f"{name} {shown}", f"{what}: fractions among percentages?", fix)
+            yield Problem(f"{name} {shown}", f"{what}: fractions among percentages?", _ONE_SCALE)
             return
+    middle = frame.groupby("data")["value"].transform("median")
+    alike = (100 * frame["value"] - middle).abs() < _ALIKE * middle
+    if len(odd := frame[alike & (frame["value"] <= 1) & (middle > _FAR_BELOW)]):
+        what = f"{odd['value'].iloc[0]:g} on {odd['data'].iloc[0]}, where the median is "
+        what += f"{middle[odd.index[0]]:g}: a fraction among percentages?"
+        yield Problem(_lines(odd), what, _ONE_SCALE)
 
 
 def _notes(frame: pd.DataFrame, lost: Sequence[tuple[str, str]], named: bool) -> Iterator[str]:
@@ -324,8 +358,7 @@ def _notes(frame: pd.DataFrame, lost: Sequence[tuple[str, str]], named: bool) ->
     middle = frame.groupby("data")["value"].transform("median").abs()
     odd = frame[(frame["value"].abs() <= 1) & (middle > _FAR_BELOW)]
     if len(odd):
-        what = "collapsed, or a fraction among percentages?"
-        yield f"{_lines(odd)}: at or below 1 where others have {middle[odd.index].max():g}; {what}"
+        yield f"{_lines(odd)}: at or below 1 where the median is {middle[odd.index].max():g}"
 
 
 def _span(sizes: Sequence[int]) -> str:

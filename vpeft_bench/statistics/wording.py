@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 from vpeft_bench.formats import MISSING
 from vpeft_bench.statistics.bootstrap import FEWEST_DATASETS, Interval
 from vpeft_bench.statistics.family import ALPHA
 from vpeft_bench.statistics.pairs import Pair
 from vpeft_bench.statistics.report import Report
-from vpeft_bench.statistics.table import Table
+from vpeft_bench.statistics.table import Table, scale
 
 _SIGNIFICANT = 4
+_SHOWN = 3
 _DECIMALS = {1.0: 4, 100.0: 2}
 _LEAST_FOR_FIVE_PERCENT = 6
 """Data sets with which Wilcoxon's p can fall below .05: 2 / 2^6 = .031."""
 
 
 class Numbers:
-    """Values of one table as text, with as many decimals as their scale asks for."""
+    """Values of one table as text, with as many decimals as their scale asks for.
 
-    def __init__(self, table: Table) -> None:
-        largest = max(float(abs(cell).max()) for row in table.runs for cell in row if cell.size)
-        if table.top is not None:
-            self._decimals = _DECIMALS[table.top]
+    Args:
+        table: the table.
+        methods: those whose values count, where a statement is about some alone.
+    """
+
+    def __init__(self, table: Table, methods: Collection[str] | None = None) -> None:
+        rows = zip(table.methods, table.runs, strict=True)
+        chosen = [row for method, row in rows if methods is None or method in methods]
+        top, largest = scale(chosen)
+        if top is not None:
+            self._decimals = _DECIMALS[top]
         else:
             self._decimals = max(0, _SIGNIFICANT - 1 - math.floor(math.log10(largest or 1)))
-        self.unit = " points" if table.top == 100 else ""
+        self.unit = " points" if top == 100 else ""
         self.noun = noun(table)
 
     def value(self, value: float | None) -> str:
@@ -118,15 +128,32 @@ def remarks(report: Report) -> list[str]:
         found.insert(0, f"mixed on request (--mix): rows of unlike {unlike} are ranked together")
     if table.lower_is_better:
         found.append("lower is better; a negative difference is in favour of the first of two")
+    return [*found, *_missing(report), *_too_few(report)]
+
+
+def _missing(report: Report) -> list[str]:
+    """Who lacks what; methods that lack the same come together."""
+    lacking: dict[tuple[str, ...], list[str]] = {}
     for row in report.summaries:
         if row.missing:
-            lacks = ", ".join(row.missing[:3]) + (", ..." if len(row.missing) > 3 else "")
-            have = f"{row.datasets} of {len(table.datasets)} data sets"
-            found.append(
-                f"{row.method} has {have} (lacks {lacks}): no mean, no rank; "
-                "its pairs are on the data sets that both have"
-            )
-    return found + _too_few(report)
+            lacking.setdefault(row.missing, []).append(row.method)
+    found, whole = [], len(report.table.datasets)
+    for missing, methods in lacking.items():
+        have = f"{whole - len(missing)} of {whole} data sets (without {some(missing)})"
+        found.append(
+            f"{some(methods)}: {have}, so no mean and no rank; pairs are on what both have"
+        )
+    missed = Counter(name for row in report.summaries for name in row.missing)
+    rare = [name for name, count in missed.items() if 2 * count > len(report.summaries)]
+    if rare:
+        found.append(f"most methods lack {some(rare)}: leave it out to rank the others")
+    return found
+
+
+def some(names: Sequence[str]) -> str:
+    """A few names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def _too_few(report: Report) -> list[str]:
