@@ -8,18 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from rich.console import Console
 
 from tests.conftest import Cli
 from tests.cost.measuring import request
-from vpeft_bench.cli.cost import _kept, ask
+from vpeft_bench.cli.cost import Result, _kept, ask
 from vpeft_bench.cli.overrides import check_overrides
 from vpeft_bench.cli.purpose import Purpose
 from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.config.sections import CostConfig
+from vpeft_bench.cost.device import device_name
 from vpeft_bench.cost.request import from_plain, request_of
 from vpeft_bench.errors import ConfigError
 from vpeft_bench.records import cost_card as cards
 from vpeft_bench.records.cost_card import Memory
+from vpeft_bench.records.run_record import LOCK
 from vpeft_bench.runs import validation
 
 MIB = 2**20
@@ -191,8 +195,6 @@ def test_problems_of_a_measurement() -> None:
 
 
 def test_a_directory_that_cannot_be_written_to(tmp_path: Path) -> None:
-    from rich.console import Console
-
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cost\.results_dir=.*is a file, not a folder"):
         ask(config_of(results_dir=str(tmp_path / "file")), Console(quiet=True))
@@ -246,3 +248,14 @@ def test_which_cards_are_kept(tmp_path: Path) -> None:
     assert _kept(path, busy_will_do=True) is None
     path.write_text("{")
     assert _kept(path, busy_will_do=True) is None
+
+
+def test_two_processes_do_not_measure_one_card(tmp_path: Path) -> None:
+    config = config_of(results_dir=str(tmp_path))
+    path = request_of(config).card_path(device_name(config.hardware.accelerator))
+    path.parent.mkdir(parents=True)
+    with FileLock(path.with_name(LOCK)):
+        found = ask(config, Console(quiet=True))
+    assert (found.result, found.card) == (Result.BUSY, None)
+    assert found.reason == "another process is measuring this"
+    assert not path.exists()

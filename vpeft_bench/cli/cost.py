@@ -9,6 +9,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from vpeft_bench.cli.flags import config_dir_flag
@@ -17,7 +18,7 @@ from vpeft_bench.cli.launch import main as launch
 from vpeft_bench.cli.purpose import Purpose
 from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.cost.process import measure
-from vpeft_bench.cost.request import request_of
+from vpeft_bench.cost.request import Request, request_of
 from vpeft_bench.cost.tables import Row, card_table, sweep_table
 from vpeft_bench.errors import (
     ConfigError,
@@ -27,6 +28,7 @@ from vpeft_bench.errors import (
 )
 from vpeft_bench.records import cost_card as cards
 from vpeft_bench.records.cost_card import CardStatus, CostCard
+from vpeft_bench.records.run_record import LOCK
 from vpeft_bench.runs import validation
 from vpeft_bench.runs.sweep import Answer, Note
 
@@ -109,17 +111,27 @@ def ask(config: RunConfig, console: Console) -> MeasuredCard:
         raise ConfigError(found)
     request = request_of(config)
     path = request.card_path(_device_name(config.hardware.accelerator))
-    if not config.rerun and (kept := _kept(path, config.cost.allow_busy)):
-        return MeasuredCard(Result.KEPT, kept, path)
+    where = f"cost.results_dir={config.cost.results_dir}"
+    if (answered := _answered(config, path)) is not None:
+        return answered
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(LOCK), timeout=0):
+            return _answered(config, path) or _measured(request, path, console)
+    except Timeout:
+        return MeasuredCard(Result.BUSY, reason="another process is measuring this")
+    except OSError as error:
+        what = f"cannot be written to: {error}"
+        raise ConfigError([Problem(where, what)]) from error
+
+
+def _measured(request: Request, path: Path, console: Console) -> MeasuredCard:
     what = f"{request.method['name']} on {request.backbone.name}"
     console.print(f"measuring {what} in a process of its own")
     try:
         card = measure(request, path)
     except DeviceBusyError as error:
         return MeasuredCard(Result.BUSY, reason=str(error))
-    except OSError as error:
-        where = f"cost.results_dir={config.cost.results_dir}"
-        raise ConfigError([Problem(where, f"cannot be written to: {error}")]) from error
     result = Result.MEASURED if card.status is CardStatus.OK else Result(card.status.value)
     return MeasuredCard(result, card, path, card.error or "")
 
@@ -134,6 +146,11 @@ def _device_name(accelerator: str) -> str:
     from vpeft_bench.cost.device import device_name
 
     return device_name(accelerator)
+
+
+def _answered(config: RunConfig, path: Path) -> MeasuredCard | None:
+    card = None if config.rerun else _kept(path, config.cost.allow_busy)
+    return None if card is None else MeasuredCard(Result.KEPT, card, path)
 
 
 def _kept(path: Path, busy_will_do: bool) -> CostCard | None:
