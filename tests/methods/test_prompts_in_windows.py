@@ -167,9 +167,9 @@ def test_rows_of_different_length_are_told_apart_though_they_fill_as_many_rows()
             one.disable()
     carried = vpeft_bench.attachments(model)
     refused = [
-        (["vpt_deep 3", "vpt_deep 4"], "vpt_deep 3 3 in each block, vpt_deep 4 4 in each block"),
-        (["vpt_deep 3", "vpt_shallow 3"], "vpt_shallow 3 3 from the first block on"),
-        (["vpt_shallow 3", None], "the plain model none"),
+        (["vpt_deep 3", "vpt_deep 4"], "vpt_deep 3: 3 in each block, vpt_deep 4: 4 in each block"),
+        (["vpt_deep 3", "vpt_shallow 3"], "vpt_shallow 3: 3 from the first block on"),
+        (["vpt_shallow 3", None], "the plain model: none"),
     ]
     for names, said in refused:
         with pytest.raises(NotStackableError, match=said), carried.rows(names):

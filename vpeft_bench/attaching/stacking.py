@@ -303,7 +303,7 @@ def require_equal_prompts(prompts: Mapping[str, Mapping[int | None, int]]) -> No
     first, *others = prompts.values()
     if all(other == first for other in others):
         return
-    listed = ", ".join(f"{name} {_listed(further)}" for name, further in prompts.items())
+    listed = ", ".join(f"{name}: {_listed(further)}" for name, further in prompts.items())
     raise NotStackableError(
         f"rows of one batch must have as many prompts in the same blocks: {listed}"
     )

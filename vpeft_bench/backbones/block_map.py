@@ -407,8 +407,8 @@ class Backbone:
         Args:
             block: that they enter and leave; None where they enter the first and stay to the end.
         """
-        self.further_tokens[None if block is None else block.index] = count
         self.family.count_further_tokens(self, count, block)
+        self.further_tokens[None if block is None else block.index] = count
 
     def _count_further_tokens(self, further: Mapping[int | None, int], sign: int) -> None:
         for index, count in further.items():
