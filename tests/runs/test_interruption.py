@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -22,6 +23,7 @@ from vpeft_bench.records.run_record import Status, find
 from vpeft_bench.runs import feature_store, interruption, run
 from vpeft_bench.runs.interruption import Interrupted, interruptible
 from vpeft_bench.tasks.classification.module import Classification
+from vpeft_bench.terminal import Terminal
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 
@@ -192,3 +194,26 @@ def test_a_sweep_stops(tmp_path: Path, tiny_data: Path) -> None:
     content = json.loads(note.read_text())
     assert (content["result"], content["reason"]) == ("interrupted", "interrupted by SIGTERM")
     assert record_of(tmp_path)["status"] == "interrupted"
+
+
+class ClosedPipe(io.StringIO):
+    """An output that takes one line: its reader is ``head -1``."""
+
+    def write(self, text: str) -> int:
+        if "\n" in self.getvalue():
+            raise BrokenPipeError
+        return super().write(text)
+
+
+def test_a_run_whose_output_nobody_reads_any_more_is_interrupted(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    overrides = ("data=imagelist", f"data.root={tiny_data}", "method=linear", "train.epochs=2")
+    with pytest.raises(BrokenPipeError, match="what read the output has left"):
+        run_here(tmp_path, *overrides, console=Terminal(file=ClosedPipe(), width=120))
+    ((_, record),) = find([tmp_path]).records
+    assert record.status is Status.INTERRUPTED
+    assert record.error == "interrupted: what read the output has left"
+    resumed = run_here(tmp_path, *overrides).record
+    assert resumed is not None
+    assert resumed.status is Status.OK

@@ -125,6 +125,8 @@ def run(config: RunConfig, console: Console) -> Outcome:
     with interruption.interruptible():
         try:
             return _run(config, console)
+        except BrokenPipeError:  # of the terminal: the command line ends quietly
+            raise
         except OSError as error:  # the disk is full, a folder read-only, a limit reached
             raise VpeftBenchError(told(error)) from error
 
@@ -581,6 +583,8 @@ def _ending(caught: BaseException) -> tuple[Status, str]:
         return Status.INTERRUPTED, str(caught)
     if isinstance(caught, KeyboardInterrupt | SystemExit):  # of a handler that is not ours
         return Status.INTERRUPTED, f"interrupted: {_one_line(caught)}"
+    if isinstance(caught, BrokenPipeError):
+        return Status.INTERRUPTED, f"interrupted: {caught.strerror}"
     if isinstance(caught, torch.cuda.OutOfMemoryError):
         return Status.OOM, _one_line(caught)
     if isinstance(caught, DivergedError):
