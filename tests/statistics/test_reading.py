@@ -73,7 +73,7 @@ def test_forms_of_one_table(content: str, write: Write) -> None:
 
 def test_no_seed_column_is_one_run_per_cell(write: Write) -> None:
     (report,) = reports(write("method,data,value\na,d0,90\na,d1,80\nb,d0,85\nb,d1,82\n"))
-    assert report.table.seeds_of_all == "1"
+    assert report.table.per_cell_of_all == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +216,8 @@ def test_fractions_among_percentages() -> None:
     one = frame.copy()
     one.loc[3, "value"] /= 100
     assert "row 3: 0." in refused(one)
+    seeds = long({"a": [90.0, 0.91], "b": [80.0, 81.0]}).assign(data="d", seed=[0, 1, 0, 1])
+    assert "row 1: 0.91 on d, where others have 90" in refused(seeds)
     # All fractions are no mistake, nor are losses around 1.
     losses = drawn(methods=3, datasets=6, seeds=1).assign(value=lambda f: f["value"] / 60)
     assert analyse(losses, lower_is_better=True)

@@ -53,9 +53,9 @@ def summary_rows(report: Report) -> list[Row]:
             "method": row.method,
             "datasets": str(row.datasets),
             "datasets_of_table": str(len(report.table.datasets)),
-            "missing": " ".join(row.missing),
+            "missing": ", ".join(row.missing),
             "runs": str(row.runs),
-            "runs_per_cell": row.seeds,
+            **_span_columns("runs_per_cell", row.per_cell),
             **_mean_columns("mean_datasets", row.mean),
             **_mean_columns("mean_groups", row.group_mean),
             "tier": str(tiers.get(row.method, "")),
@@ -82,8 +82,8 @@ def pair_rows(report: Report) -> list[Row]:
             "common_datasets": str(pair.datasets),
             "runs_first": str(pair.runs[0]),
             "runs_second": str(pair.runs[1]),
-            "runs_per_cell_first": pair.seeds[0],
-            "runs_per_cell_second": pair.seeds[1],
+            **_span_columns("runs_per_cell_first", pair.per_cell[0]),
+            **_span_columns("runs_per_cell_second", pair.per_cell[1]),
             "mean_first": _number(pair.means and pair.means[0]),
             "mean_second": _number(pair.means and pair.means[1]),
             "difference": _number(pair.difference),
@@ -194,6 +194,10 @@ def _interval_columns(name: str, interval: Interval | None) -> Row:
         f"{name}_low": _number(None if interval is None else interval.low),
         f"{name}_high": _number(None if interval is None else interval.high),
     }
+
+
+def _span_columns(name: str, span: tuple[int, int]) -> Row:
+    return {f"{name}_min": str(span[0]), f"{name}_max": str(span[1])}
 
 
 def _number(value: float | None) -> str:

@@ -30,7 +30,7 @@ class Pair:
         second: the other.
         datasets: how many data sets both have.
         runs: runs of ``first`` and of ``second`` on these.
-        seeds: runs per cell of both, as ``3`` or ``2-3``.
+        per_cell: of both, fewest and most runs of one cell.
         means: of ``first`` and of ``second`` over these.
         difference: mean of ``first`` minus ``second``, in the unit of the values.
         over_datasets: its paired interval, if other data sets were drawn.
@@ -47,7 +47,7 @@ class Pair:
     second: str
     datasets: int
     runs: tuple[int, int]
-    seeds: tuple[str, str]
+    per_cell: tuple[tuple[int, int], tuple[int, int]]
     means: tuple[float, float] | None = None
     difference: float | None = None
     over_datasets: Interval | None = None
@@ -73,7 +73,7 @@ class Pair:
             second=self.first,
             datasets=self.datasets,
             runs=self.runs[::-1],
-            seeds=self.seeds[::-1],
+            per_cell=self.per_cell[::-1],
             means=None if self.means is None else self.means[::-1],
             difference=None if self.difference is None else -self.difference,
             over_datasets=_turned(self.over_datasets),
@@ -105,7 +105,7 @@ def _pair(
     common = np.flatnonzero(~np.isnan(table.cells[[first, second]]).any(axis=0))
     if not common.size:
         names = table.methods[first], table.methods[second]
-        return Pair(*names, datasets=0, runs=(0, 0), seeds=("0", "0"))
+        return Pair(*names, datasets=0, runs=(0, 0), per_cell=((0, 0), (0, 0)))
     better = _differences(table.gains[first, common], table.gains[second, common])
     if better.mean() < 0:
         first, second, better = second, first, -better
@@ -124,7 +124,7 @@ def _pair(
         second=table.methods[second],
         datasets=int(common.size),
         runs=(table.run_count(first, common), table.run_count(second, common)),
-        seeds=(table.seeds(first, common), table.seeds(second, common)),
+        per_cell=(table.per_cell(first, common), table.per_cell(second, common)),
         means=(
             float(table.cells[first, common].mean()),
             float(table.cells[second, common].mean()),

@@ -17,6 +17,7 @@ from vpeft_bench.statistics.wording import (
     places_text,
     remarks,
     rests_on,
+    span_text,
 )
 
 
@@ -132,7 +133,7 @@ def of_all(report: Report) -> list[str]:
 
 def _of_method(row: MethodSummary, report: Report, numbers: Numbers) -> str:
     plain, grouped = mean_names(report.table)
-    runs = f"{counted(row.runs, numbers.noun)}, {row.seeds} per cell"
+    runs = f"{counted(row.runs, numbers.noun)}, {span_text(*row.per_cell)} per cell"
     on = f"{counted(row.datasets, 'data set')}, {runs}"
     if row.missing:
         return f"{row.method}: no mean, it lacks {', '.join(row.missing)} ({on})."
@@ -154,7 +155,7 @@ def _of_method(row: MethodSummary, report: Report, numbers: Numbers) -> str:
 
 def _runs(pair: Pair, numbers: Numbers) -> str:
     total = counted(sum(pair.runs), numbers.noun)
-    each = " and ".join(dict.fromkeys(pair.seeds))
+    each = " and ".join(dict.fromkeys(span_text(*span) for span in pair.per_cell))
     return f"{total}, {each} per cell"
 
 

@@ -37,7 +37,7 @@ class MethodSummary:
         datasets: how many data sets it has.
         missing: those it lacks.
         runs: on all data sets together.
-        seeds: runs per cell, as ``3`` or ``2-3``.
+        per_cell: fewest and most runs of one cell.
         mean: plain mean over data sets.
         group_mean: mean over the groups' means; without value where there are no groups.
         of_groups: mean over the data sets of each group.
@@ -55,7 +55,7 @@ class MethodSummary:
     datasets: int
     missing: tuple[str, ...]
     runs: int
-    seeds: str
+    per_cell: tuple[int, int]
     mean: Mean
     group_mean: Mean
     of_groups: dict[str, float | None]
@@ -85,7 +85,7 @@ def summarise(table: Table, bootstrap: Bootstrap | None = None) -> tuple[MethodS
                 datasets=int(there.sum()),
                 missing=missing,
                 runs=table.run_count(index),
-                seeds=table.seeds(index),
+                per_cell=table.per_cell(index),
                 mean=_mean(table, index, [np.arange(len(table.datasets))], bootstrap),
                 group_mean=_mean(table, index, _strata(table), bootstrap),
                 of_groups=_of_groups(table, index),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -103,16 +103,17 @@ class Table:
         chosen = range(len(self.datasets)) if datasets is None else datasets
         return sum(self.runs[method][data].size for data in chosen)
 
-    def seeds(self, method: int, datasets: Sequence[int] | np.ndarray | None = None) -> str:
-        """The runs of one cell, as ``3`` or ``2-3``; of the cells that are there."""
+    def per_cell(
+        self, method: int, datasets: Sequence[int] | np.ndarray | None = None
+    ) -> tuple[int, int]:
+        """Fewest and most runs of a method in a cell that is there; on all data sets or some."""
         chosen = range(len(self.datasets)) if datasets is None else datasets
-        sizes = [self.runs[method][data].size for data in chosen if self.runs[method][data].size]
-        return _span(sizes)
+        return _span(self.runs[method][data].size for data in chosen)
 
     @property
-    def seeds_of_all(self) -> str:
-        """The runs of one cell, as ``3`` or ``2-3``, over the whole table."""
-        return _span([cell.size for row in self.runs for cell in row if cell.size])
+    def per_cell_of_all(self) -> tuple[int, int]:
+        """Fewest and most runs in a cell that is there, over the whole table."""
+        return _span(cell.size for row in self.runs for cell in row)
 
 
 def scale(runs: Sequence[Sequence[np.ndarray]]) -> tuple[float | None, float]:
@@ -332,12 +333,16 @@ def _unlike_scales(frame: pd.DataFrame) -> Iterator[Problem]:
             what = f"has values up to {highest[small].max():g} only, other rows {rest.max():g}"
             yield Problem(f"{name} {shown}", f"{what}: fractions among percentages?", _ONE_SCALE)
             return
-    middle = frame.groupby("data")["value"].transform("median")
-    alike = (100 * frame["value"] - middle).abs() < _ALIKE * middle
-    if len(odd := frame[alike & (frame["value"] <= 1) & (middle > _FAR_BELOW)]):
-        what = f"{odd['value'].iloc[0]:g} on {odd['data'].iloc[0]}, where the median is "
-        what += f"{middle[odd.index[0]]:g}: a fraction among percentages?"
-        yield Problem(_lines(odd), what, _ONE_SCALE)
+    for usual in (
+        frame.groupby("data")["value"].transform("median"),
+        frame.groupby(["method", "data"])["value"].transform("max"),
+    ):
+        alike = (100 * frame["value"] - usual).abs() < _ALIKE * usual
+        if len(odd := frame[alike & (frame["value"] <= 1) & (usual > _FAR_BELOW)]):
+            what = f"{odd['value'].iloc[0]:g} on {odd['data'].iloc[0]}, where others have "
+            what += f"{usual[odd.index[0]]:g}: a fraction among percentages?"
+            yield Problem(_lines(odd), what, _ONE_SCALE)
+            return
 
 
 def _notes(frame: pd.DataFrame, lost: Sequence[tuple[str, str]], named: bool) -> Iterator[str]:
@@ -361,7 +366,6 @@ def _notes(frame: pd.DataFrame, lost: Sequence[tuple[str, str]], named: bool) ->
         yield f"{_lines(odd)}: at or below 1 where the median is {middle[odd.index].max():g}"
 
 
-def _span(sizes: Sequence[int]) -> str:
-    if not sizes:
-        return "0"
-    return str(min(sizes)) if min(sizes) == max(sizes) else f"{min(sizes)}-{max(sizes)}"
+def _span(sizes: Iterable[int]) -> tuple[int, int]:
+    there = [size for size in sizes if size] or [0]
+    return min(there), max(there)

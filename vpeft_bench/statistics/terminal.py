@@ -22,6 +22,7 @@ from vpeft_bench.statistics.wording import (
     places_text,
     remarks,
     rests_on,
+    span_text,
 )
 
 _UNLIMITED = 10_000
@@ -67,7 +68,9 @@ def mean_rows(report: Report, numbers: Numbers) -> list[Row]:
                 heading = f"95 % over {over}"
                 line[f"{heading} " if heading in line else heading] = numbers.interval(interval)
         line["sets"] = f"{row.datasets}/{len(report.table.datasets)}"
-        rows.append(line | {f"{numbers.noun}s": str(row.runs), "per cell": row.seeds})
+        rows.append(
+            line | {f"{numbers.noun}s": str(row.runs), "per cell": span_text(*row.per_cell)}
+        )
     return rows
 
 

@@ -59,11 +59,14 @@ def p_text(p: float | None) -> str:
     return MISSING if p is None else f"{p:.4g}"
 
 
-def places_text(places: Interval | None) -> str:
+def span_text(low: float, high: float) -> str:
     """``3``, or ``3-5``."""
-    if places is None:
-        return MISSING
-    return "-".join(dict.fromkeys(f"{place:g}" for place in (places.low, places.high)))
+    return "-".join(dict.fromkeys(f"{end:g}" for end in (low, high)))
+
+
+def places_text(places: Interval | None) -> str:
+    """The places that an interval holds."""
+    return MISSING if places is None else span_text(places.low, places.high)
 
 
 def pair_lines(pair: Pair, numbers: Numbers, datasets: int) -> list[str]:
@@ -114,7 +117,8 @@ def rests_on(table: Table) -> str:
     runs = sum(table.run_count(index) for index in range(len(table.methods)))
     methods = counted(len(table.methods), "method")
     datasets = counted(len(table.datasets), "data set")
-    return f"{methods} on {datasets}, {counted(runs, noun(table))}, {table.seeds_of_all} per cell"
+    each = span_text(*table.per_cell_of_all)
+    return f"{methods} on {datasets}, {counted(runs, noun(table))}, {each} per cell"
 
 
 def remarks(report: Report) -> list[str]:
@@ -165,7 +169,7 @@ def _too_few(report: Report) -> list[str]:
         found.append("ranks need at least 2 methods that have every data set")
     elif complete < 3:
         found.append("Friedman's and Nemenyi's tests need at least 3 methods with every data set")
-    if table.seeds_of_all.split("-")[0] == "1":
+    if table.per_cell_of_all[0] == 1:
         found.append(f"no interval over seeds where a cell has one {noun(table)}")
     if datasets < FEWEST_DATASETS:
         found.append(
