@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vpeft_bench.statistics import Bootstrap
+from tests.statistics.conftest import long
+from vpeft_bench.statistics import Bootstrap, analyse
 
 MANY = Bootstrap(resamples=40_000)
 
@@ -52,14 +53,38 @@ def test_p_and_interval_agree() -> None:
     random = np.random.default_rng(5)
     for _ in range(50):
         draws = MANY.over_datasets(random.normal(0.8, 2, size=15))
-        p = MANY.p_value(draws)
+        p = MANY.p_value(draws, 15)
         if abs(p - 0.05) > 0.002:
             assert MANY.interval(draws).excludes_zero == (p < 0.05)
 
 
 def test_no_difference_at_all_is_no_evidence() -> None:
-    assert MANY.p_value(MANY.over_datasets(np.zeros(19))) == 1.0
-    assert MANY.p_value(MANY.over_datasets(np.ones(19))) == pytest.approx(2 / 40_001)
+    assert MANY.p_value(MANY.over_datasets(np.zeros(19)), 19) == 1.0
+    assert MANY.p_value(MANY.over_datasets(np.ones(19)), 19) == pytest.approx(2 / 40_001)
+
+
+def test_few_data_sets_cannot_show_much() -> None:
+    """Six data sets of one sign: resamples would say 0.00005, signs say 1 in 32."""
+    assert MANY.p_value(MANY.over_datasets(np.arange(1.0, 7)), 6) == pytest.approx(2 / 64)
+
+
+def test_tiers_hold_their_level() -> None:
+    """Ten methods that do not differ, on 8 data sets: a second tier in 1 of 20 tables, or less."""
+    random = np.random.default_rng(6)
+    apart = 0
+    for _ in range(100):
+        values = {f"m{m}": list(random.normal(70, 3, size=8)) for m in range(10)}
+        apart += len(analyse(long(values), Bootstrap(resamples=1000))[0].family.tiers) > 1
+    assert apart <= 12
+
+
+@pytest.mark.parametrize("datasets", [5, 9, 19])
+def test_coverage_is_what_it_is(datasets: int) -> None:
+    random, bootstrap = np.random.default_rng(7), Bootstrap(resamples=1000)
+    samples = random.normal(size=(600, datasets))
+    intervals = [bootstrap.interval(bootstrap.over_datasets(sample)) for sample in samples]
+    held = np.mean([interval.low <= 0 <= interval.high for interval in intervals])
+    assert held == pytest.approx(bootstrap.coverage(datasets), abs=0.04)
 
 
 def test_the_same_seed_gives_the_same_draws() -> None:

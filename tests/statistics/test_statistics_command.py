@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from tests.statistics.conftest import drawn, long
 from vpeft_bench.cli.statistics import main
 from vpeft_bench.errors import ConfigError
+from vpeft_bench.statistics import analyse
+from vpeft_bench.statistics.figures import critical_difference, matrix
 
 
 def saved(frame: pd.DataFrame, folder: Path) -> str:
@@ -73,6 +76,16 @@ def test_names_are_text_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "\x1b" not in text
     assert "'=cmd()" in (out / "summary.csv").read_text()
     assert (out / "matrix.svg").stat().st_size > 10_000
+
+
+def test_no_name_is_a_formula_in_a_picture() -> None:
+    """Matplotlib would set ``$a_b$`` as mathematics."""
+    (report,) = analyse(long({"$a_b$": [60.0] * 6, "$c^d$": [50.0] * 6, "e": [40.0] * 6}))
+    for figure in (matrix(report), critical_difference(report)):
+        figure.draw_without_rendering()
+        texts = [text for text in figure.findobj(Text) if text.get_text().count("$") == 2]
+        assert len(texts) >= 2
+        assert not any(text.get_parse_math() for text in texts)
 
 
 def test_numbers_are_whole_in_a_narrow_terminal(

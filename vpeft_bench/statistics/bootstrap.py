@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.stats import norm, t
 
 FEWEST_DATASETS = 5
 """Of fewer data sets an interval would be far too narrow: one of 95 % covers 3 in 4 with three."""
@@ -97,7 +98,20 @@ class Bootstrap:
         low, high = np.quantile(draws, [outside, 1 - outside], method="inverted_cdf")
         return Interval(float(low), float(high))
 
-    def p_value(self, draws: np.ndarray) -> float:
-        """Two-sided p of a mean difference being 0, from its draws ``(resamples,)``."""
+    def p_value(self, draws: np.ndarray, datasets: int) -> float:
+        """Two-sided p of a mean difference being 0, from its draws ``(resamples,)``.
+
+        Never below 2 / 2^n: that is how often n data sets without any difference all have the same
+        sign, and resamples of such a sample hide it.
+        """
         fewer = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
-        return min(1.0, 2 * (int(fewer) + 1) / (draws.size + 1))
+        return min(1.0, max(2 * (int(fewer) + 1) / (draws.size + 1), 2.0 ** (1 - datasets)))
+
+    def coverage(self, datasets: int) -> float:
+        """Share of intervals over so few data sets that hold the truth, were values normal.
+
+        The interval is that of a normal with the deviation of the sample, divided by n, where a
+        Student's t with n - 1 is due.
+        """
+        width = norm.ppf((1 + self.confidence) / 2) * np.sqrt((datasets - 1) / datasets)
+        return float(2 * t.cdf(width, datasets - 1) - 1)

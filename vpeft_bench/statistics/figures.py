@@ -26,6 +26,7 @@ from vpeft_bench.statistics.wording import (
 )
 
 _CELL_INCHES = (0.92, 0.62)
+_LETTER_INCHES = 0.075
 _DPI = 150
 _CHARACTERS_PER_INCH = 14
 """Of the title, at its size of letters."""
@@ -39,7 +40,7 @@ def matrices(reports: Sequence[Report], out: Path) -> list[Path]:
     Raises:
         OSError: a file cannot be written.
     """
-    drawn = [(report, _matrix(report)) for report in reports if report.pairs]
+    drawn = [(report, matrix(report)) for report in reports if report.pairs]
     return _save("matrix", drawn, out)
 
 
@@ -50,20 +51,24 @@ def critical_differences(reports: Sequence[Report], out: Path) -> list[Path]:
         OSError: a file cannot be written.
     """
     drawn = [
-        (report, _critical_difference(report))
+        (report, critical_difference(report))
         for report in reports
         if report.family.nemenyi is not None
     ]
     return _save("critical_difference", drawn, out)
 
 
-def _matrix(report: Report) -> Figure:
+def matrix(report: Report) -> Figure:
     """Row minus column, coloured by the difference; Ismail-Fawaz et al., arXiv 2305.11921."""
     numbers, names = Numbers(report.table), [row.method for row in report.summaries]
     pairs = {pair.names: pair for pair in report.pairs}
     size, (wide, high) = len(names), _CELL_INCHES
     differences = np.full((size, size), np.nan)
-    figure = Figure(figsize=(size * wide + 2.6, size * high + 2.2), layout="constrained")
+    labels = _LETTER_INCHES * max(map(len, names))  # beside the rows, and slanted above the columns
+    figure = Figure(
+        figsize=(size * wide + labels + 1.4, size * high + 0.65 * labels + 1.4),
+        layout="constrained",
+    )
     axes = figure.subplots()
     for row, first in enumerate(names):
         for column, second in enumerate(names):
@@ -82,6 +87,7 @@ def _matrix(report: Report) -> Figure:
     shades = colors.LinearSegmentedColormap.from_list("pale", [*palette])
     axes.imshow(differences, cmap=shades, vmin=-1.6 * largest, vmax=1.6 * largest, aspect="auto")
     means = [f"{printable(r.method)}  {numbers.value(r.mean.value)}" for r in report.summaries]
+    axes.xaxis.tick_top()
     axes.set_yticks(range(size), means, parse_math=False)
     axes.set_xticks(
         range(size),
@@ -89,10 +95,8 @@ def _matrix(report: Report) -> Figure:
         rotation=40,
         ha="left",
         rotation_mode="anchor",
+        parse_math=False,
     )
-    for label in axes.get_xticklabels():
-        label.set_parse_math(False)
-    axes.xaxis.tick_top()
     axes.tick_params(length=0, labelsize=8)
     axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
@@ -108,7 +112,7 @@ def _matrix(report: Report) -> Figure:
     return figure
 
 
-def _critical_difference(report: Report) -> Figure:
+def critical_difference(report: Report) -> Figure:
     """Average ranks on a line; a bar joins methods that Nemenyi's test does not tell apart."""
     import pandas as pd
     import scikit_posthocs
@@ -150,7 +154,7 @@ def _save(kind: str, drawn: Sequence[tuple[Report, Figure]], out: Path) -> list[
     """Each figure as SVG and PNG; of several tables, each file has its table's name."""
     written = []
     for number, (report, figure) in enumerate(drawn, start=1):
-        words = re.sub(r"[^A-Za-z0-9.]+", "-", name_of(report.table)).strip("-")[:60]
+        words = re.sub(r"[^A-Za-z0-9]+", "-", name_of(report.table)).strip("-")[:60]
         stem = "_".join([kind, str(number), words]) if len(drawn) > 1 else kind
         for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
             path = out / f"{stem.rstrip('_')}.{suffix}"

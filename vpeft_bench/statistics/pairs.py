@@ -40,7 +40,8 @@ class Pair:
             same data set, ties half, mean over data sets.
         wilcoxon: two-sided p of Wilcoxon's signed-rank test over data sets, not corrected for
             other pairs; None with fewer than two data sets.
-        bootstrap_p: two-sided p from the resamples of ``over_datasets``, not corrected.
+        bootstrap_p: two-sided p from the resamples of ``over_datasets``, not corrected and
+            not below 2 / 2^datasets.
     """
 
     first: str
@@ -113,7 +114,10 @@ def _pair(
     over_datasets = over_seeds = bootstrap_p = None
     if common.size >= FEWEST_DATASETS:
         draws = bootstrap.over_datasets(differences)
-        over_datasets, bootstrap_p = bootstrap.interval(draws), bootstrap.p_value(draws)
+        over_datasets, bootstrap_p = (
+            bootstrap.interval(draws),
+            bootstrap.p_value(draws, common.size),
+        )
     if min(table.runs[method][data].size for method in (first, second) for data in common) > 1:
         of_first, of_second = (
             _drawn(table, method, common, bootstrap, drawn) for method in (first, second)

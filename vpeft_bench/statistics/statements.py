@@ -121,13 +121,15 @@ def of_all(report: Report) -> list[str]:
             f"({among}); {counted(len(nemenyi.pairs), 'pair')} differ by more: {apart}."
         )
     for number, tier in enumerate(family.tiers, start=1):
-        others = ", ".join(tier.methods[1:]) or "none"
-        procedure = f"paired bootstrap over {counted(family.datasets, 'data set')}"
-        found.append(
-            f"Tier {number}: {tier.best} is best by the mean of those left; not distinguishable "
-            f"from it: {others} ({procedure}, Holm over "
-            f"{counted(len(tier.corrected), 'comparison')}, 5 %)."
-        )
+        compared = counted(len(tier.corrected), "comparison")
+        over = counted(family.datasets, "data set")
+        procedure = f"paired bootstrap over {over}, Holm over {compared}, 5 %"
+        if len(tier.methods) > 1:
+            others = ", ".join(tier.methods[1:])
+            found.append(f"Tier {number}: {tier.best}, and not distinguishable from it {others}")
+        else:
+            found.append(f"Tier {number}: {tier.best} alone")
+        found[-1] += f" ({procedure})." if tier.corrected else ", the last that is left."
     return found
 
 

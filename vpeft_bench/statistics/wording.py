@@ -16,6 +16,8 @@ from vpeft_bench.statistics.table import Table, scale
 _SIGNIFICANT = 4
 _SHOWN = 3
 _DECIMALS = {1.0: 4, 100.0: 2}
+_ENOUGH_DATASETS = 10
+"""From here on intervals over data sets cover 90 % or more."""
 _LEAST_FOR_FIVE_PERCENT = 6
 """Data sets with which Wilcoxon's p can fall below .05: 2 / 2^6 = .031."""
 
@@ -175,6 +177,12 @@ def _too_few(report: Report) -> list[str]:
         found.append(
             f"{counted(datasets, 'data set')}: intervals and tiers over data sets need at least "
             f"{FEWEST_DATASETS}"
+        )
+    elif datasets < _ENOUGH_DATASETS:
+        bootstrap = report.bootstrap
+        found.append(
+            f"intervals over {datasets} data sets are too narrow: they cover about "
+            f"{100 * bootstrap.coverage(datasets):.0f} %, not {100 * bootstrap.confidence:g} %"
         )
     if len(table.methods) > 1:
         if datasets == 1:
