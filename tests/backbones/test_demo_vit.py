@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import timm
@@ -19,18 +17,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vpeft_bench.backbones.demo_vit import WEIGHTS_FILE
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain_demo_backbone.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pretrain_demo_backbone", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
-    return module
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+from pretrain import rendering, scenes, training, vocabulary
 
 
 @pytest.fixture
@@ -70,10 +58,10 @@ def test_preprocessing_is_the_one_of_pretraining():
     assert (config["interpolation"], config["crop_pct"]) == ("bilinear", 1.0)
 
 
-def test_features_are_not_those_of_random_weights(script: ModuleType):
+def test_features_are_not_those_of_random_weights():
     # Scenes of the training distribution differ from one another in trained features far more,
     # relative to their common mean, than they do under random weights.
-    images = script.render_batch(64, seed=1).images
+    images = rendering.render_batch(64, seed=1).images
 
     def spread(pretrained: bool) -> float:
         torch.manual_seed(0)
@@ -88,8 +76,8 @@ def test_features_are_not_those_of_random_weights(script: ModuleType):
 # --------------------------------------------------------------------------------- the renderer
 
 
-def test_rendering_follows_from_the_seed(script: ModuleType):
-    first, again, other = (script.render_batch(16, seed=seed) for seed in (3, 3, 4))
+def test_rendering_follows_from_the_seed():
+    first, again, other = (rendering.render_batch(16, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(first.images, again.images)
     for name, target in first.patch.items():
         assert torch.equal(target.nan_to_num(), again.patch[name].nan_to_num()), name
@@ -98,44 +86,44 @@ def test_rendering_follows_from_the_seed(script: ModuleType):
     assert not torch.equal(first.images, other.images)
 
 
-def test_images_and_targets_are_in_range(script: ModuleType):
+def test_images_and_targets_are_in_range():
     for difficulty in (0.0, 1.0):
-        batch = script.render_batch(64, seed=5, difficulty=difficulty)
+        batch = rendering.render_batch(64, seed=5, difficulty=difficulty)
         assert batch.images.shape == (64, 3, 32, 32)
         assert batch.images.min() >= 0
         assert batch.images.max() <= 1
         for targets in (batch.patch, batch.image):
-            assert targets["shape"].max() < script.NUM_SHAPES
-            assert targets["hue"].max() <= script.GREY
-            assert targets["texture"].max() < len(script.TEXTURES)
+            assert targets["shape"].max() < vocabulary.NUM_SHAPES
+            assert targets["hue"].max() <= vocabulary.GREY
+            assert targets["texture"].max() < len(vocabulary.TEXTURES)
             oriented = targets["phase"] >= 0
             assert (targets["phase"][oriented] < 1).all()
 
 
-def test_the_easiest_scenes_show_one_upright_object_in_the_middle(script: ModuleType):
-    targets = script.render_batch(64, seed=6, difficulty=0.0).image
+def test_the_easiest_scenes_show_one_upright_object_in_the_middle():
+    targets = rendering.render_batch(64, seed=6, difficulty=0.0).image
     assert (targets["count"] == 1).all()
     assert not targets["position"].any()
     assert not targets["phase"][targets["phase"] >= 0].any()
-    assert (targets["texture"] == script.SOLID).all()
+    assert (targets["texture"] == vocabulary.SOLID).all()
 
 
-def hand_made_scene(script: ModuleType):
+def hand_made_scene():
     """A red square fills the upper right quarter; a disc lies hidden behind it."""
-    slots = script.MAX_OBJECTS
+    slots = vocabulary.MAX_OBJECTS
     layers = slots + 1
     shape = torch.full((1, slots), -1)
-    shape[0, 0] = script.SHAPE_NAMES.index("square")
-    shape[0, 1] = script.SHAPE_NAMES.index("disc")
+    shape[0, 0] = vocabulary.SHAPE_NAMES.index("square")
+    shape[0, 1] = vocabulary.SHAPE_NAMES.index("disc")
     x, y = torch.zeros(2, 1, slots)
     x[0, :2], y[0, :2] = 0.5, -0.5
     size = torch.full((1, slots), 0.3)
     size[0, 0] = 0.5 * math.sqrt(2)  # radius of the corners: the sides are 1 long
     colour = torch.zeros(1, layers, 3)
     colour[0, 0] = torch.tensor([1.0, 0.0, 0.0])
-    hue = torch.full((1, layers), script.GREY)
+    hue = torch.full((1, layers), vocabulary.GREY)
     hue[0, 0] = 0
-    return script.SceneSpec(
+    return scenes.SceneSpec(
         shape=shape,
         x=x,
         y=y,
@@ -143,22 +131,22 @@ def hand_made_scene(script: ModuleType):
         angle=torch.full((1, slots), math.pi / 4),  # from the corner on the x axis to upright sides
         variant=torch.zeros(1, slots),
         stroke=torch.zeros(1, slots),
-        glyph_warp=torch.zeros(1, slots, script.GLYPH_CONTROLS, 2),
+        glyph_warp=torch.zeros(1, slots, vocabulary.GLYPH_CONTROLS, 2),
         glyph_matrix=torch.eye(2).expand(1, slots, 2, 2),
-        texture=torch.full((1, layers), script.SOLID),
+        texture=torch.full((1, layers), vocabulary.SOLID),
         frequency=torch.ones(1, layers),
         texture_angle=torch.zeros(1, layers),
         texture_phase=torch.zeros(1, layers, 2),
         noise=torch.zeros(1, layers, dtype=torch.long),
-        noise_maps=torch.zeros(1, script.NOISE_CELLS, script.NOISE_CELLS),
+        noise_maps=torch.zeros(1, vocabulary.NOISE_CELLS, vocabulary.NOISE_CELLS),
         colour=colour,
         second_colour=colour,
         hue=hue,
     )
 
 
-def test_labels_of_a_hand_made_scene(script: ModuleType):
-    batch = script.rasterise(hand_made_scene(script))
+def test_labels_of_a_hand_made_scene():
+    batch = rendering.rasterise(hand_made_scene())
 
     quarter = torch.zeros(8, 8, dtype=torch.bool)
     quarter[:4, 4:] = True
@@ -169,10 +157,10 @@ def test_labels_of_a_hand_made_scene(script: ModuleType):
 
     patch = {name: target[0].unflatten(0, (8, 8)) for name, target in batch.patch.items()}
     assert torch.equal(patch["foreground"].bool(), quarter)
-    square = script.SHAPE_NAMES.index("square")
-    assert (patch["shape"] == torch.where(quarter, square, script.IGNORE)).all()
-    assert (patch["hue"] == torch.where(quarter, 0, script.GREY)).all()
-    assert (patch["texture"] == script.SOLID).all()
+    square = vocabulary.SHAPE_NAMES.index("square")
+    assert (patch["shape"] == torch.where(quarter, square, vocabulary.IGNORE)).all()
+    assert (patch["hue"] == torch.where(quarter, 0, vocabulary.GREY)).all()
+    assert (patch["texture"] == vocabulary.SOLID).all()
     assert torch.allclose(patch["phase"][quarter], torch.tensor(0.5))  # 45 of 90 degrees
     assert patch["size"][~quarter].isnan().all()
     # The patch in the square's top left corner has its centre at (0.125, -0.875).
@@ -194,17 +182,17 @@ def test_labels_of_a_hand_made_scene(script: ModuleType):
 
 
 def test_a_tiny_run_leaves_loadable_weights_and_can_be_resumed(
-    script: ModuleType, tmp_path: Path, same_threads_afterwards: None
+    tmp_path: Path, same_threads_afterwards: None
 ):
     command = ["--out", str(tmp_path), "--batch-size", "8", "--held-out", "16"]
-    script.pretrain(script.parse_options([*command, "--images", "32"]))
+    training.pretrain(training.parse_options([*command, "--images", "32"]))
     weights = tmp_path / "demo_vit.safetensors"
     model = timm.create_model("vpeft_demo_vit", num_classes=0)
     untrained = model.pos_embed.detach().clone()
     model.load_state_dict(load_file(weights), strict=True)
     assert not torch.equal(model.pos_embed, untrained)
 
-    script.pretrain(script.parse_options([*command, "--images", "64", "--resume"]))
+    training.pretrain(training.parse_options([*command, "--images", "64", "--resume"]))
     with safe_open(weights, "pt") as file:
         assert file.metadata()["images"] == "64"
     with (tmp_path / "curve.csv").open() as file:
@@ -214,7 +202,7 @@ def test_a_tiny_run_leaves_loadable_weights_and_can_be_resumed(
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_run_needs_a_budget(script: ModuleType, capsys: pytest.CaptureFixture[str]):
+def test_a_run_needs_a_budget(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
-        script.parse_options(["--out", "nowhere"])
+        training.parse_options(["--out", "nowhere"])
     assert "budget" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""How the embedded demo backbone was pretrained; run by ``scripts/pretrain_demo_backbone.py``."""
