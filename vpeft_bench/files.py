@@ -44,7 +44,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
             rewritten again and again, and is worth little alone, can do without.
 
     Raises:
-        OSError: the file cannot be written; nothing is left behind.
+        OSError: the file cannot be written; nothing of it is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.{TEMPORARY}")
@@ -69,7 +69,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     ``path`` is at any moment absent, the old folder or the whole new one.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind.
+        OSError: it cannot be written; nothing of it is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (
@@ -90,7 +90,7 @@ def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool =
     """Write ``content`` as :func:`replacing` does.
 
     Raises:
-        OSError: the file cannot be written; nothing is left behind.
+        OSError: the file cannot be written; nothing of it is left.
     """
     with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(content)

@@ -19,7 +19,7 @@ def save_tensors(
     """Write tensors by name so that ``path`` is at any moment absent, the old file or the new one.
 
     Raises:
-        OSError: the file cannot be written; nothing is left behind.
+        OSError: the file cannot be written; nothing of it is left.
     """
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:

@@ -168,7 +168,7 @@ def seconds_per_epoch(ends: list[float]) -> float:
 def harness_epochs(config: RunConfig) -> float:
     """Seconds per epoch of a run, with all that happens between and around the steps.
 
-    Up to ten epochs: so many lines of progress are printed.
+    Up to ten epochs: each prints a line of progress.
     """
     clock = EpochClock()
     finished_run(config, Console(file=clock, width=200))

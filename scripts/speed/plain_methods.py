@@ -228,7 +228,7 @@ class SSFBlock(Block):
 
 
 class SSFViT(PlainViT):
-    """A pair behind every linear, norm and convolution."""
+    """A pair after every linear, norm and convolution."""
 
     patch_embed_class = SSFPatchEmbed
     block_class = SSFBlock
@@ -267,7 +267,7 @@ class AdapterBlock(Block):
 
 
 class AdapterViT(PlainViT):
-    """Pfeiffer's placement: a bottleneck of 8 behind the MLP, in front of the addition."""
+    """Pfeiffer's placement: a bottleneck of 8 after the MLP, before the addition."""
 
     block_class = AdapterBlock
     trained = r"\.adapter\."
@@ -275,7 +275,7 @@ class AdapterViT(PlainViT):
 
 
 class VPTDeepViT(PlainViT):
-    """Ten prompts behind the class token, replaced in front of every block."""
+    """Ten prompts after the class token, replaced before every block."""
 
     length = 10
     trained = r"^prompts\."
@@ -289,7 +289,7 @@ class VPTDeepViT(PlainViT):
         self.prompt_dropout = nn.Dropout(0.0)
 
     def run_blocks(self, x: Tensor) -> Tensor:
-        images_own = 1  # the first token of the image: behind the class token and any prompts
+        images_own = 1  # the first token of the image: after the class token and any prompts
         for block, prompts in zip(self.blocks, self.prompts, strict=True):
             prompts = self.prompt_dropout(prompts.expand(len(x), -1, -1))
             x = block(torch.cat([x[:, :1], prompts, x[:, images_own:]], dim=1))

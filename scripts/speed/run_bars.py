@@ -270,7 +270,7 @@ def start_up(settings: Settings) -> list[Row]:
 def seconds_until(text: str | None, arguments: Sequence[str], folder: str) -> float:
     """Seconds from starting ``python -m vpeft_bench`` until it prints ``text``, or ends.
 
-    The process is stopped there. The line is printed when training starts, in front of the first
+    The process is stopped there. The line is printed when training starts, before the first
     step.
     """
     command = [sys.executable, "-m", "vpeft_bench", *arguments]

@@ -304,11 +304,11 @@ class Attached:
         return ParameterCounts(method=method, head=head, total=method + head, model=model)
 
     def before_step(self, step: int, steps: int) -> None:
-        """To be called in front of training step ``step`` of ``steps``, counted from 0."""
+        """To be called before training step ``step`` of ``steps``, counted from 0."""
         self.method.before_step(self.backbone, step, steps)
 
     def after_step(self, step: int, steps: int) -> None:
-        """To be called behind the optimizer's step, before the gradients are cleared."""
+        """To be called after the optimizer's step, before the gradients are cleared."""
         self.method.after_step(self.backbone, step, steps)
 
     def step_state(self) -> dict[str, Any]:

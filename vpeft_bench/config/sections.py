@@ -76,7 +76,7 @@ class HeadConfig:
         regions: proposals of a picture that a box head is trained on; RetinaNet has none.
         norm: of a segmentation head.
         auxiliary_weight: weight of UPerNet's second loss, on the third feature map.
-        dropout: in front of a segmentation head's classifier.
+        dropout: before a segmentation head's classifier.
         score_threshold: detections below it are dropped.
         nms_iou: of two detections of a class that overlap more than this, the weaker is dropped.
         max_detections: most detections of a picture.
@@ -223,7 +223,7 @@ class TrainConfig:
         schedule: see :class:`Schedule`.
         milestones: epochs after which ``schedule=step`` lowers the rate.
         layer_decay: the rate of a backbone block is this factor smaller than that of the next one;
-            1: all alike. What stands in front of the blocks counts as one more.
+            1: all alike. What comes before the blocks counts as one more.
         head_lr_factor: the rate of the head over that of the backbone.
     """
 
@@ -358,9 +358,9 @@ class CostConfig:
     Attributes:
         batch_size: images of a training step.
         inference_batch_size: images of an inference step.
-        warmup_steps: steps in front of the timed ones.
+        warmup_steps: steps before the timed ones.
         steps: timed steps.
-        blocks: the timed steps are timed in so many equal blocks, of which the median counts.
+        blocks: the timed steps are timed in this number of equal blocks; their median counts.
         num_classes: outputs of the head.
         image_size: height and width, pixels; null for the weights' own, or
             ``backbone.image_size``.

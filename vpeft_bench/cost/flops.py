@@ -29,7 +29,7 @@ def per_image(run: Callable[[int], object], batch_size: int) -> int:
     and each image of the batch has its share of it.
 
     Args:
-        run: does what is counted, with so many images.
+        run: does what is counted, with the number of images it is given.
     """
     small, large = COUNTED_BATCHES
     of_small, of_large = count(lambda: run(small)), count(lambda: run(large))

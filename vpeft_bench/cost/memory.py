@@ -111,7 +111,7 @@ class ResidentMemory:
 
 
 def anonymous_memory() -> int | None:
-    """Bytes of memory in use that no file stands behind; None where the system does not tell."""
+    """Bytes of memory in use that are no part of a file; None where the system does not tell."""
     return _status().get("RssAnon")
 
 

@@ -168,9 +168,9 @@ def trained_parameters(attached: Attached, network: nn.Module, train: TrainConfi
 def layer_factors(backbone: Backbone, decay: float) -> dict[nn.Parameter, float]:
     """Learning-rate factor of every parameter: ``decay`` to the number of layers above its own.
 
-    The last block lies one layer below what is behind the blocks, whose factor is 1; what stands in
-    front of a block and behind the one before (patch merging) belongs to it, and the embedding is a
-    layer of its own.
+    What comes after the blocks has the factor 1, and the last block lies one layer below it. What
+    stands between two blocks (patch merging) belongs to the second; the embedding is a layer of
+    its own.
     """
     layers = {p: block.index for block in backbone.blocks for p in block.module.parameters()}
     depth, layer = len(backbone.blocks), -1

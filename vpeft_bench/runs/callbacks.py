@@ -57,7 +57,7 @@ class MethodSteps(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """In front of the step."""
+        """Before the step."""
         self.attached.before_step(trainer.global_step, self.steps)
 
     def on_train_batch_end(
@@ -68,7 +68,7 @@ class MethodSteps(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Behind the optimizer's step; Lightning clears the gradients in front of the next."""
+        """After the optimizer's step; Lightning clears the gradients before the next."""
         self.attached.after_step(trainer.global_step - 1, self.steps)
 
     def state_dict(self) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class EpochCheckpoint(pl.Callback):
 
 
 def whole_epochs(path: Path, task: Task) -> int:
-    """How many epochs a checkpoint has behind it, once it is known to be sound.
+    """How many epochs a checkpoint is after, once it is known to be sound.
 
     Args:
         path: what :class:`EpochCheckpoint` wrote.

@@ -29,7 +29,7 @@ def write_evaluation(task: Task, dataset: Dataset, metrics: Metrics, path: Path)
     count]`` without the pairs that do not occur, null for detection.
 
     Raises:
-        OSError: the file cannot be written; nothing is left behind.
+        OSError: the file cannot be written; nothing of it is left.
     """
     pairs = task.confusion()
     content = {

@@ -58,7 +58,7 @@ FeatureBatch = tuple[Features, Tensor]
 
 
 def worth_keeping(model: Model) -> bool:
-    """Whether what the method reads lies behind any frozen block."""
+    """Whether what the method reads comes after any frozen block."""
     attached = model.attached
     reads = attached.method.reads(attached.backbone)
     return any(name not in _AHEAD_OF_BLOCKS for name in reads)
