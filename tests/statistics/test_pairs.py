@@ -38,13 +38,13 @@ def test_no_third_method_changes_a_pair(kind: str, published: pd.DataFrame) -> N
     lower = kind == "lower is better"
     (whole,) = analyse(frame, lower_is_better=lower)
     every = {pair.names: pair for pair in whole.pairs}
-    said = {names: of_pair(pair, whole.table) for names, pair in every.items()}
+    said = {names: of_pair(pair, whole) for names, pair in every.items()}
     for method in whole.table.methods:
         (fewer,) = analyse(frame[frame["method"] != method], lower_is_better=lower)
         left = {pair.names: pair for pair in fewer.pairs}
         assert left == {names: pair for names, pair in every.items() if method not in names}
         for names, pair in left.items():
-            assert of_pair(pair, fewer.table) == said[names]
+            assert of_pair(pair, fewer) == said[names]
 
 
 def test_no_third_method_changes_a_mean() -> None:
@@ -67,8 +67,8 @@ def test_a_third_method_of_another_scale_changes_no_sentence() -> None:
     frame = drawn(methods=2, datasets=7)
     (two,) = analyse(frame)
     (three,) = analyse(pd.concat([frame, long({"other": [12345.6] * 7}).assign(seed=0)]))
-    said = {pair.names: of_pair(pair, three.table) for pair in three.pairs}
-    assert said[two.pairs[0].names] == of_pair(two.pairs[0], two.table)
+    said = {pair.names: of_pair(pair, three) for pair in three.pairs}
+    assert said[two.pairs[0].names] == of_pair(two.pairs[0], two)
 
 
 def test_the_p_is_scipys(published: pd.DataFrame) -> None:
@@ -119,14 +119,14 @@ def test_few_data_sets_and_many_seeds_speak_of_these_data_sets() -> None:
         (report,) = analyse(frame.assign(value=moved))
         (pair,) = report.pairs
         assert pair.over_datasets is None
-        assert said in of_pair(pair, report.table)
+        assert said in of_pair(pair, report)
 
 
 def test_nothing_in_common() -> None:
     frame = long({"a": [90.0, 80.0], "b": [80.0, 70.0]})
     (pair,) = pairs_of(frame[(frame["method"] == "a") == (frame["data"] == "d0")]).values()
     assert (pair.datasets, pair.difference, pair.wilcoxon) == (0, None, None)
-    assert "no data set in common" in of_pair(pair, analyse(frame)[0].table)
+    assert "no data set in common" in of_pair(pair, analyse(frame)[0])
 
 
 def test_the_interval_is_of_the_differences(published: pd.DataFrame) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
-from tests.conftest import Cli, shared_path
+from tests.conftest import REPOSITORY, Cli, shared_path
+from vpeft_bench.cli.statistics import main
 from vpeft_bench.statistics import Report, analyse
 from vpeft_bench.statistics.reading import kept, parse_condition, read_csv, with_roles
 
@@ -48,6 +53,25 @@ def test_the_checked_in_table(published: pd.DataFrame) -> None:
     assert [tier.best for tier in report.family.tiers] == ["Convpass", "VPT-Deep"]
 
 
+def test_the_page_shows_what_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every line of the page's output, up to its dots, stands in the output or the sentences."""
+    monkeypatch.chdir(REPOSITORY)
+    page = (REPOSITORY / "docs" / "statistics.md").read_text()
+    part = page[page.index("## A paper checked") : page.index("## What the numbers are")]
+    command, *outputs = re.findall(r"^```\w+\n(.*?)^```$", part, re.MULTILINE | re.DOTALL)
+    arguments = shlex.split(command.replace("\\\n", " "))[4:]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    sentences = (tmp_path / "statements.md").read_text().replace("\\", "")
+    printed = " ".join(f"{capsys.readouterr().out} {sentences}".split())
+    assert len(outputs) == 2
+    pieces = [" ".join(line.split()) for output in outputs for line in output.split("\n")]
+    assert len([piece for piece in pieces if piece]) > 8
+    for piece in pieces:
+        assert piece.removesuffix(" ...").removesuffix(",") in printed
+
+
 def test_the_file_as_its_authors_publish_it() -> None:
     path = shared_path("reference/osu/osu_vtab_tuned.csv")
     conditions = ["dataset!=cifar_aug_norm", "method!=full,linear,vpt_shallow"]
@@ -71,11 +95,12 @@ def test_the_file_from_the_command_line(cli: Cli) -> None:
     asked += ["--where", "dataset!=cifar_aug_norm", "--where", "method!=full,linear,vpt_shallow"]
     done = cli(*asked)
     assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
     for part in (
         "13 methods on 19 data sets, 247 values, 1 per cell",
         "p = 1.058e-05",
-        "0 of 78 pairs differ at 5 %",
+        "0 of 78 pairs, each on 19 common data sets, differ at 5 %",
         "0.0006447",
         "critical difference 4.19",
     ):
-        assert part in done.stdout
+        assert part in said

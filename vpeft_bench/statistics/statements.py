@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vpeft_bench.statistics.bootstrap import FEWEST_DATASETS
 from vpeft_bench.statistics.family import ALPHA
 from vpeft_bench.statistics.pairs import Pair
 from vpeft_bench.statistics.report import Report
 from vpeft_bench.statistics.summary import MethodSummary
-from vpeft_bench.statistics.table import Table
 from vpeft_bench.statistics.wording import (
     Numbers,
     counted,
     mean_names,
+    noun,
     p_text,
     places_text,
     remarks,
@@ -47,15 +48,17 @@ def sections(report: Report) -> list[Section]:
         about = "These depend on who is compared, and may change with every method added."
         found.append(Section("All methods together", tuple(together), about))
     if report.pairs:
-        chance = len(report.pairs) * ALPHA
+        statements = counted(len(report.pairs), "such statement")
+        chance = f"{len(report.pairs) * ALPHA:.2g} of {statements}"
         about = (
-            f"Each pair by itself: no other method changes what is said of it. {kind}, paired over "
-            "data sets; p of Wilcoxon's signed-rank test, uncorrected. If no two methods differed, "
-            f"about {chance:.2g} of {counted(len(report.pairs), 'such statement')} would tell two "
-            "apart by chance: what holds for all of them together is said above."
+            f"Each pair by itself: no other method changes what is said of it. Intervals: {kind}. "
+            f"Told apart means p below {ALPHA:g} by the bootstrap over data sets, uncorrected; "
+            f"with fewer than {FEWEST_DATASETS}, an interval over seeds without 0. If no two "
+            f"methods differed, about {chance} would tell two apart by chance: "
+            "what holds for all of them together is said above."
         )
         ordered = sorted(report.pairs, key=lambda pair: (pair.first, pair.second))
-        sentences = tuple(of_pair(pair, report.table) for pair in ordered)
+        sentences = tuple(of_pair(pair, report) for pair in ordered)
         found.append(Section("Each pair", sentences, about))
     return found
 
@@ -67,36 +70,46 @@ def kind_of_intervals(report: Report) -> str:
     return f"{bootstrap.confidence * 100:g} % percentile bootstrap, {how}"
 
 
-def of_pair(pair: Pair, table: Table) -> str:
+def of_pair(pair: Pair, report: Report) -> str:
     """What the table says of two methods; nothing in it depends on a third."""
     if pair.difference is None:
         return f"{pair.first} and {pair.second} have no data set in common: nothing can be said."
-    numbers = Numbers(table, pair.names)
-    on = f"{counted(pair.datasets, 'common data set')}, {_runs(pair, numbers)}"
-    counts = f"better on {pair.wins}, equal on {pair.ties}, worse on {pair.losses}"
-    difference = numbers.difference(pair.difference)
-    facts = f"mean difference {difference}{numbers.unit}"
-    for interval, what in ((pair.over_datasets, "data sets"), (pair.over_seeds, "seeds")):
-        if interval is not None:
-            facts += f", {numbers.interval(interval)} over {what}"
-    facts += f"; {counts}"
+    numbers = Numbers(report.table, pair.names)
+    percent = f"{report.bootstrap.confidence * 100:g} %"
+    facts = [f"mean difference {numbers.difference(pair.difference)}{numbers.unit}"]
+    if pair.over_datasets is not None:
+        interval = numbers.interval(pair.over_datasets)
+        p = p_text(pair.bootstrap_p)
+        facts.append(f"{percent} paired bootstrap over data sets {interval}, p = {p}")
+    if pair.over_seeds is not None:
+        facts.append(f"{percent} bootstrap over seeds {numbers.interval(pair.over_seeds)}")
     if pair.wilcoxon is not None:
-        facts += f"; Wilcoxon p = {p_text(pair.wilcoxon)}"
-    decides = pair.over_datasets or pair.over_seeds
-    where = "on average" if pair.over_datasets else "on these data sets"
-    if decides is None:
-        verdict = f"{pair.first} and {pair.second} cannot be told apart: too few data sets and runs"
-    elif decides.excludes_zero:
-        verdict = f"{pair.first} is better than {pair.second} {where}"
+        facts.append(f"Wilcoxon signed-rank p = {p_text(pair.wilcoxon)}, uncorrected")
+    facts.append(f"better on {pair.wins}, equal on {pair.ties}, worse on {pair.losses}")
+    on = f"{counted(pair.datasets, 'common data set')}, {_runs(pair, numbers)}"
+    return f"{_verdict(pair)}: {'; '.join(facts)} ({on})."
+
+
+def _verdict(pair: Pair) -> str:
+    """By the bootstrap over data sets where there are enough of them, else over seeds."""
+    both = f"{pair.first} and {pair.second}"
+    if pair.bootstrap_p is not None:
+        decided, where = pair.bootstrap_p < ALPHA, "on average"
+    elif pair.over_seeds is not None:
+        decided, where = pair.over_seeds.excludes_zero, "on these data sets"
     else:
-        verdict = f"{pair.first} and {pair.second} are not told apart {where}"
-    return f"{verdict}: {facts} ({on})."
+        return f"{both} cannot be told apart, with so few data sets and runs"
+    if decided:
+        return f"{pair.first} is better than {pair.second} {where}"
+    return f"{both} are not told apart {where}"
 
 
 def of_all(report: Report) -> list[str]:
     """What the table says of all methods together."""
     family, found = report.family, []
-    among = f"{counted(len(family.methods), 'method')}, {counted(family.datasets, 'data set')}"
+    runs = sum(row.runs for row in report.summaries if not row.missing)
+    over = counted(family.datasets, "data set")
+    among = f"{counted(len(family.methods), 'method')}, {over}, {counted(runs, noun(report.table))}"
     if (friedman := family.friedman) is not None:
         verdict = (
             "the methods' ranks differ" if friedman.p < ALPHA else "no rank differs from chance"
@@ -108,11 +121,13 @@ def of_all(report: Report) -> list[str]:
     if (holm := family.holm) is not None:
         tested = [pair for pair in report.pairs if pair.wilcoxon is not None]
         least = min(tested, key=lambda pair: (pair.wilcoxon or 0.0, pair.first, pair.second))
+        common = [pair.datasets for pair in tested]
+        on = span_text(min(common), max(common))
+        of = f"{counted(holm.count, 'pair')}, each on {on} common data sets,"
         found.append(
-            f"Wilcoxon with Holm's correction: {holm.significant} of "
-            f"{counted(holm.count, 'pair')} differ at 5 %; the smallest uncorrected p is "
-            f"{p_text(least.wilcoxon)} ({least.first} and {least.second}), the first limit "
-            f"0.05/{holm.count} = {p_text(ALPHA / holm.count)}."
+            f"Wilcoxon with Holm's correction: {holm.significant} of {of} differ at 5 %; "
+            f"the smallest uncorrected p is {p_text(least.wilcoxon)} ({least.first} and "
+            f"{least.second}), the first limit 0.05/{holm.count} = {p_text(ALPHA / holm.count)}."
         )
     if (nemenyi := family.nemenyi) is not None:
         apart = "; ".join(f"{better} over {worse}" for better, worse in nemenyi.pairs) or "none"
@@ -122,7 +137,6 @@ def of_all(report: Report) -> list[str]:
         )
     for number, tier in enumerate(family.tiers, start=1):
         compared = counted(len(tier.corrected), "comparison")
-        over = counted(family.datasets, "data set")
         procedure = f"paired bootstrap over {over}, Holm over {compared}, 5 %"
         if len(tier.methods) > 1:
             others = ", ".join(tier.methods[1:])
@@ -144,14 +158,14 @@ def _of_method(row: MethodSummary, report: Report, numbers: Numbers) -> str:
         if mean.value is not None:
             text = f"{name} {numbers.value(mean.value)}"
             if mean.over_datasets is not None:
-                text += f", {numbers.interval(mean.over_datasets)} over data sets"
+                text += f", over data sets {numbers.interval(mean.over_datasets)}"
             if mean.over_seeds is not None:
-                text += f", {numbers.interval(mean.over_seeds)} over seeds"
+                text += f", over seeds {numbers.interval(mean.over_seeds)}"
             parts.append(text)
     if row.average_rank is not None:
         parts.append(f"average rank {row.average_rank:.2f} of {len(report.family.methods)}")
     if row.places is not None:
-        parts.append(f"place {places_text(row.places)} over data sets")
+        parts.append(f"places {places_text(row.places)}")
     return f"{row.method}: {'; '.join(parts)} ({on})."
 
 
