@@ -8,6 +8,7 @@ import pytest
 
 from tests.statistics.conftest import drawn, long
 from vpeft_bench.statistics import analyse
+from vpeft_bench.statistics.wording import remarks
 
 
 def test_a_table_computed_by_hand() -> None:
@@ -40,6 +41,7 @@ def test_the_two_means_differ_by_their_groups() -> None:
     assert row.group_mean.value == pytest.approx((80 + 55 + 40) / 3)
     assert row.mean.over_datasets is not None
     assert row.group_mean.over_datasets is None  # a group of one data set cannot be drawn from
+    assert any("a group of one data set" in remark for remark in remarks(report))
     assert row.group_mean.over_seeds is None
 
 

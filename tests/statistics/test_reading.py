@@ -218,6 +218,8 @@ def test_fractions_among_percentages() -> None:
     assert "row 3: 0." in refused(one)
     seeds = long({"a": [90.0, 0.91], "b": [80.0, 81.0]}).assign(data="d", seed=[0, 1, 0, 1])
     assert "row 1: 0.91 on d, where others have 90" in refused(seeds)
+    put_together = pd.concat([seeds[:2], seeds[2:].reset_index(drop=True)])
+    assert "row 1: 0.91 on d, where others have 90" in refused(put_together)
     # All fractions are no mistake, nor are losses around 1.
     losses = drawn(methods=3, datasets=6, seeds=1).assign(value=lambda f: f["value"] / 60)
     assert analyse(losses, lower_is_better=True)

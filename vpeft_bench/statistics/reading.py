@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from vpeft_bench.errors import ConfigError, Problem, nearest
-from vpeft_bench.statistics.table import REQUIRED, SETTINGS
+from vpeft_bench.statistics.checks import REQUIRED
+from vpeft_bench.statistics.table import SETTINGS
 
 ROLES = ("method", "data", "seed", "value", "benchmark", "group")
 """What a column can be for the statistics; by default the column of that name."""

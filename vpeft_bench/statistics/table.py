@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -12,18 +11,14 @@ import numpy as np
 import pandas as pd
 
 from vpeft_bench.errors import ConfigError, Problem
+from vpeft_bench.statistics import checks
 
-REQUIRED = ("method", "data", "value")
 OPTIONAL = ("seed", "benchmark", "group")
 SETTINGS = ("backbone", "weights", "protocol", "split", "variant", "budget", "settings")
 """Columns that say under which conditions a row was made: unlike ones are never ranked together."""
 
 _DIGITS = 12
 """Significant digits of a cell: what differs by less is equal, and differs by rounding alone."""
-_SHOWN = 3
-_FAR_BELOW = 20.0
-_ALIKE = 0.1
-_ONE_SCALE = "write all as percentages or all as fractions; if it is meant: --unlike-scales"
 
 
 @dataclass(frozen=True)
@@ -158,7 +153,7 @@ def tables_of(
     Raises:
         ConfigError: with everything wrong with the frame.
     """
-    if problems := list(_missing_columns(frame)):
+    if problems := list(checks.missing_columns(frame)):
         raise ConfigError(problems)
     if frame.empty:
         raise ConfigError([Problem("table", "has no rows")])
@@ -166,7 +161,8 @@ def tables_of(
         raise ConfigError([Problem("column value", "holds text", "make it numbers")])
     present = [name for name in SETTINGS if name in frame]
     names = [name for name in ("method", "data", *OPTIONAL) if name in frame]
-    frame = frame.copy()
+    # A place names one row: frames that were put together have some of them twice.
+    frame = frame.copy() if frame.index.is_unique else frame.reset_index(drop=True)
     frame["value"] = frame["value"].astype(float)
     for name in [*names, *present]:
         frame[name] = frame[name].map(_text)
@@ -176,19 +172,23 @@ def tables_of(
     parts = ["benchmark"] if "benchmark" in frame else []
     key = [*parts, *present, "method", "data", *(["seed"] if "seed" in frame else [])]
     problems = [
-        *_empty_names(frame),
-        *_infinite(frame),
-        *_duplicates(frame, key),
-        *_changing_groups(frame, parts),
+        *checks.empty_names(frame),
+        *checks.infinite(frame),
+        *checks.duplicates(frame, key),
+        *checks.changing_groups(frame, parts),
     ]
     if problems:
         raise ConfigError(problems)
     by = parts if mix else [*parts, *present]
     pieces = [frame] if not by else [piece for _, piece in frame.groupby(by, sort=True)]
     if empty := [piece for piece in pieces if piece["value"].isna().all()]:
-        raise ConfigError([Problem(_lines(piece), "hold no value at all") for piece in empty])
+        raise ConfigError(
+            [Problem(checks.rows_of(piece), "hold no value at all") for piece in empty]
+        )
     tables = [_table(piece, present, lower_is_better, named) for piece in pieces]
-    if not unlike_scales and (found := [p for piece in pieces for p in _unlike_scales(piece)]):
+    if not unlike_scales and (
+        found := [p for piece in pieces for p in checks.unlike_scales(piece)]
+    ):
         raise ConfigError(found)
     return tables
 
@@ -217,7 +217,7 @@ def _table(
     methods, datasets = (tuple(sorted(set(frame[name]))) for name in ("method", "data"))
     cells = {(m, d): cell.to_numpy() for (m, d), cell in frame.groupby(["method", "data"])["value"]}
     none = np.empty(0)
-    lost = sorted((str(m), str(d)) for (m, d), cell in cells.items() if np.isnan(cell).any())
+    lost = {(str(m), str(d)) for (m, d), cell in cells.items() if np.isnan(cell).any()}
     runs = tuple(
         tuple(none if (m, d) in lost else np.sort(cells.get((m, d), none)) for d in datasets)
         for m in methods
@@ -234,19 +234,8 @@ def _table(
         runs=runs,
         lower_is_better=lower_is_better,
         seeded="seed" in frame,
-        notes=tuple(_notes(frame, lost, named)),
+        notes=tuple(checks.notes(frame, sorted(lost), named)),
     )
-
-
-# ---- what can be wrong ---------------------------------------------------------------------------
-
-
-def _missing_columns(frame: pd.DataFrame) -> Iterator[Problem]:
-    for name in REQUIRED:
-        if name not in frame:
-            yield Problem(
-                f"column {name}", "is missing", f"there are: {', '.join(map(str, frame))}"
-            )
 
 
 def _text(value: object) -> str:
@@ -256,114 +245,6 @@ def _text(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).strip()
-
-
-def _lines(frame: pd.DataFrame) -> str:
-    """Where the rows of ``frame`` are: at most a few of them."""
-    word = str(frame.index.name or "row")
-    shown = ", ".join(str(place) for place in frame.index[:_SHOWN])
-    more = f" and {len(frame) - _SHOWN} more" if len(frame) > _SHOWN else ""
-    return f"{word} {shown}{more}" if len(frame) == 1 else f"{word}s {shown}{more}"
-
-
-def _empty_names(frame: pd.DataFrame) -> Iterator[Problem]:
-    for name in ("method", "data", "seed", "group"):
-        if name in frame and len(rows := frame[frame[name] == ""]):
-            yield Problem(
-                f"column {name}", f"is empty in {_lines(rows)}", f"say which {name} it is"
-            )
-
-
-def _infinite(frame: pd.DataFrame) -> Iterator[Problem]:
-    if len(rows := frame[np.isinf(frame["value"])]):
-        fix = "leave it empty where a run has no result: its cell then counts as missing"
-        yield Problem("column value", f"is not finite in {_lines(rows)}", fix)
-
-
-def _duplicates(frame: pd.DataFrame, key: Sequence[str]) -> Iterator[Problem]:
-    """Rows of one method, data set and seed: nobody knows which one counts."""
-    repeated = frame[frame.duplicated(list(key), keep=False)]
-    if repeated.empty:
-        return
-    others = [name for name in frame if name not in key]
-    for number, (names, rows) in enumerate(repeated.groupby(list(key), sort=True)):
-        if number == _SHOWN:
-            count = repeated.drop_duplicates(list(key)).shape[0] - _SHOWN
-            yield Problem("rows", f"{count} more of the same kind")
-            return
-        told = zip(key, names if isinstance(names, tuple) else (names,), strict=True)
-        where = ", ".join(f"{name} {value}" for name, value in told if value)
-        differ = [str(name) for name in others if rows[name].nunique(dropna=False) > 1]
-        if not differ:
-            what, fix = "they are the same in every column", "remove all but one"
-        else:
-            what = f"they differ in {', '.join(differ)}"
-            fix = "if one of them is meant, leave the others out with --where"
-            if telling := [name for name in differ if _is_words(rows[name])]:
-                column = min(telling, key=lambda name: frame[name].nunique())
-                fix += f": --where {shlex.quote(f'{column}!={rows[column].iloc[-1]}')}"
-            if "seed" not in frame:
-                fix += "\nif each is a run, name the column of the seeds: --seed-column NAME"
-        yield Problem(where, f"has {len(rows)} rows ({_lines(rows)}); {what}", fix)
-
-
-def _is_words(column: pd.Series) -> bool:
-    """Whether a column holds names: one of numbers is a result, and chooses nothing."""
-    return bool(pd.to_numeric(column.replace("", "none"), errors="coerce").isna().all())
-
-
-def _changing_groups(frame: pd.DataFrame, parts: Sequence[str]) -> Iterator[Problem]:
-    if "group" not in frame:
-        return
-    for names, groups in frame.groupby([*parts, "data"], sort=True)["group"]:
-        if groups.nunique() > 1:
-            found = ", ".join(sorted(set(groups)))
-            data = names[-1] if isinstance(names, tuple) else names
-            yield Problem(f"data {data}", f"is in several groups: {found}", "give it one")
-
-
-def _unlike_scales(frame: pd.DataFrame) -> Iterator[Problem]:
-    """Methods, data sets or single values that are fractions, in a table of percentages."""
-    for name in ("method", "data"):
-        highest = frame.groupby(name)["value"].agg(lambda values: values.abs().max())
-        small = highest.index[highest <= 1]
-        rest = frame[~frame[name].isin(small)]["value"].abs()
-        if len(small) and rest.median() > 10 * highest[small].max():
-            shown = ", ".join(small[:_SHOWN]) + (", ..." if len(small) > _SHOWN else "")
-            what = f"has values up to {highest[small].max():g} only, other rows {rest.max():g}"
-            yield Problem(f"{name} {shown}", f"{what}: fractions among percentages?", _ONE_SCALE)
-            return
-    for usual in (
-        frame.groupby("data")["value"].transform("median"),
-        frame.groupby(["method", "data"])["value"].transform("max"),
-    ):
-        alike = (100 * frame["value"] - usual).abs() < _ALIKE * usual
-        if len(odd := frame[alike & (frame["value"] <= 1) & (usual > _FAR_BELOW)]):
-            what = f"{odd['value'].iloc[0]:g} on {odd['data'].iloc[0]}, where others have "
-            what += f"{usual[odd.index[0]]:g}: a fraction among percentages?"
-            yield Problem(_lines(odd), what, _ONE_SCALE)
-            return
-
-
-def _notes(frame: pd.DataFrame, lost: Sequence[tuple[str, str]], named: bool) -> Iterator[str]:
-    """What is no error, and a reader should know."""
-    if named and not {"budget", "settings"} & set(frame):
-        yield "rows are called by their variant; no column budget says if all were tuned alike"
-    if lost:
-        shown = ", ".join(f"{method} on {data}" for method, data in lost[:_SHOWN])
-        more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
-        yield f"a run without a value makes its cell missing: {shown}{more}"
-    for name in ("method", "data"):
-        spelled: dict[str, list[str]] = {}
-        for value in sorted(set(frame[name])):
-            spelled.setdefault(value.casefold(), []).append(value)
-        for several in spelled.values():
-            if len(several) > 1:
-                yield f"counted as different, though only upper case differs: {', '.join(several)}"
-    middle = frame.groupby("data")["value"].transform("median").abs()
-    odd = frame[(frame["value"].abs() <= 1) & (middle > _FAR_BELOW)]
-    if len(odd):
-        yield f"{_lines(odd)}: at or below 1 where the median is {middle[odd.index].max():g}"
 
 
 def _span(sizes: Iterable[int]) -> tuple[int, int]:

@@ -85,7 +85,7 @@ def standing_rows(report: Report) -> list[Row]:
             "average rank": MISSING if row.average_rank is None else f"{row.average_rank:.2f}",
             "win rate": fraction(row.win_rate),
             "Borda": MISSING if row.borda is None else f"{row.borda:g}",
-            "P(better)": fraction(row.improvement),
+            "P(improvement)": fraction(row.improvement),
             "improvability": fraction(row.improvability),
         }
         for row in report.summaries
@@ -110,7 +110,7 @@ def against_best(report: Report, numbers: Numbers) -> list[Row]:
                 "95 % over sets": numbers.interval(pair.over_datasets),
                 "95 % over seeds": numbers.interval(pair.over_seeds),
                 "win/tie/loss": f"{pair.wins}/{pair.ties}/{pair.losses}",
-                "P(better)": fraction(pair.improvement),
+                "P(improvement)": fraction(pair.improvement),
                 "Wilcoxon p": p_text(pair.wilcoxon),
                 "bootstrap p": p_text(pair.bootstrap_p),
                 "bootstrap Holm p": p_text(corrected),

@@ -184,6 +184,8 @@ def _too_few(report: Report) -> list[str]:
             f"intervals over {datasets} data sets are too narrow: they cover about "
             f"{100 * bootstrap.coverage(datasets):.0f} %, not {100 * bootstrap.confidence:g} %"
         )
+    if datasets >= FEWEST_DATASETS and 1 in Counter(table.groups).values() and table.group_names:
+        found.append("a group of one data set: no interval over data sets of the mean over groups")
     if len(table.methods) > 1:
         if datasets == 1:
             found.append("tests over data sets need at least 2 data sets")
