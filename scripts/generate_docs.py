@@ -11,6 +11,7 @@ from pathlib import Path
 from vpeft_bench.catalogue import facts
 from vpeft_bench.catalogue.pages import FOLDER, all_pages
 from vpeft_bench.cli import backbones
+from vpeft_bench.leaderboard.written import column_docs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -25,6 +26,7 @@ def main() -> None:
     for path in (REPOSITORY / FOLDER).glob("*.md"):
         if f"{FOLDER}/{path.name}" not in pages:
             path.unlink()  # of a method that is gone
+    (REPOSITORY / "docs" / "leaderboard-columns.md").write_text(column_docs())
     print(f"{len(pages)} pages")
 
 

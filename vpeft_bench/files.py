@@ -31,6 +31,14 @@ def in_the_way(folder: Path) -> Path | None:
     return None if there.is_dir() else there
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept between calls, for all projects of a user."""
+    if chosen := os.environ.get("VPEFT_BENCH_CACHE"):
+        return Path(chosen).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "vpeft_bench"
+
+
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A file beside ``path`` to be written; at the end it gets that name.

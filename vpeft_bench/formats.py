@@ -11,7 +11,7 @@ import html
 import io
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, str]
@@ -30,13 +30,6 @@ _MARKUP = re.compile(r"[|\\`*\[\]~]|(?<![^\W_])_|_(?![^\W_])|^[#+-]+(?=\s)")
 """What Markdown reads as markup; underscores within a word, as of ``vpt_deep``, are none."""
 _JSON_WORDS = ("true", "false", "null")
 _NO_PUNCTUATION = str.maketrans("", "", '"[]')
-
-
-def exact(value: float | None) -> str:
-    """A number for a file: integers as they are, others with four decimals; empty for None."""
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
 def shortest(value: float | None) -> str:
@@ -71,14 +64,6 @@ def short_options(text: str) -> str:
     return " ".join(given).translate(_NO_PUNCTUATION)
 
 
-def span(counts: Collection[int]) -> str:
-    """A count that all seeds should share; ``low..high`` where they differ, empty for none."""
-    if not counts:
-        return ""
-    low, high = min(counts), max(counts)
-    return exact(low) if low == high else f"{exact(low)}..{exact(high)}"
-
-
 def printable(text: str) -> str:
     """``text`` with what a terminal would obey, or could not show, written out: ``\\x1b``.
 
@@ -98,18 +83,32 @@ def printable_lines(text: str) -> str:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Rows as CSV with ``\\n`` line ends; the same rows always give the same text.
+    """Rows as CSV with ``\\n`` line ends; the same rows always give the same text."""
+    names = list(rows[0])
+    return csv_of(names, [[row[name] for row in rows] for name in names])
+
+
+def csv_of(names: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
+    """Columns as CSV with ``\\n`` line ends; the same columns always give the same text.
 
     A text that a spreadsheet would take for a formula gets an apostrophe before it, which
     spreadsheets hide.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {name: _no_formula(printable(value)) for name, value in row.items()} for row in rows
-    )
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(zip(*(_each(_harmless, column) for column in columns), strict=True))
     return text.getvalue()
+
+
+def _harmless(text: str) -> str:
+    return _no_formula(printable(text))
+
+
+def _each(change: Callable[[str], str], texts: Sequence[str]) -> list[str]:
+    """``change`` of every text; most texts of a column stand there many times."""
+    changed = {text: change(text) for text in set(texts)}
+    return [changed[text] for text in texts]
 
 
 def _no_formula(text: str) -> str:
@@ -119,9 +118,14 @@ def _no_formula(text: str) -> str:
 def to_markdown(rows: Sequence[Row]) -> str:
     """Rows as a Markdown table, without the columns that are empty throughout."""
     names = [name for name in rows[0] if any(row[name] for row in rows)]
-    lines = [names, *([row[name] for name in names] for row in rows)]
-    heading, *others = (f"| {' | '.join(map(markdown, line))} |\n" for line in lines)
-    return "".join([heading, f"| {' | '.join(['---'] * len(names))} |\n", *others])
+    return markdown_of({name: [row[name] for row in rows] for name in names})
+
+
+def markdown_of(columns: Mapping[str, Sequence[str]]) -> str:
+    """Columns by name as a Markdown table."""
+    lines = zip(*(_each(markdown, column) for column in columns.values()), strict=True)
+    heading = [map(markdown, columns), ["---"] * len(columns)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [*heading, *lines])
 
 
 def markdown(text: str) -> str:

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from tests.conftest import shared_path
+from tests.leaderboard.as_rows import cells, summaries
 from vpeft_bench.cli.overrides import check_overrides
 from vpeft_bench.config.choices import choices_on_disk, config_dir
 from vpeft_bench.config.schema import RunConfig, plain, typed
@@ -22,8 +23,6 @@ from vpeft_bench.config.sections import VariantConfig
 from vpeft_bench.config.variants import settings_on
 from vpeft_bench.data.composed import compose_data_configs
 from vpeft_bench.fields import settings
-from vpeft_bench.leaderboard.cells import collect
-from vpeft_bench.leaderboard.tables import summaries
 from vpeft_bench.methods.base import default_options
 from vpeft_bench.methods.registry import build_method, method_class
 from vpeft_bench.records.run_record import find
@@ -105,17 +104,16 @@ def test_one_variant_is_one_row_and_two_ranks_are_two(own: list[str], tmp_path: 
     found = find([tmp_path / "runs"]).records
     names = sorted(record.variant for _, record in found)
     assert names == ["lora alpha=8.0 rank=16", "lora alpha=8.0 rank=4", "mine", "mine"]
-    cells = collect(found).cells
-    (summary,) = summaries(cells)
-    rows = {row.name: row.complete for row in summary.rows}
-    assert rows == {
+    made = cells(*(record for _, record in found))
+    (summary,) = summaries(made)
+    assert dict(zip(summary.rows["name"], summary.rows["complete"], strict=True)) == {
         "mine": "2/4",
         "lora alpha=8.0 rank=4": "1/4",
         "lora alpha=8.0 rank=16": "1/4",
     }
-    mine = [cell for cell in cells if cell.name == "mine"]
-    assert {cell.chosen for cell in mine} == {"by hand"}
-    assert sorted("rank=16" in cell.options for cell in mine) == [False, True]
+    mine = made[made["name"] == "mine"]
+    assert set(mine["chosen"]) == {"by hand"}
+    assert sorted("rank=16" in options for options in mine["own_options"]) == [False, True]
 
 
 def file_of(name: str) -> dict[str, Any]:

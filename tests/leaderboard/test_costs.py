@@ -1,31 +1,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
+from tests.leaderboard.as_rows import Row, cells, datasets, gather_cards, in_file, in_print
 from tests.leaderboard.conftest import CPU
-from vpeft_bench.leaderboard.cards import Measurement, collect_cards
-from vpeft_bench.leaderboard.costs import (
-    card_columns,
-    card_csv_columns,
-    cost_csv_rows,
-    cost_rows,
-)
+from vpeft_bench.leaderboard.tables import Table, cost_table
 from vpeft_bench.records.cost_card import CardStatus, CostCard
+from vpeft_bench.records.run_record import RunRecord
 
 Card = Callable[..., CostCard]
+Run = Callable[..., RunRecord]
 
 
-def measurements(*cards: CostCard) -> list[Measurement]:
-    found = collect_cards((Path(f"{number}/card.json"), card) for number, card in enumerate(cards))
+def costs(*cards: CostCard) -> Table:
+    found = gather_cards(*cards)
     assert not found.left_out
-    return found.measurements
+    return cost_table(found.rows)
 
 
 def test_a_file_has_every_number_as_the_card_has_it(card: Card) -> None:
-    (line,) = cost_csv_rows(measurements(card(step_ms=128.0625)))
+    (line,) = in_file(costs(card(step_ms=128.0625)))
     wanted = {
         "status": "ok",
         "method": "lora",
@@ -68,7 +64,7 @@ def test_a_file_has_every_number_as_the_card_has_it(card: Card) -> None:
 
 
 def test_a_reader_gets_units_and_three_digits(card: Card) -> None:
-    (row,) = cost_rows(measurements(card(labels=("demo backbone",))))
+    (row,) = in_print(costs(card(labels=("demo backbone",))))
     wanted = {
         "method": "lora",
         "params": "294,912",
@@ -97,22 +93,24 @@ def test_a_reader_gets_units_and_three_digits(card: Card) -> None:
     assert {name: row[name] for name in wanted} == wanted
 
 
-def test_two_ways_to_measure_a_peak_never_share_a_column(card: Card) -> None:
-    on_cpu, on_gpu = measurements(card(device=CPU), card())
+def test_two_ways_to_measure_a_peak_never_share_a_column(run: Run, card: Card) -> None:
+    both = costs(card(device=CPU), card())
     names = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_resident_growth_bytes")
-    assert [[bool(line[name]) for name in names] for line in cost_csv_rows([on_cpu, on_gpu])] == [
+    assert [[bool(line[name]) for name in names] for line in in_file(both)] == [
         [False, False, True],
         [True, True, False],
     ]
     names = ("allocated MiB", "reserved MiB", "resident MiB")
-    assert [[bool(row[name]) for name in names] for row in cost_rows([on_cpu, on_gpu])] == [
+    assert [[bool(row[name]) for name in names] for row in in_print(both)] == [
         [False, False, True],
         [True, True, False],
     ]
     # Beside a metric they do in print, where all cards are of one device.
-    assert card_csv_columns(card(device=CPU))["card_peak_allocated_bytes"] == ""
-    assert card_csv_columns(card(device=CPU))["card_peak_resident_growth_bytes"] == "7865036296"
-    assert card_columns(card(device=CPU))["card peak MiB"] == "7,501"
+    found = datasets(cells(run(), cards=[card(device=CPU)]))
+    (line,), (row,) = in_file(found), in_print(found)
+    assert line["card_peak_allocated_bytes"] == ""
+    assert line["card_peak_resident_growth_bytes"] == "7865036296"
+    assert row["card peak MiB"] == "7,501"
 
 
 @pytest.mark.parametrize(
@@ -121,8 +119,8 @@ def test_two_ways_to_measure_a_peak_never_share_a_column(card: Card) -> None:
 def test_what_could_not_be_measured_stays_a_row_without_a_number(
     card: Card, status: CardStatus
 ) -> None:
-    found = measurements(card(status=status, error="too\n large"))
-    (line,), (row,) = cost_csv_rows(found), cost_rows(found)
+    found = costs(card(status=status, error="too\n large"))
+    (line,), (row,) = in_file(found), in_print(found)
     assert (line["status"], line["error"]) == (status, "too large")
     assert (row["status"], row["error"]) == (status, "too large")
     words = ("_bytes", "_flops", "_ms_", "_per_", "parameters_")
@@ -133,8 +131,8 @@ def test_what_could_not_be_measured_stays_a_row_without_a_number(
 
 
 def test_what_a_device_cannot_tell_is_empty_and_never_zero(card: Card) -> None:
-    (found,) = measurements(card(method="ssf", device=CPU))
-    (line,), (row,) = cost_csv_rows([found]), cost_rows([found])
+    found = costs(card(method="ssf", device=CPU))
+    (line,), (row,) = in_file(found), in_print(found)
     for name in ("train_joules_per_image", "merged_inference_images_per_second"):
         assert line[name] == ""
     assert (row["J/image"], row["merged images/s"]) == ("–", "–")
@@ -144,7 +142,7 @@ def test_what_a_device_cannot_tell_is_empty_and_never_zero(card: Card) -> None:
 
 def test_settings_that_print_alike_are_told_apart(card: Card) -> None:
     compiled = card(hardware={"compile": True}, cost={"warmup_steps": None})
-    rows = cost_rows(measurements(card(), compiled))
+    rows = in_print(costs(card(), compiled))
     assert {row["hardware"]: row["setting"] for row in rows} == {
         "compile=false": "hardware.compile=false",
         "compile=true": "cost.warmup_steps=null hardware.compile=true",
@@ -153,7 +151,7 @@ def test_settings_that_print_alike_are_told_apart(card: Card) -> None:
 
 def test_the_resolution_is_the_one_asked_for(card: Card) -> None:
     def resolution(one: CostCard) -> str:
-        (row,) = cost_rows(measurements(one))
+        (row,) = in_print(costs(one))
         return row["resolution"]
 
     assert resolution(card()) == "224 x 224 px"
@@ -163,10 +161,14 @@ def test_the_resolution_is_the_one_asked_for(card: Card) -> None:
     assert resolution(card(**both)) == "384 x 384 px"
 
 
-def test_card_columns_without_a_card_or_a_measurement(card: Card) -> None:
-    assert set(card_csv_columns(None).values()) == {""}
-    assert set(card_columns(None).values()) == {"–"}
-    line = card_csv_columns(card(status=CardStatus.OOM))
-    assert line["card_train_step_ms_median"] == ""
+def test_card_columns_without_a_card_or_a_measurement(run: Run, card: Card) -> None:
+    def beside(*cards: CostCard) -> Row:
+        (line,) = in_file(datasets(cells(run(), cards=cards)))
+        return {name: text for name, text in line.items() if name.startswith("card_")}
+
+    assert set(beside().values()) == {""}
+    assert set(beside(card(status=CardStatus.OOM)).values()) == {""}
+    line = beside(card(), card(method="ssf", status=CardStatus.OOM))
+    assert line["card_train_step_ms_median"] == "128"
     assert line["card_device"] == "NVIDIA H100 80GB HBM3"
     assert line["card_id"] != ""

@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from vpeft_bench.leaderboard.cells import Cell, collect
+import pandas as pd
+
+from tests.leaderboard.as_rows import cells
 from vpeft_bench.leaderboard.departures import departures, short_keys
 from vpeft_bench.records.run_record import RunRecord
 
 Run = Callable[..., RunRecord]
 
 
-def cell(*records: RunRecord) -> Cell:
-    (found,) = collect([(Path(r.run_id), r) for r in records]).cells
-    return found
+def told(*rows: list[RunRecord]) -> tuple[str, list[str]]:
+    """What all rows share, and what each of them does otherwise."""
+    made = [cells(*row).assign(row=number) for number, row in enumerate(rows)]
+    together = pd.concat(made, ignore_index=True)
+    found = departures(together, together["row"])
+    return found.shared, found.rows.sort_index().tolist()
 
 
 def test_what_all_rows_share_is_said_once(run: Run) -> None:
     same: dict[str, Any] = {"train": {"lr": 0.001, "epochs": 100}}
-    rows = [[cell(run(method=method, **same))] for method in ("lora", "ssf")]
-    found = departures(rows)
-    assert found.shared == "train.epochs=100 train.lr=0.001"
-    assert found.rows == ["", ""]
+    rows = [[run(method=method, **same)] for method in ("lora", "ssf")]
+    shared, departing = told(*rows)
+    assert shared == "train.epochs=100 train.lr=0.001"
+    assert departing == ["", ""]
 
 
 def test_the_row_that_is_not_as_most_says_so(run: Run) -> None:
     rates = {"lora": 0.001, "ssf": 0.01, "adapter": 0.001}
-    rows = [
-        [cell(run(method=method, train={"lr": lr, "epochs": 100}))] for method, lr in rates.items()
-    ]
-    found = departures(rows)
-    assert found.shared == "train.epochs=100 train.lr=0.001"
-    assert found.rows == ["", "train.lr=0.01", ""]
-    assert short_keys(found.rows[1]) == "lr=0.01"
+    rows = [[run(method=method, train={"lr": lr, "epochs": 100})] for method, lr in rates.items()]
+    shared, departing = told(*rows)
+    assert shared == "train.epochs=100 train.lr=0.001"
+    assert departing == ["", "train.lr=0.01", ""]
+    assert short_keys(departing[1]) == "lr=0.01"
 
 
 def test_data_set_by_data_set(run: Run) -> None:
@@ -43,22 +45,22 @@ def test_data_set_by_data_set(run: Run) -> None:
     usual = dict(zip(names, (0.001, 0.01), strict=True))
     others = dict(zip(names, (0.001, 0.5), strict=True))
 
-    def row(method: str, rates: dict[str, float]) -> list[Cell]:
-        return [cell(run(method=method, data=d, train={"lr": lr})) for d, lr in rates.items()]
+    def row(method: str, rates: dict[str, float]) -> list[RunRecord]:
+        return [run(method=method, data=d, train={"lr": lr}) for d, lr in rates.items()]
 
-    found = departures([row("lora", usual), row("ssf", usual), row("adapter", others)])
-    assert found.shared == "train.lr by data set"
-    assert found.rows == ["", "", "train.lr by data set"]
+    shared, departing = told(row("lora", usual), row("ssf", usual), row("adapter", others))
+    assert shared == "train.lr by data set"
+    assert departing == ["", "", "train.lr by data set"]
     assert short_keys("train.lr by data set train.epochs=3") == "lr by data set epochs=3"
 
 
 def test_what_is_absent_is_neutral(run: Run) -> None:
     """A record from before a key existed is as one at its neutral value."""
     rows = [
-        [cell(run(method="lora", train={"lr": 1.0}))],
-        [cell(run(method="ssf", train={"lr": 1.0, "layer_decay": 1.0}))],
-        [cell(run(method="adapter", train={"lr": 1.0, "layer_decay": 0.8}))],
+        [run(method="lora", train={"lr": 1.0})],
+        [run(method="ssf", train={"lr": 1.0, "layer_decay": 1.0})],
+        [run(method="adapter", train={"lr": 1.0, "layer_decay": 0.8})],
     ]
-    found = departures(rows)
-    assert found.rows == ["", "", "train.layer_decay=0.8"]
-    assert "train.layer_decay=1.0" in found.shared
+    shared, departing = told(*rows)
+    assert departing == ["", "", "train.layer_decay=0.8"]
+    assert "train.layer_decay=1.0" in shared

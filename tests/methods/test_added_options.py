@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from tiny_models import build
 
 import vpeft_bench
+from tests.leaderboard.as_rows import cells
 from vpeft_bench import always_counted
 from vpeft_bench.attaching.delta import HEADER_KEY
 from vpeft_bench.backbones.load import traits_of
@@ -26,7 +27,6 @@ from vpeft_bench.config.sections import BackboneConfig, HeadConfig, InputConfig
 from vpeft_bench.cost.request import request_of
 from vpeft_bench.errors import DeltaMismatchError
 from vpeft_bench.fields import neutral
-from vpeft_bench.leaderboard.cells import collect
 from vpeft_bench.methods.base import Method, option
 from vpeft_bench.methods.names import METHODS
 from vpeft_bench.methods.registry import build_method, list_methods, method_class, option_problems
@@ -212,6 +212,6 @@ def test_an_option_added_later_orphans_nothing(
     assert plainly.directory.parent == first.directory.parent
     assert plainly.record is not None
     assert plainly.record.asked["method"]["halve"] is False
-    cells = collect(find([tmp_path]).records).cells
-    assert sorted(len(cell.records) for cell in cells) == [1, 2]
-    assert ["halve=true" in cell.entry.options for cell in cells].count(True) == 1
+    made = cells(*(record for _, record in find([tmp_path]).records))
+    assert sorted(made["n"] + made["failed"]) == [1, 2]
+    assert ["halve=true" in options for options in made["options"]].count(True) == 1

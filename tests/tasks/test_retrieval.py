@@ -18,14 +18,12 @@ from pytorch_metric_learning.utils.inference import CustomKNN
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.leaderboard.as_rows import cells, datasets, in_print
 from tests.running import config_of, run_here
 from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.inspection import Inspection, inspect
 from vpeft_bench.data.splits import ArraySplit, Dataset
-from vpeft_bench.leaderboard.cells import collect
-from vpeft_bench.leaderboard.scores import Scores
-from vpeft_bench.leaderboard.tables import dataset_rows
 from vpeft_bench.methods.registry import method_class
 from vpeft_bench.records.run_record import find as find_records
 from vpeft_bench.runs import validation
@@ -185,7 +183,8 @@ def test_a_run_scores_what_it_stores(tmp_path: Path, method: str) -> None:
 
     with Image.open(show(outcome.directory, pictures=3, out=tmp_path / "a.png")) as drawn:
         assert drawn.width > 500
-    rows = dataset_rows(collect(find_records([tmp_path]).records).cells, Scores())
+    found = [record for _, record in find_records([tmp_path]).records]
+    rows = in_print(datasets(cells(*found)))
     assert rows[0]["R@1 %"] == f"{values['recall_at_1']:.2f}"
     assert rows[0]["MAP@R %"] == f"{values['map_at_r']:.2f}"
 

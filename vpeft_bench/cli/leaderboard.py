@@ -4,40 +4,33 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 
 from vpeft_bench.cli.arguments import typed_folder
-from vpeft_bench.config.benchmarks import Benchmark, known
+from vpeft_bench.config.benchmarks import known
 from vpeft_bench.config.choices import use_folders
-from vpeft_bench.errors import Problem
+from vpeft_bench.errors import ConfigError, Problem, unknown_name
 from vpeft_bench.files import typed_path, write_atomically
-from vpeft_bench.formats import (
-    Row,
-    markdown,
-    printable,
-    printable_lines,
-    shortest,
-    to_csv,
-    to_markdown,
-)
-from vpeft_bench.leaderboard.cards import Joined, Measurement, chosen, collect_cards, join
-from vpeft_bench.leaderboard.cells import PROTOCOL_SPLIT, Cell, collect
-from vpeft_bench.leaderboard.costs import cost_csv_rows, cost_rows
-from vpeft_bench.leaderboard.departures import departures
+from vpeft_bench.formats import printable, printable_lines, shortest
+from vpeft_bench.leaderboard.admitted import admitted
+from vpeft_bench.leaderboard.cards import Joined, cards_of, chosen, join
+from vpeft_bench.leaderboard.cells import cells_of
+from vpeft_bench.leaderboard.reading import find_runs, write_runs
+from vpeft_bench.leaderboard.runs import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.tables import (
-    best_first,
-    columns,
-    dataset_csv_rows,
-    dataset_rows,
+    Table,
+    columns_of,
+    cost_table,
+    dataset_table,
+    in_order,
+    run_table,
     strangers,
     summaries,
-    summary_csv_rows,
-    summary_rows,
-    what_is_shown,
 )
 from vpeft_bench.leaderboard.terminal import (
     print_costs,
@@ -45,8 +38,8 @@ from vpeft_bench.leaderboard.terminal import (
     print_notes,
     print_summary,
 )
+from vpeft_bench.leaderboard.written import to_csv, write_json, write_table
 from vpeft_bench.records.cost_card import find as find_cards
-from vpeft_bench.records.run_record import find
 from vpeft_bench.terminal import to_output
 
 DEFAULT_RECORDS = Path("results/runs")
@@ -70,38 +63,40 @@ def main(argv: Sequence[str], own: Path | None = None) -> int:
     """
     options, scores = _parsed(argv)
     use_folders([own] if own else [])
-    every = known()
-    found, found_cards = find(options.records), find_cards(options.cards)
-    collection, cards = collect(found.records), collect_cards(found_cards.cards)
-    problems = [*found.problems, *collection.left_out, *found_cards.problems, *cards.left_out]
-    wanted = [cell for cell in collection.cells if _wanted(cell, options, every)]
-    candidates = chosen(cards.measurements, options.device, options.batch)
-    if not wanted and (collection.cells or not cards.measurements):
-        print(_nothing_to_show(options, collection.cells, problems), file=sys.stderr)
+    found, found_cards = find_runs(options.records), find_cards(options.cards)
+    runs, cards = admitted(found.runs), cards_of(found_cards.cards)
+    problems = [*found.problems, *runs.left_out, *found_cards.problems, *cards.left_out]
+    wanted = _wanted(runs.rows, options)
+    candidates = chosen(cards.rows, options.device, options.batch)
+    if wanted.empty and (len(runs.rows) or cards.rows.empty):
+        print(_nothing_to_show(options, runs.rows, problems), file=sys.stderr)
         return 1
-    if not candidates and (options.device is not None or options.batch is not None):
-        have = sorted({one.setting for one in cards.measurements})
+    if candidates.empty and (options.device is not None or options.batch is not None):
+        have = sorted(set(cards.rows["measured_with"])) if len(cards.rows) else []
         print("no cost card was measured on that device with that batch size", file=sys.stderr)
         print(_listing("there are:", have), end="", file=sys.stderr)
         return 1
 
     console = to_output()
-    joined = join(wanted, candidates)
-    written = _cost_tables(console, cards.measurements, options.out)
-    written += _metric_tables(console, joined, scores, options)
+    joined = join(cells_of(wanted), candidates)
+    costs = cost_table(cards.rows) if len(cards.rows) else None
+    written = []
+    if costs is not None:
+        print_costs(console, costs)
+        written += write_table(costs, [], options.out)
+    if len(wanted):
+        written += _metric_tables(console, wanted, joined, costs, scores, options)
 
-    shown = sum(len(cell.records) for cell in wanted)
-    filtered = sum(len(cell.records) for cell in collection.cells) - shown
-    print(f"records: {len(found.records)} read, {shown} shown")
+    print(f"records: {len(found.runs)} read, {len(wanted)} shown")
     if found_cards.cards:
-        print(f"cost cards: {len(found_cards.cards)} read, {len(cards.measurements)} shown")
-    if copies := collection.copies + cards.copies:
+        print(f"cost cards: {len(found_cards.cards)} read, {len(cards.rows)} shown")
+    if copies := runs.copies + cards.copies:
         print(f"{copies} left out: the same as another, in every value")
-    if filtered:
+    if filtered := len(runs.rows) - len(wanted):
         print(f"{filtered} left out: not asked for")
-    for name in strangers(wanted):
+    for name in strangers(joined.cells):
         print(f"not in the summary: {printable(name)}")
-    if wanted and candidates and not joined.settings:
+    if len(wanted) and len(candidates) and not joined.settings:
         print("no card columns: no cost card has a run's method, options, network and precision")
     print(_listing(f"no card columns: {_SEVERAL_SETTINGS}; choose:", joined.choices), end="")
     print(_listing("not shown:", problems), end="")
@@ -109,59 +104,44 @@ def main(argv: Sequence[str], own: Path | None = None) -> int:
     return int(options.strict and bool(problems))
 
 
-def _cost_tables(console: Console, measurements: Sequence[Measurement], out: Path) -> list[Path]:
-    """Print and write what the cards say."""
-    if not measurements:
-        return []
-    print_costs(console, measurements)
-    title = "Costs: one row per cost card"
-    exact, readable = cost_csv_rows(measurements), cost_rows(measurements)
-    return _write(out / "costs", [title], exact, readable)
-
-
 def _metric_tables(
-    console: Console, joined: Joined, scores: Scores, options: argparse.Namespace
+    console: Console,
+    runs: pd.DataFrame,
+    joined: Joined,
+    costs: Table | None,
+    scores: Scores,
+    options: argparse.Namespace,
 ) -> list[Path]:
     """Print and write what the runs reached, and the cost of each where there is a card."""
     written: list[Path] = []
     cells, out = joined.cells, options.out
-    print_notes(console, _notes(cells, joined, scores))
-    for protocol in sorted({cell.entry.protocol for cell in cells}):
-        scored = best_first(cell for cell in cells if cell.entry.protocol == protocol)
-        print_datasets(console, scored, scores)
-        title = f"Every data set; {what_is_shown(protocol, scored)}"
-        written += _write(
-            out / f"datasets_{protocol}",
-            [title, _settings([[cell] for cell in scored]), *_notes(scored, joined, scores)],
-            dataset_csv_rows(scored, scores),
-            dataset_rows(scored, scores),
-        )
-    for table in summaries(cells, options.benchmark):
-        print_summary(console, table, scores)
-        title = f"{table.benchmark.name}; {table.what_is_shown}"
-        written += _write(
-            out / f"{table.benchmark.name}_{table.protocol}_summary",
-            [
-                title,
-                _settings([row.cells for row in table.rows]),
-                *_notes(table.cells, joined, scores),
-            ],
-            summary_csv_rows(table, scores),
-            summary_rows(table, scores),
-        )
-    return written
+    notes = _notes(cells, joined, scores)
+    print_notes(console, notes)
+    datasets = [
+        dataset_table(cells, protocol, scores) for protocol in sorted(cells["protocol"].unique())
+    ]
+    for table in datasets:
+        print_datasets(console, table, scores)
+        written += _write(table, joined, scores, out)
+    overviews = summaries(cells, scores, options.benchmark)
+    for summary in overviews:
+        print_summary(console, summary)
+        written += _write(summary, joined, scores, out)
+    runs = in_order(runs)
+    write_atomically(out / "seeds.csv", to_csv(run_table(runs)).encode())
+    write_runs(runs, out / "runs.parquet")
+    written += [out / "seeds.csv", out / "runs.parquet"]
+    return [*written, *write_json(datasets, overviews, costs, notes, out)]
 
 
-def _settings(rows: Sequence[Sequence[Cell]]) -> str:
-    """What every row does that does not say otherwise under ``departs``."""
-    return f"settings: {departures(rows).shared}"
+def _write(table: Table, joined: Joined, scores: Scores, out: Path) -> list[Path]:
+    notes = [f"settings: {table.settings}", *_notes(table.cells, joined, scores)]
+    return write_table(table, notes, out)
 
 
-def _notes(cells: Sequence[Cell], joined: Joined, scores: Scores) -> list[str]:
+def _notes(cells: pd.DataFrame, joined: Joined, scores: Scores) -> list[str]:
     """What stands beside a table of ``cells``: the scores' constants and the cards' setting."""
-    if not cells:
-        return []
-    if joined.setting is not None and any(cell.card for cell in cells):
+    if joined.setting is not None and cells["card_id"].notna().any():
         setting = joined.setting
         return [
             scores.ppt_formula,
@@ -230,6 +210,10 @@ def _parser() -> argparse.ArgumentParser:
         "--benchmark", metavar="NAME", help="only this benchmark, such as vtab1k or demo"
     )
     parser.add_argument("--protocol", choices=sorted(PROTOCOL_SPLIT), help="only this protocol")
+    for flag in _FILTERS:
+        parser.add_argument(
+            f"--{flag}", nargs="+", default=[], metavar="NAME", help=f"only runs of this {flag}"
+        )
     joining = parser.add_argument_group(
         "card columns",
         "Cards are joined to runs only where all that fit were measured in one setting.",
@@ -271,17 +255,49 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _wanted(cell: Cell, options: argparse.Namespace, every: Mapping[str, Benchmark]) -> bool:
-    benchmarks = {None, cell.benchmark, *columns(cell, every)}
-    return options.benchmark in benchmarks and options.protocol in (None, cell.entry.protocol)
+_FILTERS = {"method": "method", "data": "data", "backbone": "backbone", "variant": "name"}
+"""Options that keep the runs of some names, and the columns that have these."""
+
+
+def _wanted(runs: pd.DataFrame, options: argparse.Namespace) -> pd.DataFrame:
+    """The runs that were asked for.
+
+    Raises:
+        ConfigError: no run has one of the names.
+    """
+    problems = []
+    for flag, column in _FILTERS.items():
+        asked = getattr(options, flag)
+        have = set(map(str, runs[column].dropna().unique())) - {""}
+        problems += [unknown_name(f"--{flag}", name, have) for name in asked if name not in have]
+    if len(runs) and problems:
+        raise ConfigError(problems)
+    kept = pd.Series(True, runs.index)
+    for flag, column in _FILTERS.items():
+        if asked := getattr(options, flag):
+            kept &= runs[column].isin(asked)
+    if options.protocol:
+        kept &= runs["protocol"] == options.protocol
+    if options.benchmark:
+        every = known()
+        pairs = runs[["benchmark", "data"]].drop_duplicates().astype(str)
+        of = {
+            pair
+            for pair in zip(pairs["benchmark"], pairs["data"], strict=True)
+            if options.benchmark in {pair[0], *columns_of(*pair, every)}
+        }
+        at = pd.MultiIndex.from_frame(runs[["benchmark", "data"]].astype(str))
+        kept &= at.isin(of)
+    return runs[kept]
 
 
 def _nothing_to_show(
-    options: argparse.Namespace, cells: Sequence[Cell], problems: Sequence[Problem]
+    options: argparse.Namespace, runs: pd.DataFrame, problems: Sequence[Problem]
 ) -> str:
     places = ", ".join(printable(str(directory)) for directory in options.records)
-    if cells:
-        have = sorted({f"{cell.benchmark} ({cell.entry.protocol})" for cell in cells})
+    if len(runs):
+        pairs = runs[["benchmark", "protocol"]].drop_duplicates()
+        have = sorted(f"{b} ({p})" for b, p in pairs.itertuples(index=False, name=None))
         names = ", ".join(map(printable, have))
         return f"none of the records below {places} was asked for; there are: {names}"
     return (
@@ -294,17 +310,3 @@ def _nothing_to_show(
 def _listing(heading: str, items: Sequence[object]) -> str:
     lines = (heading, *(f"  {printable_lines(str(item))}" for item in items))
     return "".join(f"{line}\n" for line in lines if items)
-
-
-def _write(
-    stem: Path, heading: Sequence[str], exact: Sequence[Row], readable: Sequence[Row]
-) -> list[Path]:
-    texts = {
-        stem.with_name(f"{stem.name}.csv"): to_csv(exact),
-        stem.with_name(f"{stem.name}.md"): "\n\n".join(
-            [f"# {markdown(heading[0])}", *map(markdown, heading[1:]), to_markdown(readable)]
-        ),
-    }
-    for path, text in texts.items():
-        write_atomically(path, text.encode())
-    return list(texts)

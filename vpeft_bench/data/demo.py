@@ -7,7 +7,6 @@ Their pictures are kept in a cache folder (``$VPEFT_BENCH_CACHE``, else ``vpeft_
 from __future__ import annotations
 
 import functools
-import os
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from vpeft_bench.data.splits import (
     Split,
 )
 from vpeft_bench.errors import MissingDataError, Problem, unknown_name
+from vpeft_bench.files import cache_folder
 
 DIGITS_VERSION = 1
 DIGITS_SIZE = 32
@@ -192,14 +192,6 @@ _SCENE_SPLITS: dict[str, Callable[[range], Split]] = {
     "instances": _SceneMasks,
     "segmentation": _SceneLabelMaps,
 }
-
-
-def cache_folder() -> Path:
-    """Where rendered pictures are kept between runs."""
-    if chosen := os.environ.get("VPEFT_BENCH_CACHE"):
-        return Path(chosen).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "vpeft_bench"
 
 
 def cached(name: str, build: Callable[[], Arrays]) -> Arrays:

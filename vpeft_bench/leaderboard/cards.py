@@ -1,4 +1,4 @@
-"""Cost cards and the cells that they tell the cost of.
+"""The frame of cost cards, and the cells that they tell the cost of.
 
 A card belongs to a cell if both have the same method with the same options, the same network, the
 same dense head if any, and the same precision. Whatever else a card was measured with is its
@@ -7,64 +7,40 @@ setting, and all cards of a table share one setting, because no row could say wh
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from vpeft_bench.config.identity import measured, scientific
+import pandas as pd
+
+from vpeft_bench.config.identity import measured
 from vpeft_bench.errors import Problem
 from vpeft_bench.formats import option_text, short_options
-from vpeft_bench.leaderboard.cells import UNKNOWN, Cell, method_in, text_in
-from vpeft_bench.leaderboard.once import once_each
-from vpeft_bench.records.cost_card import CardStatus, CostCard
-from vpeft_bench.records.run_record import RunRecord
+from vpeft_bench.leaderboard.admitted import UNKNOWN, Admitted, once_each
+from vpeft_bench.leaderboard.asked import subject, text_in
+from vpeft_bench.leaderboard.columns import Kind, cost_columns
+from vpeft_bench.leaderboard.runs import digest
+from vpeft_bench.records.cost_card import CardStatus, CostCard, Measured, Timing
 
-_NETWORK = ("model", "image_size", "model_args")
+SUBJECT = ("backbone", "network", "head_options", "precision", "method", "options")
+"""What a card has in common with the runs whose cost it tells."""
 _TOLD = ("cost.batch_size", "cost.image_size", "hardware.precision")
 """By other fields of a setting or of its subject."""
-
-
-@dataclass(frozen=True, order=True)
-class Subject:
-    """What a card has in common with the runs whose cost it tells.
-
-    Attributes:
-        backbone: its name.
-        network: what decides its cost: model, image size and model arguments; not the weights.
-        input_size: height and width if they are not the network's own, which is never so in a run.
-        head: its options; empty for the backbone's own classifier.
-        precision: arithmetic of the training.
-        method: name of the method.
-        options: its options as text.
-    """
-
-    backbone: str
-    network: str
-    input_size: str
-    head: str
-    precision: str
-    method: str
-    options: str
-
-    @classmethod
-    def of(cls, made: RunRecord | CostCard) -> Subject:
-        """The subject of a run or a card; ValueError if it has none."""
-        method, options = method_in(made)
-        asked = made.asked
-        backbone, head = text_in(asked, "backbone", "name"), scientific(asked).get("head")
-        return cls(
-            backbone=backbone,
-            network=option_text({name: asked["backbone"].get(name) or None for name in _NETWORK}),
-            input_size="",
-            head=option_text(head) if isinstance(head, dict) else "",
-            precision=text_in(asked, "hardware", "precision"),
-            method=method,
-            options=options,
-        )
+_CARD = "card_"
+_SHOWN = (
+    "train_step_ms_median",
+    "train_step_images_per_second",
+    "train_step_flops_per_image",
+    "peak_allocated_bytes",
+    "peak_resident_growth_bytes",
+)
+"""Numbers of a card that stand beside a metric."""
+_Read = Callable[[Measured], float | None]
+_WHOLE = {column.key for column in cost_columns() if column.kind is Kind.WHOLE}
 
 
 @dataclass(frozen=True, order=True)
@@ -132,50 +108,6 @@ class Setting:
         return f"{self.machine}, batch {self.batch_size}"
 
 
-class Measurement(NamedTuple):
-    """A card, with what it is about and how it came about."""
-
-    subject: Subject
-    setting: Setting
-    card: CostCard
-
-    @property
-    def resolution(self) -> str:
-        """Height and width of the input, where a card tells them."""
-        if self.card.measured is not None:
-            return f"{' x '.join(map(str, self.card.measured.image_size))} px"
-        if self.subject.input_size:
-            return f"{self.subject.input_size} px"
-        side = self.card.asked["backbone"].get("image_size")
-        return f"{side} x {side} px" if side else "own resolution"
-
-    @property
-    def group(self) -> tuple[Subject, Setting]:
-        """What measurements that are compared have in common: all but the method."""
-        return dataclasses.replace(self.subject, method="", options=""), self.setting
-
-    @classmethod
-    def of(cls, card: CostCard) -> Measurement:
-        """A card sorted in; ValueError if that cannot be."""
-        subject, setting = Subject.of(card), Setting.of(card)
-        input_size = " x ".join(map(str, card.asked["cost"].get("image_size") or ()))
-        return cls(dataclasses.replace(subject, input_size=input_size), setting, card)
-
-
-class Measurements(NamedTuple):
-    """Cards, each once.
-
-    Attributes:
-        measurements: those of a group together, in a fixed order whatever order the cards came in.
-        left_out: the cards that are not among them, and why.
-        copies: number of cards left out because another holds exactly the same.
-    """
-
-    measurements: list[Measurement]
-    left_out: list[Problem]
-    copies: int
-
-
 class Joined(NamedTuple):
     """Cells with their cards.
 
@@ -184,7 +116,7 @@ class Joined(NamedTuple):
         settings: the settings of the cards that belong to a cell, and how many each has.
     """
 
-    cells: list[Cell]
+    cells: pd.DataFrame
     settings: dict[Setting, int]
 
     @property
@@ -215,25 +147,27 @@ class Joined(NamedTuple):
         return lines
 
 
-def collect_cards(found: Iterable[tuple[Path, CostCard]]) -> Measurements:
-    """Sort cards, each measurement once."""
-    sound: list[tuple[Path, CostCard]] = []
+def cards_of(found: Iterable[tuple[Path, CostCard]]) -> Admitted:
+    """The frame of cards, each measurement once; those of a group come together.
+
+    Its columns are those of the table of costs, what the card is about (``SUBJECT`` and
+    ``input_size``), and its ``Setting`` under ``measured_with``.
+    """
+    rows: list[dict[str, Any]] = []
     left_out: list[Problem] = []
-    for path, card in found:
+    for path, card in sorted(found, key=lambda pair: pair[0]):
         try:
-            Measurement.of(card)
+            rows.append(_row(path, card))
         except Exception as error:  # whatever a damaged card raises costs only itself
             left_out.append(Problem(str(path), f"left out: {error}"))
-        else:
-            sound.append((path, card))
-    kept, older, copies = once_each(sound, "card", _card_id, _card_id)
-    measurements = [Measurement.of(card) for _, card in kept]
-    measurements.sort(key=lambda one: (one.group, one.subject, one.card.card_id))
-    return Measurements(measurements, sorted([*left_out, *older], key=str), copies)
-
-
-def _card_id(card: CostCard) -> str:
-    return card.card_id
+    if not rows:
+        return Admitted(pd.DataFrame(), left_out, 0)
+    frame = pd.DataFrame(rows)
+    frame = frame.astype({name: "Int64" for name in frame if name in _WHOLE})
+    kept, older, copies = once_each(frame, "card", ["card_id"], "card_id")
+    order = ["backbone", "network", "input_size", "head_options", "precision", "measured_with"]
+    kept = kept.sort_values([*order, "method", "options", "card_id"], ignore_index=True)
+    return Admitted(kept, sorted([*left_out, *older], key=str), copies)
 
 
 def told_apart(settings: Iterable[Setting]) -> dict[Setting, str]:
@@ -246,48 +180,169 @@ def told_apart(settings: Iterable[Setting]) -> dict[Setting, str]:
     }
 
 
-def chosen(
-    measurements: Sequence[Measurement], device: str | None, batch_size: int | None
-) -> list[Measurement]:
+def chosen(cards: pd.DataFrame, device: str | None, batch_size: int | None) -> pd.DataFrame:
     """Those on a device of which ``device`` is the name or a part of it, with this batch size."""
-    names = {one.setting.device for one in measurements}
+    if cards.empty:
+        return cards
+    names = set(cards["device"])
     if device is not None:
         part = device.casefold()
         names = {device} & names or {name for name in names if part in name.casefold()}
-    return [
-        one
-        for one in measurements
-        if one.setting.device in names and batch_size in (None, one.setting.batch_size)
-    ]
+    wanted = cards["device"].isin(names)
+    return cards[wanted if batch_size is None else wanted & (cards["batch_size"] == batch_size)]
 
 
-def join(cells: Iterable[Cell], measurements: Iterable[Measurement]) -> Joined:
+def join(cells: pd.DataFrame, cards: pd.DataFrame) -> Joined:
     """Give every cell its card; no cell gets one where the cards that fit have several settings."""
-    cells = list(cells)
-    subjects = [Subject.of(cell.records[0]) for cell in cells]
-    fitting: dict[Subject, list[Measurement]] = defaultdict(list)
-    for one in measurements:
-        fitting[one.subject].append(one)
-    matches = [one for subject in sorted(set(subjects)) for one in fitting[subject]]
-    counts = Counter(one.setting for one in matches if one.card.status is CardStatus.OK)
+    blank = _without_cards(cells)
+    if cells.empty or cards.empty:
+        return Joined(blank, {})
+    on = list(SUBJECT)
+    subjects = cells.assign(options=cells["own_options"])[on].astype(str)
+    fitting = cards[cards["input_size"] == ""].merge(subjects.drop_duplicates(), on=on)
+    counts = Counter(fitting.loc[fitting["status"] == CardStatus.OK, "measured_with"])
     settings = {setting: counts[setting] for setting in sorted(counts)}
     if len(settings) != 1:
-        return Joined(cells, settings)
+        return Joined(blank, settings)
     (setting,) = settings
-    with_cards = [
-        _with_card(cell, [one.card for one in fitting[subject] if one.setting == setting])
-        for cell, subject in zip(cells, subjects, strict=True)
+    fitting = fitting[fitting["measured_with"] == setting]
+    several = fitting.groupby(on)["card_id"].transform("size")
+    beside = fitting[on].assign(
+        **{f"{_CARD}{name}": fitting[name] for name in _SHOWN},
+        # All cards of a table are of one device, which measures its memory in one way.
+        card_peak=fitting["peak_allocated_bytes"].fillna(fitting["peak_resident_growth_bytes"]),
+        card_device=setting.machine,
+        card_batch_size=pd.array([setting.batch_size] * len(fitting), "Int64"),
+        card_id=fitting["card_id"],
+        card_remarks=fitting["label_list"],
+        card_status=fitting["status"],
+    )
+    for name in beside.columns.drop(on):
+        if name.startswith(_CARD) and name not in ("card_remarks", "card_status"):
+            beside[name] = beside[name].where(several == 1)
+    beside["fit"] = several
+    found = subjects.merge(beside.drop_duplicates(on), on=on, how="left").set_index(cells.index)
+    found["label_list"] = [
+        _labels(*of)
+        for of in zip(
+            cells["label_list"],
+            found["fit"],
+            found["card_remarks"],
+            found["card_status"],
+            strict=True,
+        )
     ]
-    return Joined(with_cards, settings)
+    names = [name for name in map(str, blank) if name.startswith(_CARD)]
+    return Joined(cells.assign(**{name: found[name] for name in ("label_list", *names)}), settings)
 
 
-def _with_card(cell: Cell, cards: Sequence[CostCard]) -> Cell:
-    if not cards:
-        return cell
-    if len(cards) > 1:
-        return dataclasses.replace(cell, card_remarks=(f"{len(cards)} cards fit, none is shown",))
-    (card,) = cards
-    remarks = [f"card: {label}" for label in card.labels if label not in cell.labels]
-    if card.status is not CardStatus.OK:
-        remarks.append(f"card: {card.status}")
-    return dataclasses.replace(cell, card=card, card_remarks=tuple(remarks))
+def _without_cards(cells: pd.DataFrame) -> pd.DataFrame:
+    whole = pd.array([pd.NA] * len(cells), "Int64")
+    names = {f"{_CARD}{name}": whole if name in _WHOLE else float("nan") for name in _SHOWN}
+    texts: dict[str, Any] = dict.fromkeys(("card_device", "card_id"))
+    return cells.assign(**names, card_peak=whole, card_batch_size=whole, **texts)
+
+
+def _labels(
+    labels: tuple[str, ...], fit: float, remarks: tuple[str, ...], status: str
+) -> tuple[str, ...]:
+    """What the runs say of themselves, and what is to be said of their card."""
+    if pd.isna(fit):
+        return labels
+    if fit > 1:
+        return tuple(sorted({*labels, f"{int(fit)} cards fit, none is shown"}))
+    new = {f"card: {label}" for label in remarks if label not in labels}
+    if status != CardStatus.OK:
+        new.add(f"card: {status}")
+    return tuple(sorted({*labels, *new}))
+
+
+def _row(path: Path, card: CostCard) -> dict[str, Any]:
+    """A card, by column; ValueError if it cannot be placed."""
+    about, setting = subject(card), Setting.of(card)
+    device, measured_ = card.where.device, card.measured
+    return {
+        "file": str(path),
+        "content": digest(card),
+        "measured_with": setting,
+        **about,
+        "input_size": " x ".join(map(str, card.asked["cost"].get("image_size") or ())),
+        "resolution": _resolution(card),
+        "card_id": card.card_id,
+        "status": str(card.status),
+        "error": _one_line(card.error),
+        "batch_size": setting.batch_size,
+        "setting": " ".join(setting.options),
+        "device": setting.device,
+        "device_kind": device.kind if device else "",
+        "device_threads": device.threads if device else None,
+        "device_driver": (device.driver or "") if device else "",
+        "device_power_limit_watts": device.power_limit_watts if device else None,
+        "device_busy": _one_line(device.busy if device else None),
+        **dict.fromkeys(_NUMBERS),
+        **({name: read(measured_) for name, read in _NUMBERS.items()} if measured_ else {}),
+        "merge_refusal": _one_line(measured_.merge_refusal if measured_ else None),
+        "energy_note": _one_line(measured_.energy_note if measured_ else None),
+        "finished": pd.Timestamp(datetime.fromisoformat(card.where.finished)),
+        "label_list": tuple(card.labels),
+    }
+
+
+def _resolution(card: CostCard) -> str:
+    """Height and width of the input, where the card tells them."""
+    if card.measured is not None:
+        return f"{' x '.join(map(str, card.measured.image_size))} px"
+    if size := card.asked["cost"].get("image_size"):
+        return f"{' x '.join(map(str, size))} px"
+    side = card.asked["backbone"].get("image_size")
+    return f"{side} x {side} px" if side else "own resolution"
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _timing(name: str, timing: Callable[[Measured], Timing | None]) -> dict[str, _Read]:
+    """The numbers of one of a card's timings."""
+
+    def read(number: Callable[[Timing], float]) -> _Read:
+        def of_timing(card: Measured) -> float | None:
+            found = timing(card)
+            return None if found is None else number(found)
+
+        return of_timing
+
+    return {
+        f"{name}_ms_median": read(lambda found: found.median),
+        f"{name}_ms_q1": read(lambda found: found.low),
+        f"{name}_ms_q3": read(lambda found: found.high),
+        # A difference of two numbers of the card; digits below a nanosecond are its rounding error.
+        f"{name}_ms_iqr": read(lambda found: round(found.interquartile_range, 6)),
+        f"{name}_images_per_second": read(lambda found: found.images_per_second),
+    }
+
+
+_NUMBERS: dict[str, _Read] = {
+    "parameters_method": lambda card: card.parameters.method,
+    "parameters_head": lambda card: card.parameters.head,
+    "parameters_total": lambda card: card.parameters.total,
+    "parameters_model": lambda card: card.parameters.model,
+    "stored_delta_bytes": lambda card: card.stored_bytes,
+    "forward_flops_per_image": lambda card: card.flops.forward,
+    "train_step_flops_per_image": lambda card: card.flops.training_step,
+    "plain_forward_flops_per_image": lambda card: card.flops.plain,
+    "closed_form_forward_flops_per_image": lambda card: card.flops.closed_form,
+    **_timing("train_step", lambda card: card.training_step),
+    **_timing("inference", lambda card: card.inference),
+    **_timing("merged_inference", lambda card: card.inference_merged),
+    "peak_allocated_bytes": lambda card: card.memory.allocated,
+    "peak_reserved_bytes": lambda card: card.memory.reserved,
+    "peak_resident_growth_bytes": lambda card: card.memory.resident_growth,
+    "weights_bytes": lambda card: card.memory.weights,
+    "gradients_bytes": lambda card: card.memory.gradients,
+    "optimizer_state_bytes": lambda card: card.memory.optimizer_state,
+    "activations_bytes": lambda card: card.memory.activations,
+    "saved_for_backward_bytes": lambda card: card.memory.saved_for_backward,
+    "train_joules_per_image": lambda card: card.training_joules_per_image,
+}
+"""Every number of a card, by its column."""

@@ -6,14 +6,17 @@ differ between rows; then a reader must see it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
+
+import pandas as pd
 
 from vpeft_bench.config.identity import scientific, setting_of
 from vpeft_bench.formats import option_text
-from vpeft_bench.leaderboard.cells import Cell
+from vpeft_bench.records.run_record import RunRecord
 
 _TOLD = {
     "method",
@@ -35,35 +38,57 @@ class Departures(NamedTuple):
 
     Attributes:
         shared: what holds for every row that does not say otherwise, as text.
-        rows: for each row what it does otherwise, as text; mostly empty.
+        rows: by row what it does otherwise, as text; mostly empty.
     """
 
     shared: str
-    rows: list[str]
+    rows: pd.Series
 
 
-def departures(rows: Sequence[Sequence[Cell]]) -> Departures:
+def settings_of(record: RunRecord) -> dict[str, Any]:
+    """Every setting of a run by its dotted key, without what rows tell in columns of their own."""
+    # Of the task all options: those that are neutral in one row may not be in another.
+    kept = {**scientific(record.asked, record.uncounted), "task": record.asked.get("task")}
+    return dict(_flat(kept, ""))
+
+
+def departures(cells: pd.DataFrame, row: pd.Series) -> Departures:
     """Compare the settings of rows, data set by data set.
 
     On each data set the value that most rows have is the shared one.
 
     Args:
-        rows: the cells of each row.
+        cells: with the columns ``data`` and ``settings``.
+        row: of each cell the row that it is in, with the same index.
     """
-    asked = [[(cell.data, dict(_flat(_settings(cell), ""))) for cell in row] for row in rows]
-    keys = sorted({key for row in asked for _, values in row for key in values})
-    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for row in asked:
-        for data, values in row:
-            for key in keys:
-                counts[key, data][_text(key, values)] += 1
-    usual = {at: min(found, key=lambda text: (-found[text], text)) for at, found in counts.items()}
+    # Few settings differ, whatever the number of cells: each is looked at once per data set.
+    pairs = pd.DataFrame({"data": cells["data"], "settings": cells["settings"], "row": row})
+    counts = Counter(zip(pairs["data"], pairs["settings"], strict=True))
+    texts = _texts({settings for _, settings in counts})
+    keys = sorted({key for of in texts.values() for key in of})
+    found: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for (data, settings), count in counts.items():
+        for key in keys:
+            found[key, data][texts[settings][key]] += count
+    usual = {at: min(of, key=lambda text: (-of[text], text)) for at, of in found.items()}
     shared = []
     for key in keys:
-        texts = {text for (name, _), text in usual.items() if name == key}
+        values = {text for (name, _), text in usual.items() if name == key}
         if not key.startswith("data."):  # a data set has its own
-            shared.append(texts.pop() if len(texts) == 1 else f"{key} {VARIES}")
-    return Departures(" ".join(shared), [_differing(row, keys, usual) for row in asked])
+            shared.append(_one(key, values))
+    differing = {
+        (data, settings): [k for k in keys if texts[settings][k] != usual[k, data]]
+        for data, settings in counts
+    }
+    alone = {pair: " ".join(texts[pair[1]][k] for k in of) for pair, of in differing.items()}
+    pairs["alone"] = [alone[at] for at in zip(pairs["data"], pairs["settings"], strict=True)]
+    told = pairs.drop_duplicates("row").set_index("row")["alone"].to_dict()
+    several = pairs[pairs.duplicated("row", keep=False)]
+    for name, group in several.groupby("row", observed=True):
+        of_row = list(zip(group["data"], group["settings"], strict=True))
+        odd = sorted({key for pair in of_row for key in differing[pair]})
+        told[name] = " ".join(_one(key, {texts[one][key] for _, one in of_row}) for key in odd)
+    return Departures(" ".join(shared), pd.Series(told, dtype=object))
 
 
 def short_keys(text: str) -> str:
@@ -71,30 +96,22 @@ def short_keys(text: str) -> str:
     return re.sub(r"(?<!\S)[\w.]+\.(?=\w+[= ])", "", text)
 
 
-def _differing(
-    row: Sequence[tuple[str, dict[str, Any]]],
-    keys: Sequence[str],
-    usual: dict[tuple[str, str], str],
-) -> str:
-    """What a row does otherwise than most."""
-    told = []
-    for key in keys:
-        texts = {data: _text(key, values) for data, values in row}
-        if all(text == usual[key, data] for data, text in texts.items()):
-            continue
-        different = set(texts.values())
-        told.append(different.pop() if len(different) == 1 else f"{key} {VARIES}")
-    return " ".join(told)
+def _one(key: str, texts: set[str]) -> str:
+    return next(iter(texts)) if len(texts) == 1 else f"{key} {VARIES}"
 
 
-def _settings(cell: Cell) -> dict[str, Any]:
-    record = cell.records[0]
-    # Of the task all options: those that are neutral in one row may not be in another.
-    return {**scientific(record.asked, record.uncounted), "task": record.asked.get("task")}
+def _texts(every: Iterable[str]) -> dict[str, dict[str, str]]:
+    """``key=value`` by key, of settings as the frame has them; what is not there is neutral."""
+    parsed = {text: json.loads(text) for text in every}
+    keys = {key for values in parsed.values() for key in values}
+    neutral = {key: known.neutral for key in keys if (known := setting_of(key)) is not None}
+    return {
+        text: {key: option_text({key: values.get(key, neutral.get(key))}) for key in keys}
+        for text, values in parsed.items()
+    }
 
 
 def _flat(part: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Every setting by its dotted key, without what rows tell in columns of their own."""
     for name, value in part.items():
         key = f"{prefix}{name}"
         if key in _TOLD:
@@ -105,10 +122,3 @@ def _flat(part: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{key}.")
         elif value not in (None, {}, []):
             yield key, value
-
-
-def _text(key: str, values: dict[str, Any]) -> str:
-    """``key=value``; what is not there is neutral."""
-    known = setting_of(key)
-    absent = known.neutral if known is not None else None
-    return option_text({key: values.get(key, absent)})

@@ -1,199 +1,254 @@
-"""From cells to tables of metrics, by data set and by benchmark."""
+"""From cells and cards to tables: rows with the columns that are shown, and what stands beside."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
 
 from vpeft_bench.config.benchmarks import CUSTOM, FOLDER, Benchmark, known
 from vpeft_bench.errors import nearest
-from vpeft_bench.formats import (
-    KIB,
-    MIB,
-    MISSING,
-    Row,
-    exact,
-    fraction,
-    percent,
-    quantity,
-    short_options,
-    span,
+from vpeft_bench.formats import MIB, MISSING, percent, quantity, short_options
+from vpeft_bench.leaderboard.cards import told_apart
+from vpeft_bench.leaderboard.cells import ENTRY, PLACE
+from vpeft_bench.leaderboard.columns import (
+    Column,
+    In,
+    cell_columns,
+    cost_columns,
+    run_columns,
+    summary_columns,
 )
-from vpeft_bench.leaderboard.cells import PROTOCOL_SPLIT, Cell, Entry
-from vpeft_bench.leaderboard.costs import card_columns, card_csv_columns
 from vpeft_bench.leaderboard.departures import departures, short_keys
-from vpeft_bench.leaderboard.scores import Scored, Scores
-from vpeft_bench.metrics.names import METRICS, beside, heading, title
-from vpeft_bench.records.cost_card import CostCard
-from vpeft_bench.records.run_record import Split, Status
+from vpeft_bench.leaderboard.runs import METRIC, PROTOCOL_SPLIT
+from vpeft_bench.leaderboard.scores import Scores
+from vpeft_bench.metrics.names import METRICS, title
+from vpeft_bench.records.run_record import Split
 
 _SHORT_HASH = 8
 _SPLIT_WORD = {Split.TEST: "test", Split.VAL: "validation"}
 
 
 @dataclass(frozen=True)
-class SummaryRow:
-    """One entry over all data sets of a benchmark.
+class Table:
+    """Rows, and the columns that are shown of them.
 
     Attributes:
-        entry: what is compared.
-        benchmark: the data sets it is compared on.
-        configurations: cells by data set; a data set without any run has no key.
+        name: of its files.
+        title: what its numbers are, in a line.
+        rows: the values, by key of the column.
+        columns: in the order in which they are shown.
+        settings: what every row does that does not say otherwise under ``departs``.
+        cells: the cells that it is made of.
+        gains: by title of a column the numbers that are compared in it, so that more is better.
+        by_data: whether they are compared on each data set for itself, not throughout the column.
+        more: rows that are not among these.
     """
 
-    entry: Entry
-    benchmark: Benchmark
-    configurations: dict[str, tuple[Cell, ...]]
+    name: str
+    title: str
+    rows: pd.DataFrame
+    columns: list[Column]
+    settings: str = ""
+    cells: pd.DataFrame = field(default_factory=pd.DataFrame)
+    gains: Mapping[str, pd.Series] = field(default_factory=dict)
+    by_data: bool = False
+    more: int = 0
 
-    @property
-    def cells(self) -> list[Cell]:
-        """All cells, data set after data set."""
-        names = [name for name in self.benchmark.datasets if name in self.configurations]
-        return [cell for name in names for cell in self.configurations[name]]
+    def of(self, where: In) -> list[Column]:
+        """The columns that are shown there."""
+        return [c for c in self.columns if where in c.where and (where is In.FILES or c.title)]
 
-    @property
-    def complete(self) -> str:
-        """How many data sets have a value, out of how many."""
-        datasets = self.benchmark.datasets
-        return f"{sum(self.value(name) is not None for name in datasets)}/{len(datasets)}"
-
-    @property
-    def name(self) -> str:
-        """The variant's name, or what the runs are called without one."""
-        return self.entry.variant or next((c.name for c in self.cells if c.name), "")
-
-    @property
-    def chosen(self) -> str:
-        """How the settings of a variant were chosen; else empty."""
-        return "; ".join(sorted({cell.chosen for cell in self.cells if cell.chosen}))
-
-    @property
-    def labels(self) -> list[str]:
-        """Notices that any run of the row carries."""
-        return sorted({label for cell in self.cells for label in cell.labels})
-
-    @property
-    def parameters(self) -> list[int]:
-        """Parameters that the method trains, by run."""
-        return [count for cell in self.cells for count in _parameters(cell)]
-
-    @property
-    def card(self) -> CostCard | None:
-        """The cost card, if all cells share one."""
-        first, *others = (cell.card for cell in self.cells)
-        return first if all(card == first for card in others) else None
-
-    def value(self, dataset: str) -> float | None:
-        """The headline metric, percent; None where not exactly one configuration has one."""
-        cells = self.configurations.get(dataset, ())
-        return cells[0].score.mean if len(cells) == 1 else None
-
-    def lines(self, dataset: str) -> tuple[str, ...]:
-        """What the table says of a data set, in the pieces it may be broken into."""
-        cells = self.configurations.get(dataset, ())
-        if not cells:
-            return (MISSING,)
-        if len(cells) > 1:
-            return ("ambiguous", f"({len(cells)} configurations)")
-        (cell,) = cells
-        if cell.diverged:
-            return ("diverged", f"({len(cell.diverged)} of {len(cell.records)})")
-        interrupted = all(run.status is Status.INTERRUPTED for run in cell.unfinished)
-        word = str(Status.INTERRUPTED if interrupted else Status.FAILED)
-        if not cell.finished:
-            return (word,)
-        deviation = "" if cell.score.std is None else f"± {percent(cell.score.std)} "
-        lost = (f"{len(cell.unfinished)} {word}",) if cell.unfinished else ()
-        return (percent(cell.score.mean), f"{deviation}({cell.score.n})", *lost)
-
-    def mean(self, datasets: Sequence[str]) -> float | None:
-        """Plain mean over data sets, percent; None unless every one of them has a value."""
-        return _mean([self.value(dataset) for dataset in datasets])
-
-    def means(self) -> dict[str, float | None]:
-        """The benchmark's means by name, if it has any; the first one orders the table."""
-        if not self.benchmark.averaged:
-            return {}
-        datasets = self.benchmark.datasets
-        means = {f"mean over {len(datasets)} datasets": self.mean(datasets)}
-        if groups := self.group_means():
-            means[f"mean over {len(groups)} groups"] = _mean(list(groups.values()))
-        return means
-
-    def group_means(self) -> dict[str, float | None]:
-        """Mean over the data sets of each group, for a benchmark of several groups."""
-        groups = self.benchmark.groups
-        if len(groups) == 1 or not self.benchmark.averaged:
-            return {}
-        return {f"mean of {name}": self.mean(members) for name, members in groups.items()}
-
-    def scored(self, scores: Scores) -> Scored | None:
-        """The scores of the plain mean over all data sets, for a benchmark that has one."""
-        if not self.benchmark.averaged:
-            return None
-        parameters = _mean([_mean(_parameters(cell)) for cell in self.cells])
-        return scores.of(self.mean(self.benchmark.datasets), parameters, self.card)
+    def for_readers(self, where: In = In.PAGES) -> dict[str, list[str]]:
+        """Texts by title of the column, without the columns that are empty throughout."""
+        texts = {column.title: column.texts(self.rows) for column in self.of(where)}
+        return {name: of for name, of in texts.items() if any(of)}
 
 
-@dataclass(frozen=True)
-class Summary:
-    """One benchmark under one protocol; best mean first, rows without a mean last."""
+@dataclass(frozen=True, kw_only=True)
+class Summary(Table):
+    """One benchmark under one protocol; best mean first, rows without a mean last.
+
+    Attributes:
+        benchmark: the data sets.
+        protocol: what was scored.
+        lines: by data set and row what is said of the cell, in the pieces it may be broken into.
+    """
 
     benchmark: Benchmark
     protocol: str
-    rows: tuple[SummaryRow, ...]
+    lines: Mapping[str, list[tuple[str, ...]]]
 
     @property
-    def cells(self) -> list[Cell]:
-        """All cells, row after row."""
-        return [cell for row in self.rows for cell in row.cells]
-
-    @property
-    def what_is_shown(self) -> str:
-        """What its numbers are, in a few words."""
-        return what_is_shown(self.protocol, self.cells)
+    def ambiguous(self) -> bool:
+        """Whether any cell has several configurations."""
+        return any(line[0] == "ambiguous" for lines in self.lines.values() for line in lines)
 
 
-def summaries(cells: Iterable[Cell], benchmark: str | None = None) -> list[Summary]:
+# ---- data set by data set ------------------------------------------------------------------------
+
+
+def by_data(table: Table, scores: Scores, most: int) -> Iterator[Table]:
+    """A table of data sets in pieces, one for each: the best rows, told apart among themselves.
+
+    Args:
+        table: of :func:`dataset_table`.
+        scores: with the constants that are asked for.
+        most: rows of a piece.
+    """
+    protocol = table.rows["protocol"].iloc[0]
+    for data, cells in table.cells.groupby("data", observed=True, sort=False):
+        piece = _dataset_table(cells.head(most).reset_index(drop=True), protocol, scores)
+        title = f"{data}; {what_is_shown(protocol, cells)}"
+        yield replace(piece, title=title, more=max(0, len(cells) - most))
+
+
+def dataset_table(cells: pd.DataFrame, protocol: str, scores: Scores) -> Table:
+    """Every cell of a protocol; those of one data set together, best headline metric first."""
+    ordered = best_first(cells[cells["protocol"] == protocol]).reset_index(drop=True)
+    return _dataset_table(ordered, protocol, scores)
+
+
+def _dataset_table(cells: pd.DataFrame, protocol: str, scores: Scores) -> Table:
+    told = departures(cells, cells.index.to_series())
+    departs = told.rows.reindex(cells.index)
+    score = [_score_of(*row) for row in zip(cells["mean"], cells["metric"], strict=True)]
+    shown = departs.map(short_keys)
+    keys = ["benchmark", "data", *ENTRY]
+    alike = cells.assign(shown=shown).duplicated([*keys, "shown"], keep=False)
+    rows = cells.assign(
+        split=str(PROTOCOL_SPLIT[protocol]),
+        options=cells["own_options"],
+        departs=departs,
+        shown_departs=shown,
+        shown_data_fingerprint=_where_several(cells, "data_fingerprint", _shorts),
+        shown_image_format=_where_several(cells, "image_format", str),
+        shown_config=cells["config_hash"].astype(object).str[:_SHORT_HASH].where(alike, ""),
+        shown_metric=[title(name) if name else "" for name in _plain(cells["metric"])],
+        shown_score=[
+            "diverged" if diverged else percent(_none(mean))
+            for mean, diverged in zip(cells["mean"], cells["diverged"], strict=True)
+        ],
+        labels=cells["label_list"].map(", ".join),
+        **_named(cells, cells["own_options"]),
+        **_scored(scores, score, cells["parameters_mean"], cells),
+    )
+    headlines = cells["metric"].dropna().unique()
+    beside = {name for name in METRICS.names() if set(METRICS.get(name).beside) & set(headlines)}
+    metrics = [
+        name
+        for name in METRICS.names()
+        if f"{name}_mean" in cells
+        and (name in beside.union(headlines) or cells[f"{name}_mean"].notna().any())
+    ]
+    columns = cell_columns(metrics, headlines, bool(cells["card_id"].notna().any()))
+    return Table(
+        name=f"datasets_{protocol}",
+        title=f"Every data set; {what_is_shown(protocol, cells)}",
+        rows=rows,
+        columns=columns,
+        settings=told.shared,
+        cells=cells,
+        gains={next(c.title for c in columns if c.key == "shown_score"): _gain(cells)},
+        by_data=True,
+    )
+
+
+def best_first(cells: pd.DataFrame) -> pd.DataFrame:
+    """Cells with those of one data set together, best headline metric first."""
+    every = known()
+
+    def place(benchmark: str, data: str) -> int:
+        column = columns_of(benchmark, data, every).get(benchmark)
+        return every[benchmark].datasets.index(column) if column else -1
+
+    pairs = cells[["benchmark", "data"]].drop_duplicates()
+    places = {pair: place(*pair) for pair in _pairs(pairs)}
+    at = zip(cells["benchmark"], cells["data"], strict=True)
+    keys = pd.DataFrame(index=cells.index)
+    keys["benchmark"] = cells["benchmark"].astype(str)
+    keys["place"] = [places[pair] for pair in at]
+    keys["data"] = cells["data"].astype(str)
+    keys["gain"] = -_gain(cells).round(2)  # what is printed equal counts as equal
+    keys[[*ENTRY, "config_hash"]] = cells[[*ENTRY, "config_hash"]].astype(str)
+    return cells.loc[keys.sort_values([*keys.columns], na_position="last").index]
+
+
+def _gain(cells: pd.DataFrame) -> pd.Series:
+    """The mean of the headline metric, so that more is better."""
+    signs = {name: METRICS.get(name).gain(1.0) for name in cells["metric"].dropna().unique()}
+    return cells["mean"] * cells["metric"].astype(object).map(signs).astype(float)
+
+
+def what_is_shown(protocol: str, cells: pd.DataFrame) -> str:
+    """What the numbers of a table of ``cells`` under ``protocol`` are, in a few words."""
+    split = _SPLIT_WORD[PROTOCOL_SPLIT[protocol]]
+    headlines = list(cells["metric"].dropna().unique())
+    units = {METRICS.get(headline).unit for headline in headlines}
+    what = title(headlines[0]) if len(headlines) == 1 else "headline metric"
+    unit = f", {units.pop()}" if len(units) == 1 else ""
+    return f"protocol {protocol}: {what} on {split} images{unit}, last epoch, mean ± std (n seeds)"
+
+
+# ---- benchmark by benchmark ----------------------------------------------------------------------
+
+
+def columns_of(benchmark: str, data: str, every: Mapping[str, Benchmark]) -> dict[str, str]:
+    """The benchmarks that a data set is part of, and its column in each.
+
+    That is the one that it says it belongs to, where that one names it; and all that name it word
+    for word, such as a user's own choice of data sets.
+    """
+    found = {n: b.members[data] for n, b in every.items() if data in b.members}
+    own = every.get(benchmark)
+    if own is not None and (column := own.member(data)) is not None:
+        found[benchmark] = column
+    return found
+
+
+def summaries(cells: pd.DataFrame, scores: Scores, benchmark: str | None = None) -> list[Summary]:
     """One summary for each benchmark and protocol that has cells, in a fixed order.
 
     Args:
         cells: of any data sets.
+        scores: with the constants that are asked for.
         benchmark: only this one.
     """
     every = known()
-    tables: dict[tuple[str, str], dict[Entry, dict[str, list[Cell]]]] = defaultdict(dict)
-    for cell in cells:
-        for name, column in columns(cell, every).items():
-            if benchmark in (None, name):
-                rows = tables[name, cell.entry.protocol]
-                rows.setdefault(cell.entry, defaultdict(list))[column].append(cell)
+    pairs = cells[["benchmark", "data"]].drop_duplicates().astype(str)
+    placed = [
+        (*pair, name, column)
+        for pair in _pairs(pairs)
+        for name, column in columns_of(*pair, every).items()
+        if benchmark in (None, name)
+    ]
+    names = ["benchmark", "data", "of", "column"]
+    found = cells.astype({"benchmark": str, "data": str}).merge(
+        pd.DataFrame(placed, columns=names, dtype=str), on=names[:2]
+    )
+    tables = _pairs(found[["of", "protocol"]].drop_duplicates())
     return [
-        _summary(every[name], protocol, tables[name, protocol]) for name, protocol in sorted(tables)
+        _summary(
+            every[name],
+            protocol,
+            found[(found["of"] == name) & (found["protocol"] == protocol)],
+            scores,
+        )
+        for name, protocol in sorted(tables)
     ]
 
 
-def columns(cell: Cell, every: Mapping[str, Benchmark]) -> dict[str, str]:
-    """The benchmarks that a cell is part of, and its column in each.
-
-    That is the one that its data set says it belongs to, where that one names it; and all that name
-    it word for word, such as a user's own choice of data sets.
-    """
-    found = {n: b.members[cell.data] for n, b in every.items() if cell.data in b.members}
-    own = every.get(cell.benchmark)
-    if own is not None and (column := own.member(cell.data)) is not None:
-        found[cell.benchmark] = column
-    return found
-
-
-def strangers(cells: Iterable[Cell]) -> list[str]:
+def strangers(cells: pd.DataFrame) -> list[str]:
     """Data sets that claim a benchmark that does not name them, or that there is not."""
     every = known()
-    claimed = sorted({(c.data, c.benchmark) for c in cells if c.benchmark not in columns(c, every)})
+    pairs = cells[["data", "benchmark"]].drop_duplicates().astype(str)
     told = []
-    for data, benchmark in claimed:
+    for data, benchmark in sorted(_pairs(pairs)):
+        if benchmark in columns_of(benchmark, data, every):
+            continue
         if benchmark in every:
             told.append(f"{data}: {benchmark} has no such data set")
         elif benchmark != CUSTOM:
@@ -204,258 +259,249 @@ def strangers(cells: Iterable[Cell]) -> list[str]:
     return told
 
 
-def best_first(cells: Iterable[Cell]) -> list[Cell]:
-    """Cells with those of one data set together, best headline metric first."""
-    every = known()
-
-    def place(cell: Cell) -> int:
-        column = columns(cell, every).get(cell.benchmark)
-        return every[cell.benchmark].datasets.index(column) if column else -1
-
-    return sorted(
-        cells,
-        key=lambda cell: (
-            cell.benchmark,
-            place(cell),
-            cell.data,
-            _best_first(cell.gain),
-            cell.entry,
-            cell.config_hash,
-        ),
+def _summary(benchmark: Benchmark, protocol: str, cells: pd.DataFrame, scores: Scores) -> Summary:
+    entries = cells.groupby(list(ENTRY), observed=True, sort=True, dropna=False)
+    cells = cells.assign(row=entries.ngroup())
+    rows = cells.drop_duplicates("row").set_index("row").sort_index()
+    alone = cells[~cells.duplicated(["row", "column"], keep=False)]
+    datasets = list(benchmark.datasets)
+    alone = alone.assign(gain=_gain(alone))
+    values, gains = (
+        alone.pivot(index="row", columns="column", values=name).reindex(
+            rows.index, columns=datasets
+        )
+        for name in ("mean", "gain")
+    )
+    means, mean_gains = _means(benchmark, values), _means(benchmark, gains)
+    first = next(iter(mean_gains.values())) if means else pd.Series(float("nan"), rows.index)
+    order = first.round(2).sort_values(ascending=False, kind="stable", na_position="last").index
+    by_row = cells.groupby("row")
+    told = departures(cells, cells["row"])
+    counts = by_row["parameters_mean"]
+    parameters = counts.mean().where(counts.count() == counts.size())
+    shared_card = by_row["card_id"].nunique(dropna=False) == 1
+    beside = [name for name in map(str, rows) if name.startswith("card_")]
+    lines = _lines(cells, rows.index, datasets)
+    columns: dict[str, Any] = {
+        "split": str(PROTOCOL_SPLIT[protocol]),
+        "name": by_row["name"].agg(lambda of: next((name for name in of if name), "")),
+        "chosen": by_row["chosen"].agg(lambda of: "; ".join(sorted({t for t in of if t}))),
+        "parameters_method": by_row["parameters_method"].max(),
+        "departs": told.rows,
+        "shown_departs": told.rows.map(short_keys),
+        **means,
+        "complete": values.notna().sum(axis=1).map(lambda count: f"{count}/{len(datasets)}"),
+        **{name: values[name] for name in datasets},
+        **{f"shown {name}": lines[name].map(" ".join) for name in datasets},
+        "cells": _odd_cells(lines),
+        "labels": by_row["label_list"].agg(lambda of: ", ".join(sorted(set().union(*of)))),
+        **{name: rows[name].where(shared_card) for name in beside},
+    }
+    rows = rows.assign(**columns)
+    mean = means[next(iter(means))] if means else pd.Series(float("nan"), rows.index)
+    rows = rows.assign(**_named(rows, rows["options"]), **_scored(scores, mean, parameters, rows))
+    rows = rows.loc[order].assign(number=[str(n) for n in range(1, len(rows) + 1)])
+    return Summary(
+        name=f"{benchmark.name}_{protocol}_summary",
+        title=f"{benchmark.name}; {what_is_shown(protocol, cells)}",
+        rows=rows,
+        columns=summary_columns(means, datasets, bool(rows["card_id"].notna().any()), bool(means)),
+        settings=told.shared,
+        cells=cells,
+        gains={name: of.loc[order] for name, of in {**mean_gains, **gains}.items()},
+        benchmark=benchmark,
+        protocol=protocol,
+        lines={name: lines.loc[order, name].tolist() for name in datasets},
     )
 
 
-def what_is_shown(protocol: str, cells: Iterable[Cell]) -> str:
-    """What the numbers of a table of ``cells`` under ``protocol`` are, in a few words."""
-    split = _SPLIT_WORD[PROTOCOL_SPLIT[protocol]]
-    headlines = {cell.headline for cell in cells if cell.headline}
-    units = {METRICS.get(headline).unit for headline in headlines}
-    what = title(headlines.pop()) if len(headlines) == 1 else "headline metric"
-    unit = f", {units.pop()}" if len(units) == 1 else ""
-    return f"protocol {protocol}: {what} on {split} images{unit}, last epoch, mean ± std (n seeds)"
+def _means(benchmark: Benchmark, values: pd.DataFrame) -> dict[str, pd.Series]:
+    """The means of a benchmark by name, none unless every data set has a value.
 
-
-def summary_csv_rows(summary: Summary, scores: Scores) -> list[Row]:
-    """A summary for a file: all that tells rows apart, and one column per data set."""
-    return [
-        {
-            "protocol": summary.protocol,
-            "split": PROTOCOL_SPLIT[summary.protocol],
-            "variant": row.name,
-            "chosen": row.chosen,
-            "method": row.entry.method,
-            "options": row.entry.options,
-            "backbone": row.entry.backbone,
-            "weights": row.entry.weights,
-            "weights_fingerprint": row.entry.weights_fingerprint,
-            "normalization": row.entry.normalization,
-            "precision": row.entry.precision,
-            "parameters_method": span(row.parameters),
-            **{name: exact(mean) for name, mean in {**row.means(), **row.group_means()}.items()},
-            "complete": row.complete,
-            **{
-                name: " ".join(row.lines(name)) if name in row.configurations else ""
-                for name in summary.benchmark.datasets
-            },
-            **_score_csv_columns(scores, row.scored(scores)),
-            **card_csv_columns(row.card),
-            "departs": departs,
-            "labels": ", ".join(row.labels),
+    The first one, over all data sets, orders the table.
+    """
+    if not benchmark.averaged:
+        return {}
+    means = {f"mean over {len(benchmark.datasets)} datasets": values.mean(axis=1, skipna=False)}
+    if len(benchmark.groups) > 1:
+        groups = {
+            f"mean of {name}": values[list(members)].mean(axis=1, skipna=False)
+            for name, members in benchmark.groups.items()
         }
-        for row, departs in zip(
-            summary.rows, departures([row.cells for row in summary.rows]).rows, strict=True
+        together = pd.DataFrame(groups).mean(axis=1, skipna=False)
+        means |= {f"mean over {len(groups)} groups": together, **groups}
+    return means
+
+
+def _lines(cells: pd.DataFrame, rows: pd.Index, datasets: Sequence[str]) -> pd.DataFrame:
+    """What a table says of each row on each data set, in the pieces it may be broken into."""
+    counts = cells.groupby(["row", "column"]).size()
+    names = ["mean", "std", "n", "failed", "diverged", "interrupted"]
+    one = cells.drop_duplicates(["row", "column"]).set_index(["row", "column"])[names]
+    said = [
+        ("ambiguous", f"({count} configurations)") if count > 1 else _line(*cell)
+        for count, cell in zip(
+            counts.reindex(one.index), one.itertuples(index=False, name=None), strict=True
         )
     ]
+    lines = pd.Series(said, one.index, dtype=object).unstack("column")
+    lines = lines.reindex(index=rows, columns=list(datasets))
+    return lines.map(lambda line: line if isinstance(line, tuple) else (MISSING,))
 
 
-def summary_rows(summary: Summary, scores: Scores) -> list[Row]:
-    """A summary for a reader: two decimals, short names, one column per data set."""
-    with_cards = any(row.card for row in summary.rows)
-    named = _distinctly_named((row.name, row.entry.options, row.entry) for row in summary.rows)
-    departing = [short_keys(row) for row in departures([row.cells for row in summary.rows]).rows]
-    return [
-        {
-            **_entry_columns(row.entry, row.entry.options, row.name if named else ""),
-            "chosen": row.chosen,
-            "departs": departs,
-            "params": quantity(_largest(row.parameters)),
-            **{name: percent(mean) for name, mean in {**row.means(), **row.group_means()}.items()},
-            "complete": row.complete,
-            **_score_columns(row.scored(scores), with_cards),
-            **(card_columns(row.card) if with_cards else {}),
-            **{name: " ".join(row.lines(name)) for name in summary.benchmark.datasets},
-            "notes": ", ".join(row.labels),
-        }
-        for row, departs in zip(summary.rows, departing, strict=True)
-    ]
+def _line(
+    mean: float, std: float, n: int, failed: int, diverged: int, interrupted: int
+) -> tuple[str, ...]:
+    if diverged:
+        return ("diverged", f"({diverged} of {n + failed})")
+    word = "interrupted" if interrupted == failed else "failed"
+    if not n:
+        return (word,)
+    deviation = "" if pd.isna(std) else f"± {percent(std)} "
+    lost = (f"{failed} {word}",) if failed else ()
+    return (percent(_none(mean)), f"{deviation}({n})", *lost)
 
 
-def dataset_csv_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
-    """Every cell with all that is known of it, for a file; metrics are percentages."""
-    metrics = _metrics(cells)
-    return [
-        {
-            "benchmark": cell.benchmark,
-            "data": cell.data,
-            "protocol": cell.entry.protocol,
-            "split": PROTOCOL_SPLIT[cell.entry.protocol],
-            "variant": cell.name,
-            "chosen": cell.chosen,
-            "method": cell.entry.method,
-            "options": cell.options,
-            "backbone": cell.entry.backbone,
-            "departs": departs,
-            "head": cell.head,
-            "weights": cell.entry.weights,
-            "weights_fingerprint": cell.entry.weights_fingerprint,
-            "normalization": cell.entry.normalization,
-            "precision": cell.entry.precision,
-            "config_hash": cell.config_hash,
-            "n": str(len(cell.finished)),
-            "seeds": " ".join(map(str, cell.seeds)),
-            "metric": cell.headline or "",
-            "metric_mean": exact(cell.score.mean),
-            "metric_std": exact(cell.score.std),
-            "metric_min": exact(cell.score.low),
-            "metric_max": exact(cell.score.high),
-            **{f"{name}_mean": exact(cell.value(name)) for name in metrics},
-            "parameters_method": span(_parameters(cell)),
-            "parameters_head": span(_head_parameters(cell)),
-            "parameters_total": span(_all_parameters(cell)),
-            "stored_delta_bytes": span(_delta_bytes(cell)),
-            "train_seconds_mean": exact(_train_seconds(cell)),
-            "train_images_per_second_mean": exact(_throughput(cell)),
-            "peak_memory_bytes_max": exact(_peak_memory(cell)),
-            "device": ", ".join(sorted(set(cell.each(lambda run: run.where.device)))),
-            **_score_csv_columns(scores, _scored(cell, scores)),
-            **card_csv_columns(cell.card),
-            "data_fingerprint": ", ".join(cell.data_versions),
-            "image_format": ", ".join(cell.image_formats),
-            "failed": str(len(cell.unfinished)),
-            "failed_reasons": "; ".join(_reasons(cell)),
-            "labels": ", ".join(cell.labels),
-        }
-        for cell, departs in zip(cells, departures([[c] for c in cells]).rows, strict=True)
-    ]
-
-
-def dataset_rows(cells: Sequence[Cell], scores: Scores) -> list[Row]:
-    """Every cell for a reader: rounded, short names, units in the column names."""
-    headlines = {cell.headline for cell in cells if cell.headline}
-    score = heading(next(iter(headlines))) if len(headlines) == 1 else "value"
-    others = {name for headline in headlines for name in beside(headline)}
-    shown_beside = [name for name in _metrics(cells) if name in others]
-    with_cards = any(cell.card for cell in cells)
-    named = _distinctly_named((cell.name, cell.options, cell.entry) for cell in cells)
-    departing = [short_keys(row) for row in departures([[cell] for cell in cells]).rows]
-    alike = Counter(
-        (cell.benchmark, cell.data, cell.entry, departs)
-        for cell, departs in zip(cells, departing, strict=True)
+def _odd_cells(lines: pd.DataFrame) -> pd.Series:
+    """Of each row the data sets that have no value, or not of every run, and why."""
+    return pd.Series(
+        [
+            "; ".join(
+                f"{name}: {' '.join(line) if line[0] != MISSING else 'no run'}"
+                for name, line in zip(lines.columns, row, strict=True)
+                if not (len(line) == 2 and line[0] not in ("ambiguous", "diverged"))
+            )
+            for row in lines.itertuples(index=False, name=None)
+        ],
+        lines.index,
+        dtype=object,
     )
-    versions: dict[tuple[str, str], set[str]] = defaultdict(set)
-    formats: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for cell in cells:
-        versions[cell.benchmark, cell.data].update(cell.data_versions)
-        formats[cell.benchmark, cell.data].update(cell.image_formats)
-    return [
+
+
+# ---- costs and runs ------------------------------------------------------------------------------
+
+
+def cost_table(cards: pd.DataFrame) -> Table:
+    """Every card with all that is known of it."""
+    apart = told_apart(cards["measured_with"])
+    on_cpu = cards["measured_with"].map(lambda setting: setting.on_cpu)
+
+    def peak(name: str, way: pd.Series) -> list[str]:
+        """A device measures its peak in one way, and leaves the columns of the other empty."""
+        return [
+            quantity(value, MIB) if fits else ""
+            for value, fits in zip(_plain(cards[name]), way, strict=True)
+        ]
+
+    rows = cards.assign(
+        shown_options=cards["options"].map(short_options),
+        shown_device=cards["measured_with"].map(lambda setting: setting.machine),
+        shown_hardware=cards["measured_with"].map(lambda setting: setting.switches),
+        shown_setting=cards["measured_with"].map(apart),
+        shown_allocated=peak("peak_allocated_bytes", ~on_cpu),
+        shown_reserved=peak("peak_reserved_bytes", ~on_cpu),
+        shown_resident=peak("peak_resident_growth_bytes", on_cpu),
+        finished=cards["finished"].map(lambda time: time.isoformat()),
+        labels=cards["label_list"].map(", ".join),
+    )
+    return Table("costs", "Costs: one row per cost card", rows, cost_columns())
+
+
+def in_order(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs in an order that does not depend on where their records lie."""
+    return runs.sort_values([*PLACE, *ENTRY, "seed", "run_id"], ignore_index=True)
+
+
+def run_table(runs: pd.DataFrame) -> Table:
+    """Every run that is shown."""
+    every = known()
+    pairs = runs[["benchmark", "data"]].drop_duplicates().astype(str)
+    groups = {
+        (benchmark, data): every[benchmark].group_of(data) if benchmark in every else ""
+        for benchmark, data in _pairs(pairs)
+    }
+    told = {text: ", ".join(json.loads(text)) for text in runs["labels"].unique()}
+    rows = runs.assign(
+        group=[groups[pair] for pair in zip(runs["benchmark"], runs["data"], strict=True)],
+        labels=runs["labels"].astype(object).map(told),
+    )
+    metrics = [name for name in METRICS.names() if f"{METRIC}{name}" in runs]
+    return Table("seeds", "Every run", rows, run_columns(metrics))
+
+
+# ---- what rows are called, and their scores ------------------------------------------------------
+
+
+def _named(rows: pd.DataFrame, options: pd.Series) -> dict[str, Any]:
+    """What a reader is told that a row is: its name if every row has one of its own.
+
+    Else, or where a name stands for different options or variants: method and options.
+    """
+    variant = rows["variant"].astype(str)
+    meant = pd.DataFrame(
         {
-            "data": cell.data,
-            "data version": " ".join(map(_short, cell.data_versions))
-            if len(versions[cell.benchmark, cell.data]) > 1
-            else "",
-            "pictures": ", ".join(cell.image_formats)
-            if len(formats[cell.benchmark, cell.data]) > 1
-            else "",
-            **_entry_columns(cell.entry, cell.options, cell.name if named else ""),
-            "chosen": cell.chosen,
-            "departs": departs,
-            "head": cell.head,
-            "config": cell.config_hash[:_SHORT_HASH]
-            if alike[cell.benchmark, cell.data, cell.entry, departs] > 1
-            else "",
-            "metric": heading(cell.headline) if cell.headline and len(headlines) > 1 else "",
-            score: "diverged" if cell.diverged else percent(cell.score.mean),
-            "± std": percent(cell.score.std),
-            "n": str(len(cell.finished)),
-            **{heading(name): percent(cell.value(name)) for name in shown_beside},
-            "params": quantity(_largest(_parameters(cell))),
-            "head params": quantity(_largest(_head_parameters(cell))),
-            "delta KiB": quantity(_largest(_delta_bytes(cell)), KIB),
-            "train s": quantity(_train_seconds(cell)),
-            "images/s": quantity(_throughput(cell)),
-            "peak MiB": quantity(_peak_memory(cell), MIB),
-            **_score_columns(_scored(cell, scores), with_cards),
-            **(card_columns(cell.card) if with_cards else {}),
-            "not finished": ", ".join(_statuses(cell)),
-            "notes": ", ".join(cell.labels),
+            "name": rows["name"].astype(str),
+            "variant": variant,
+            "method": rows["method"].astype(str),
+            "options": options.astype(str).where(variant == "", ""),
         }
-        for cell, departs in zip(cells, departing, strict=True)
+    ).drop_duplicates()
+    named = meant["name"].is_unique and "" not in set(meant["name"])
+    names = rows["name"].astype(str) if named else pd.Series("", rows.index)
+    method = [
+        "" if name.startswith(method) else method
+        for name, method in zip(names, rows["method"], strict=True)
     ]
-
-
-def _summary(
-    benchmark: Benchmark, protocol: str, entries: dict[Entry, dict[str, list[Cell]]]
-) -> Summary:
-    rows = [
-        SummaryRow(entry, benchmark, {name: tuple(cells) for name, cells in datasets.items()})
-        for entry, datasets in entries.items()
-    ]
-    rows.sort(key=lambda row: (_best_first(row.mean(benchmark.datasets)), row.entry))
-    return Summary(benchmark, protocol, tuple(rows))
-
-
-def _best_first(value: float | None) -> tuple[bool, float]:
-    """Sorts large values first and None last. What is printed equal counts as equal."""
-    return (True, 0.0) if value is None else (False, -float(percent(value)))
-
-
-def _scored(cell: Cell, scores: Scores) -> Scored:
-    """The scores are defined for percentages of which more is better."""
-    metric = METRICS.get(cell.headline) if cell.headline else None
-    is_share = metric is not None and metric.higher_is_better and metric.unit == "%"
-    mean = cell.score.mean if is_share else None
-    return scores.of(mean, _mean(_parameters(cell)), cell.card)
-
-
-def _score_csv_columns(scores: Scores, scored: Scored | None) -> Row:
+    fingerprints = rows["weights_fingerprint"].astype(str).map(_short)
     return {
-        "ppt": exact(scored and scored.ppt),
-        "pscp_style": exact(scored and scored.pscp),
+        "shown_name": names if named else variant,
+        "shown_method": method,
+        "shown_options": "" if named else options.astype(str).map(short_options),
+        "shown_weights": (rows["weights"].astype(str) + " " + fingerprints).str.strip(),
+    }
+
+
+def _score_of(mean: float, metric: str | None) -> float | None:
+    """The scores are defined for percentages of which more is better."""
+    known_ = METRICS.get(metric) if isinstance(metric, str) else None
+    is_share = known_ is not None and known_.higher_is_better and known_.unit == "%"
+    return _none(mean) if is_share else None
+
+
+def _scored(
+    scores: Scores, mean: Iterable[float | None], parameters: pd.Series, rows: pd.DataFrame
+) -> dict[str, Any]:
+    """Both scores of every row, and the constants that they were computed with."""
+    costs = zip(
+        mean,
+        parameters,
+        _plain(rows["card_train_step_flops_per_image"]),
+        _plain(rows["card_peak"]),
+        strict=True,
+    )
+    found = [
+        (scores.ppt(_none(m), _none(p)), scores.pscp(_none(m), _none(p), flops, peak))
+        for m, p, flops, peak in costs
+    ]
+    return {
+        "ppt": pd.Series([ppt for ppt, _ in found], rows.index, dtype=float),
+        "pscp_style": pd.Series([pscp for _, pscp in found], rows.index, dtype=float),
         "score_constants": scores.constants,
     }
 
 
-def _score_columns(scored: Scored | None, with_cards: bool) -> Row:
-    """For a reader; nothing where there is no mean to score, or no card in the whole table."""
-    if scored is None:
-        return {}
-    ppt = {"PPT": fraction(scored.ppt)}
-    return ppt | {"PSCP style": fraction(scored.pscp)} if with_cards else ppt
+def _where_several(cells: pd.DataFrame, column: str, shown: Callable[[str], str]) -> list[str]:
+    """A column where the cells of one data set differ in it, else empty."""
+    texts = cells[column].astype(object).where(cells[column].notna(), "")
+    place = [cells["benchmark"], cells["data"]]
+    several = texts.groupby(place, observed=True).transform(lambda of: len(set(of) - {""}) > 1)
+    return [
+        shown(text) if text and differ else "" for text, differ in zip(texts, several, strict=True)
+    ]
 
 
-def _distinctly_named(rows: Iterable[tuple[str, str, Entry]]) -> bool:
-    """Whether every row has a name, and no name stands for different options or variants.
-
-    Args:
-        rows: of each its name, its options as text, and its entry.
-    """
-    meant: dict[str, set[tuple[str, str, str]]] = defaultdict(set)
-    for name, options, entry in rows:
-        meant[name].add((entry.variant, entry.method, "" if entry.variant else options))
-    return "" not in meant and all(len(one) == 1 for one in meant.values())
-
-
-def _entry_columns(entry: Entry, options: str, name: str) -> Row:
-    """What a row is: by the name of its variant if it has one, else by method and options."""
-    return {
-        "variant": name or entry.variant,
-        "method": "" if name.startswith(entry.method) else entry.method,
-        "options": "" if name else short_options(options),
-        "backbone": entry.backbone,
-        "weights": f"{entry.weights} {_short(entry.weights_fingerprint)}".strip(),
-        "normalization": entry.normalization,
-        "precision": entry.precision,
-    }
+def _shorts(fingerprints: str) -> str:
+    return " ".join(map(_short, fingerprints.split(", ")))
 
 
 def _short(fingerprint: str) -> str:
@@ -463,57 +509,13 @@ def _short(fingerprint: str) -> str:
     return fingerprint.rpartition(":")[2][:_SHORT_HASH]
 
 
-def _statuses(cell: Cell) -> list[str]:
-    counts = Counter(run.outcome for run in cell.unfinished)
-    return [f"{counts[status]} {status}" for status in sorted(counts)]
+def _pairs(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    return [(str(one), str(other)) for one, other in frame.itertuples(index=False, name=None)]
 
 
-def _reasons(cell: Cell) -> list[str]:
-    counts = Counter(
-        f"{run.outcome}: {' '.join((run.error or '').split())}" for run in cell.unfinished
-    )
-    return [f"{counts[reason]} x {reason}" for reason in sorted(counts)]
+def _none(value: Any) -> Any:
+    return None if value is None or pd.isna(value) else value
 
 
-def _metrics(cells: Iterable[Cell]) -> list[str]:
-    """Every metric that some run has, in the order of their list."""
-    found = {name for cell in cells for metrics in cell.metrics for name in metrics.values}
-    return [name for name in METRICS.names() if name in found]
-
-
-def _parameters(cell: Cell) -> list[int]:
-    return [counts.method for counts in cell.each(lambda run: run.happened.parameters)]
-
-
-def _head_parameters(cell: Cell) -> list[int]:
-    return [counts.head for counts in cell.each(lambda run: run.happened.parameters)]
-
-
-def _all_parameters(cell: Cell) -> list[int]:
-    return [counts.total for counts in cell.each(lambda run: run.happened.parameters)]
-
-
-def _delta_bytes(cell: Cell) -> list[int]:
-    return cell.each(lambda run: run.happened.stored_bytes.delta)
-
-
-def _train_seconds(cell: Cell) -> float | None:
-    return _mean(cell.each(lambda run: run.happened.seconds.train))
-
-
-def _throughput(cell: Cell) -> float | None:
-    return _mean(cell.each(lambda run: run.happened.train_images_per_second))
-
-
-def _peak_memory(cell: Cell) -> int | None:
-    return _largest(cell.each(lambda run: run.happened.peak_memory_bytes))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean; None if there is no value or one of them is None."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known and len(known) == len(values) else None
-
-
-def _largest(values: Sequence[int]) -> int | None:
-    return max(values, default=None)
+def _plain(values: pd.Series) -> list[Any]:
+    return values.astype(object).where(values.notna(), None).tolist()
