@@ -12,12 +12,13 @@ from tiny_models import build, images
 from torch import Tensor
 
 import vpeft_bench
+from vpeft_bench.backbones.further_tokens import InSequence
 from vpeft_bench.errors import MethodOptionError
 from vpeft_bench.methods.vfpt import InsertFourierPrompts
 
 
 def insertion(prompts: Tensor, spectral: int, transform: str) -> InsertFourierPrompts:
-    return InsertFourierPrompts(prompts, 1, None, 0.0, spectral, transform)
+    return InsertFourierPrompts(prompts, InSequence(1), None, 0.0, spectral, transform)
 
 
 def dft(values: Tensor, tokens: bool, channels: bool) -> Tensor:
@@ -84,7 +85,8 @@ def test_the_first_rows_of_every_block_are_transformed() -> None:
     attached = vpeft_bench.attach(build("vit"), "vfpt", prompt_length=7)
     for block in attached.backbone.blocks:
         module: Any = block.module.stream_in
-        assert (module.spectral, module.at) == (3, 1)  # floor(7 / 2), behind the class token
+        # floor(7 / 2), after the class token
+        assert (module.spectral, module.place) == (3, InSequence(1))
 
 
 def test_dropout_comes_in_front_of_the_transform() -> None:
