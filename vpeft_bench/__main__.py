@@ -24,6 +24,7 @@ usage: python -m vpeft_bench [GROUP=CHOICE ...] [KEY=VALUE ...]     one run
        python -m vpeft_bench export RUN [--format timm]             its weights, merged, for timm
        python -m vpeft_bench cost [-m] [KEY=VALUE ...]              time, memory, operations, energy
        python -m vpeft_bench statistics TABLE.csv [--out DIR]       what a table of results supports
+       python -m vpeft_bench tune [-m] [KEY=VALUE ...] [--final]    settings, at an equal budget
        python -m vpeft_bench --version
 
 flags, in any order and with any command that reads configs

@@ -21,6 +21,7 @@ import pytest
 from tests.conftest import REPOSITORY, Cli
 from vpeft_bench.cli.overrides import check_overrides
 from vpeft_bench.cli.purpose import Purpose
+from vpeft_bench.cli.tune import read_flags
 
 README = "README.md"
 PAGES = [
@@ -48,6 +49,7 @@ EXPECTED = {
     "docs/retrieval.md": {"python": 1, "checked": 4, "run": 1, "file": 0},
     "docs/statistics.md": {"python": 1, "checked": 3, "run": 1, "file": 1},
     "docs/sweeps.md": {"python": 0, "checked": 5, "run": 0, "file": 0},
+    "docs/tuning.md": {"python": 1, "checked": 7, "run": 3, "file": 0},
     "docs/variants.md": {"python": 0, "checked": 4, "run": 1, "file": 1},
 }
 
@@ -69,8 +71,8 @@ PROMISED = (
 )
 
 SUB_COMMANDS = ("leaderboard", "methods", "backbones", "data", "show", "export", "statistics")
-COST = "cost"
-"""The sub-command that takes overrides, as a run does."""
+OVERRIDING = {"cost": Purpose.COST, "tune": Purpose.TUNE}
+"""The sub-commands that take overrides, as a run does."""
 HYDRA_FLAGS = {"-m": 0, "--multirun": 0, "--help": 0, "--cfg": 1, "--config-dir": 1}
 """Flags of a run that the pages may use, and how many values follow each."""
 
@@ -124,8 +126,11 @@ def problems_of(arguments: list[str]) -> list[str]:
     """What is wrong with a command line, without running it."""
     if arguments and arguments[0] in SUB_COMMANDS:
         return _sub_command_problems(arguments)
-    purpose = Purpose.COST if arguments and arguments[0] == COST else Purpose.RUN
-    problems, overrides, rest = [], [], list(arguments[purpose is Purpose.COST :])
+    purpose = OVERRIDING.get(arguments[0], Purpose.RUN) if arguments else Purpose.RUN
+    problems, overrides, rest = [], [], list(arguments[purpose is not Purpose.RUN :])
+    if purpose is Purpose.TUNE:
+        asked = read_flags(rest)
+        rest = [*asked.rest]
     while rest:
         argument = rest.pop(0)
         flag = argument.split("=")[0]

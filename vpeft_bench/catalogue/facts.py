@@ -33,13 +33,19 @@ OF_WEIGHTS = ("checkpoint_files", "fitting", "foreign_names", "load", "mismatch"
 
 @dataclass(frozen=True)
 class OptionFacts:
-    """One option, its default as it is typed on the command line, and the value itself."""
+    """One option.
+
+    Attributes:
+        default: as it is typed on the command line; ``value`` is the value itself.
+        search: values that tuning tries, in order.
+    """
 
     name: str
     default: str
     value: Any
     choices: list[str]
     help: str
+    search: list[Any]
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ def facts_of(method: type[Method]) -> MethodFacts:
                 defaults[option.name],
                 [str(choice) for choice in option.metadata["choices"] or ()],
                 option.metadata["help"],
+                option.metadata.get("search", []),
             )
             for option in fields(method)
         ],

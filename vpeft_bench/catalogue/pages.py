@@ -85,13 +85,19 @@ def _options(found: type[Method]) -> str:
             f"`{option.name}`",
             f"`{option_value(defaults[option.name])}`",
             _valid(option.metadata),
-            _text(option.metadata["help"]),
+            _text(option.metadata["help"]) + _searched(option.metadata["search"]),
         ]
         for option in fields(found)
     ]
     if not rows:
         return "It has none."
     return _table(["option", "default", "valid", "what it is, and where the default is from"], rows)
+
+
+def _searched(values: Sequence[object]) -> str:
+    """The values that tuning tries."""
+    listed = ", ".join(option_value(value) for value in values)
+    return f"; [tuned](../tuning.md) over {listed}" if values else ""
 
 
 def _valid(metadata: Mapping[str, object]) -> str:

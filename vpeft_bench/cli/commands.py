@@ -24,7 +24,11 @@ COMMANDS: Registry[Run] = Registry(
         "export": "vpeft_bench.cli.export:main",
         "cost": "vpeft_bench.cli.cost:main",
         "statistics": "vpeft_bench.cli.statistics:main",
+        "tune": "vpeft_bench.cli.tune:main",
     },
 )
-OWN = ("leaderboard", "methods", "backbones", "data", "show", "export", "cost", "statistics")
+OWN = (
+    *("leaderboard", "methods", "backbones", "data", "show", "export", "cost", "statistics"),
+    "tune",
+)
 """Those of this package, which ``--help`` explains."""

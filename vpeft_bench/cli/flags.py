@@ -30,6 +30,7 @@ class Line:
         overrides: as typed.
         flags: as Hydra takes them.
         config_dir: a further folder of configs.
+        further_folders: others, which nobody typed.
         multirun: whether a sweep is asked for.
         prints: whether something is shown and nothing is run.
         checked: whether the overrides matter at all.
@@ -38,6 +39,7 @@ class Line:
     overrides: Sequence[str] = ()
     flags: Sequence[str] = ()
     config_dir: Path | None = None
+    further_folders: Sequence[Path] = ()
     multirun: bool = False
     prints: bool = False
     checked: bool = True
@@ -45,7 +47,8 @@ class Line:
     @property
     def search_path(self) -> list[str]:
         """Further folders of configs."""
-        return [str(self.config_dir)] if self.config_dir else []
+        typed = [] if self.config_dir is None else [self.config_dir]
+        return [str(folder) for folder in (*typed, *self.further_folders)]
 
 
 def read_line(arguments: Sequence[str]) -> Line:

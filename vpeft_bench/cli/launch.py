@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException
@@ -63,12 +64,20 @@ class Command:
     interrupted: str = "the same command resumes from the last whole epoch"
 
 
-def main(arguments: Sequence[str], command: Command | None = None) -> int:
-    """Do what the command line asks for, a run by default; the process's exit status."""
+def main(
+    arguments: Sequence[str], command: Command | None = None, folders: Sequence[Path] = ()
+) -> int:
+    """Do what the command line asks for, a run by default; the process's exit status.
+
+    Args:
+        arguments: of the command line.
+        command: what is done with each config.
+        folders: of configs, beside the one that ``--config-dir`` names.
+    """
     command = command or RUN
     console = Terminal(stderr=True)
     try:
-        line = read_line(arguments)
+        line = replace(read_line(arguments), further_folders=folders)
         went_well = _hydra(_checked(line, command, console), command)
     except VpeftBenchError as error:
         console.print(f"error: {error}", soft_wrap=True)

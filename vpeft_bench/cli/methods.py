@@ -161,7 +161,8 @@ def describe(found: MethodFacts, console: Console) -> None:
     console.print(f"\n{found.doc}\n", soft_wrap=True)
     for option in found.options:
         valid = f" [{' | '.join(option.choices)}]" if option.choices else ""
-        text = f"  method.{option.name}={option.default}{valid}  {option.help}"
+        tuned = f"; tuned over {', '.join(map(str, option.search))}" if option.search else ""
+        text = f"  method.{option.name}={option.default}{valid}  {option.help}{tuned}"
         console.print(text, soft_wrap=True)
     if found.deviations:
         console.print("\ncode, papers and published tables disagree:")

@@ -38,6 +38,11 @@ def use_folders(folders: Iterable[str | Path]) -> None:
     _own[:] = [Path(folder).absolute() for folder in folders]
 
 
+def own_folders() -> list[Path]:
+    """The folders of configs that this command line names."""
+    return list(_own)
+
+
 def config_folders() -> list[Path]:
     """``configs/``, the folders of configs of all plug-ins, and those of this command line."""
     return list(dict.fromkeys([config_dir(), *plugins.config_folders(), *_own]))

@@ -20,6 +20,7 @@ from vpeft_bench.config.sections import (
     Protocol,
     ProtocolConfig,
     TrainConfig,
+    TuneConfig,
     VariantConfig,
 )
 from vpeft_bench.data.schema import DataConfig
@@ -58,6 +59,7 @@ class RunConfig:
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     logger: LoggerConfig = setting(LoggerConfig, identity=False)
     cost: CostConfig = setting(CostConfig, identity=False)
+    tune: TuneConfig = setting(TuneConfig, identity=False)
     seed: int = setting(0, identity=False, minimum=0, maximum=2**31 - 1)
     results_dir: str = setting("results/runs", identity=False)
     rerun: bool = setting(False, identity=False)

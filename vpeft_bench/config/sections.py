@@ -380,6 +380,23 @@ class CostConfig:
 
 
 @dataclass
+class TuneConfig:
+    """What ``python -m vpeft_bench tune`` searches; a run of its own reads none of it.
+
+    Attributes:
+        budget: points that are tried for each method and data set, the default among them.
+        point: which of them a run is, counted from 0; null: it is no point of a search.
+        fixed: keys that are not searched; those that were typed on the command line are added.
+        name: of the variant that comes out of it, after the method's; empty: ``tuned@BUDGET``.
+    """
+
+    budget: int = setting(8, minimum=1, maximum=1024)
+    point: int | None = setting(None, minimum=0)
+    fixed: list[str] = field(default_factory=list)
+    name: str = ""
+
+
+@dataclass
 class VariantConfig:
     """What one row of a table is, chosen by ``variant=NAME``: :mod:`vpeft_bench.config.variants`.
 
@@ -391,6 +408,8 @@ class VariantConfig:
         settings: the same on every data set: by key, as typed on the command line.
         per_data: by name of the data set, the settings that hold there alone. Where there are any,
             the variant is for these data sets.
+        tuning: of one that ``tune`` found, what the search was and cost, see
+            :mod:`vpeft_bench.tuning.variant_file`; else empty.
     """
 
     name: str = ""
@@ -398,3 +417,4 @@ class VariantConfig:
     chosen: str = setting("", identity=False)
     settings: dict[str, Any] = setting(dict, identity=False)
     per_data: dict[str, Any] = setting(dict, identity=False)
+    tuning: dict[str, Any] = setting(dict, identity=False)

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from vpeft_bench import plugins
 from vpeft_bench.catalogue import facts
+from vpeft_bench.config.choices import own_folders
 
 SCHEME = "methods"
 _GROUP = "method"
@@ -64,12 +65,14 @@ class Methods(ConfigSource):
 
 
 class FurtherPlaces(SearchPathPlugin):
-    """The folders of configs of plug-ins, then the methods."""
+    """The folders of configs of plug-ins and of this command line, then the methods."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append them to where Hydra looks."""
         for folder in plugins.config_folders():
             search_path.append("plug-in", f"file://{folder}")
+        for folder in own_folders():
+            search_path.append("command line", f"file://{folder}")
         search_path.append("vpeft_bench", f"{SCHEME}://")
 
 

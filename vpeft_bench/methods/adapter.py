@@ -59,7 +59,12 @@ class Adapter(Method):
     )
     not_mergeable = "a GELU stands between its two projections"
 
-    bottleneck: int = option(8, "width r of the bottleneck (V-PETL Bench on VTAB: 8)", minimum=1)
+    bottleneck: int = option(
+        8,
+        "width r of the bottleneck (V-PETL Bench on VTAB: 8)",
+        minimum=1,
+        search=(4, 8, 16, 32, 64),
+    )
     placement: str = option(
         "pfeiffer", "pfeiffer: after the MLP; houlsby: also the attention", choices=SITES
     )

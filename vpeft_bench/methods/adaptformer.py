@@ -79,8 +79,10 @@ class AdaptFormer(Method):
     )
     not_mergeable = "an activation stands between its two projections"
 
-    bottleneck: int = option(64, "width of the bottleneck (authors: 64)", minimum=1)
-    scale: float = option(0.1, "s (authors: 0.1; V-PETL Bench: 1.0)")
+    bottleneck: int = option(
+        64, "width of the bottleneck (authors: 64)", minimum=1, search=(4, 16, 32, 64)
+    )
+    scale: float = option(0.1, "s (authors: 0.1; V-PETL Bench: 1.0)", search=(0.05, 0.1, 0.2, 1.0))
     layer_norm: str = option("none", "in: a LayerNorm of its own first", choices=("none", "in"))
     dropout: float = option(0.1, "on the hidden units (authors: 0.1)", minimum=0.0, maximum=1.0)
     activation: str = option("relu", "relu (authors) or gelu (Swin rows)", choices=ACTIVATIONS)

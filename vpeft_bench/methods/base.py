@@ -56,6 +56,7 @@ def option(
     neutral: Any = DEFAULT,
     only_on: Iterable[Trait] = (),
     only_where: Mapping[str, Any] | None = None,
+    search: Iterable[Any] = (),
 ) -> Any:
     """A hyper-parameter of a method: a dataclass field that knows its range and meaning.
 
@@ -73,6 +74,8 @@ def option(
             where that is not the default.
         only_on: what a backbone must have for it to have an effect.
         only_where: values of other options without which it has no effect.
+        search: values that ``python -m vpeft_bench tune`` tries, in order, the default among them;
+            a method searches two options at most.
     """
     metadata = {
         "help": help,
@@ -83,6 +86,7 @@ def option(
         "neutral": neutral,
         "only_on": tuple(only_on),
         "only_where": dict(only_where or {}),
+        "search": list(search),
     }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)

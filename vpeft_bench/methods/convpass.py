@@ -93,8 +93,12 @@ class Convpass(Method):
         "The authors' trainer keeps the best test epoch (every 10th); that is no option here.",
     )
 
-    bottleneck: int = option(8, "r, channels of the convolution (authors: 8)", minimum=1)
-    scale: float = option(1.0, "s (authors: per task, 0.01 to 100; 1 is ours)")
+    bottleneck: int = option(
+        8, "r, channels of the convolution (authors: 8)", minimum=1, search=(8, 16)
+    )
+    scale: float = option(
+        1.0, "s (authors: per task, 0.01 to 100; 1 is ours)", search=(0.01, 0.1, 1.0, 10.0, 100.0)
+    )
     placement: str = option(
         "attn_mlp", "attn_mlp: beside both; attn: Convpass-attn, beside attention", choices=SITES
     )

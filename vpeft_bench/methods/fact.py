@@ -62,7 +62,7 @@ class FacTTT(FacT):
         "The published parameter number (0.07M) is that of the Tucker format.",
     )
 
-    rank: int = option(16, "r (authors: 4, 8 or 16 per task)", minimum=1)
+    rank: int = option(16, "r (authors: 4, 8 or 16 per task)", minimum=1, search=(4, 8, 16, 32))
 
     def cores(self, linears: list[SlicedLinear]) -> list[nn.Module]:
         """Sigma_q, Sigma_k, Sigma_v, Sigma_o, Sigma_1 and Sigma_2 of every block."""
@@ -93,7 +93,7 @@ class FacTTK(FacT):
         "the mean over the tasks.",
     )
 
-    rank: int = option(32, "r (authors: 16 or 32 per task)", minimum=1)
+    rank: int = option(32, "r (authors: 16 or 32 per task)", minimum=1, search=(16, 32, 64))
     slice_order: str = option(
         "paper", "paper: a core per slice; petl_vit: see above", choices=("paper", "petl_vit")
     )

@@ -63,7 +63,10 @@ class GPS(Method):
     )
 
     per_neuron: int = option(
-        1, "K, weights per row (authors: 1 on VTAB but camelyon 2; FGVC 1 to 20)", minimum=1
+        1,
+        "K, weights per row (authors: 1 on VTAB but camelyon 2; FGVC 1 to 20)",
+        minimum=1,
+        search=(1, 2, 5, 20),
     )
     loss: str = option(
         "supcon",

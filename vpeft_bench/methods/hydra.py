@@ -90,7 +90,11 @@ class HydraAdapter(Method):
     )
 
     rank: int = option(2, "r of every branch (authors: 2)", minimum=1)
-    scale: float = option(1.0, "s; chosen per task in 0.1 to 4.5 by the authors, 1 is ours")
+    scale: float = option(
+        1.0,
+        "s; chosen per task in 0.1 to 4.5 by the authors, 1 is ours",
+        search=(0.1, 0.5, 1.0, 2.0, 4.5),
+    )
     dropout: float = option(
         0.0, "on the hidden units; 0 to 0.2 per task, 0 is ours", minimum=0.0, maximum=1.0
     )

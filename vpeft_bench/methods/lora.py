@@ -50,7 +50,9 @@ class LoRA(Method):
         "per output row; here it is per output row.",
     )
 
-    rank: int = option(8, "r, the rank of the update (V-PETL Bench: 8)", minimum=1)
+    rank: int = option(
+        8, "r, the rank of the update (V-PETL Bench: 8)", minimum=1, search=(1, 8, 16, 32)
+    )
     alpha: float | None = option(
         None, "scale is alpha / rank; null means alpha = rank, scale 1 (V-PETL Bench)", minimum=0.0
     )

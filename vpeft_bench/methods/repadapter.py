@@ -89,9 +89,13 @@ class RepAdapter(Method):
         "attn_mlp: before both (the authors' repblock); attn: the attention only (repattn)",
         choices=LEAVES,
     )
-    bottleneck: int = option(8, "h, hidden width (authors: 8)", minimum=1)
+    bottleneck: int = option(8, "h, hidden width (authors: 8)", minimum=1, search=(8, 16, 32))
     groups: int = option(2, "g, groups of the up-projection (authors: 2)", minimum=1)
-    scale: float = option(1.0, "s; searched per task in 0.1 to 10 by the authors, 1 is ours")
+    scale: float = option(
+        1.0,
+        "s; searched per task in 0.1 to 10 by the authors, 1 is ours",
+        search=(0.1, 0.5, 1.0, 5.0, 10.0),
+    )
     dropout: float = option(0.1, "on the hidden units (authors: 0.1)", minimum=0.0, maximum=1.0)
 
     def conflicts(self) -> Iterator[Problem]:

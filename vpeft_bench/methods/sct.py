@@ -104,7 +104,9 @@ class SCT(Method):
         "attn: residual stream after the attention; mlp: the MLP's output; qkv: query and value",
         choices=("attn", "mlp", "qkv"),
     )
-    scale: float = option(1.0, "s (1 is what V-PETL Bench's ViT runs; its files say 0.1 to 1)")
+    scale: float = option(
+        1.0, "s (1 is what V-PETL Bench's ViT runs; its files say 0.1 to 1)", search=(0.1, 0.5, 1.0)
+    )
     scale_on: str = option(
         "branch",
         "branch: x + s (W x + b); stream: s x + (W x + b), the authors' scaleonx",

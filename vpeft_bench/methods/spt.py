@@ -268,7 +268,12 @@ class SPT(Method):
     form: str = option(
         "lora", "of structured tuning; adapter: after the linear", choices=("lora", "adapter")
     )
-    budget: int = option(400_000, "parameters in all, class token included (ours)", minimum=1)
+    budget: int = option(
+        400_000,
+        "parameters in all, class token included (ours)",
+        minimum=1,
+        search=(200_000, 400_000, 600_000, 800_000, 1_000_000),
+    )
     rank: int = option(8, "r of structured tuning (authors: 8)", minimum=1)
     alpha: float = option(10.0, "structured from 1/alpha of its size on (authors: 10)", minimum=1.0)
     beta: float = option(5.0, "a vector whole from 1/beta of its length on (authors)", minimum=1.0)

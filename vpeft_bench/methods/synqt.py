@@ -215,7 +215,9 @@ class SynQT(Method):
     not_dense = "its queries give one vector per picture, for a classifier"
     not_mergeable = "the head reads the queries, not the backbone's tokens"
 
-    prompt_length: int = option(4, "T, queries per block (authors: 1, 4 or 16)", minimum=1)
+    prompt_length: int = option(
+        4, "T, queries per block (authors: 1, 4 or 16)", minimum=1, search=(1, 4, 16)
+    )
     bottleneck: int = option(48, "hidden width of the adapters (authors: 48)", minimum=1)
     attn_bottleneck: int = option(
         8, "hidden width of the query attention's projections (authors: 8)", minimum=1
@@ -223,7 +225,9 @@ class SynQT(Method):
     attn_scale: float = option(1.0, "s_a at the start (authors: 1, or 0.1 per task)")
     ffn_scale: float = option(1.0, "s_f at the start (authors: 1, or 0.1 per task)")
     feat_scale: float = option(
-        1.0, "scale of the last block's output at the start (authors: 1, or 0.1 per task)"
+        1.0,
+        "scale of the last block's output at the start (authors: 1, or 0.1 per task)",
+        search=(0.1, 1.0),
     )
     dropout: float = option(0.1, "within the side network (authors: 0.1)", minimum=0.0, maximum=1.0)
     row_drop_path: float = option(

@@ -79,7 +79,9 @@ class VFPT(VPT):
         "On Swin the authors' code has the transform over both axes only, whatever is asked for.",
     )
 
-    prompt_length: int = option(10, "p per insertion (authors: per task; 10 is ours)", minimum=1)
+    prompt_length: int = option(
+        10, "p per insertion (authors: per task; 10 is ours)", minimum=1, search=(5, 10, 50, 100)
+    )
     depth: str = option(
         "deep", "deep: every block has prompts; shallow: the first", choices=("deep", "shallow")
     )

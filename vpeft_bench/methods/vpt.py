@@ -206,7 +206,9 @@ class VPTShallow(VPT):
         "has its own, which is what that code gives for one picture at a time.",
     )
 
-    prompt_length: int = option(100, "p (V-PETL Bench: 100)", minimum=1)
+    prompt_length: int = option(
+        100, "p (V-PETL Bench: 100)", minimum=1, search=(5, 10, 50, 100, 200)
+    )
 
     @property
     def shallow(self) -> bool:
@@ -255,7 +257,10 @@ class VPTDeep(VPT):
     )
 
     prompt_length: int = option(
-        10, "p per block; published rows search it per task (VTAB mean 61), 10 is ours", minimum=1
+        10,
+        "p per block; published rows search it per task (VTAB mean 61), 10 is ours",
+        minimum=1,
+        search=(5, 10, 50, 100),
     )
     position: str = option(
         "prepend",

@@ -8,6 +8,7 @@ torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -44,6 +45,8 @@ class Metric:
         unit: of its values, as tables write it after the title.
         minimum, maximum: no value lies outside; None: there is no bound.
         higher_is_better: what a better value is.
+        share: it is the share of pictures, or queries, that are right, each of which counts once:
+            then their number alone gives its standard error.
     """
 
     title: str
@@ -53,6 +56,7 @@ class Metric:
     minimum: float | None = 0.0
     maximum: float | None = 100.0
     higher_is_better: bool = True
+    share: bool = False
 
     def problem(self, value: float) -> str | None:
         """Why ``value`` cannot be one of this metric, or None."""
@@ -65,6 +69,16 @@ class Metric:
             if bound is not None
         )
         return f"must be {bounds}"
+
+    def standard_error(self, value: float, count: int) -> float | None:
+        """Of ``value`` on ``count`` pictures, in its unit: sqrt(p (1 - p) / n) of a share.
+
+        None where it does not follow from the number of pictures.
+        """
+        if not self.share:
+            return None
+        right = value / 100
+        return 100 * math.sqrt(max(0.0, right * (1 - right)) / count)
 
     def gain(self, value: float) -> float:
         """``value`` so that more is better."""

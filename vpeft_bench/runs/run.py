@@ -7,6 +7,7 @@ import math
 import os
 import time
 import warnings
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -113,10 +114,16 @@ class Outcome:
     reason: str = ""
 
 
-def run(config: RunConfig, console: Console) -> Outcome:
+def run(config: RunConfig, console: Console, settled: Collection[str] = ()) -> Outcome:
     """Run what ``config`` asks for, unless its record exists.
 
     ``config`` has passed :func:`vpeft_bench.runs.validation.check`.
+
+    Args:
+        config: what is asked for.
+        console: is told what happens.
+        settled: outcomes of a record beside ``ok`` that are an answer: such a run is not tried
+            again, and ending so raises nothing.
 
     Raises:
         VpeftBenchError: it failed; what is known of it is recorded.
@@ -124,14 +131,14 @@ def run(config: RunConfig, console: Console) -> Outcome:
     """
     with interruption.interruptible():
         try:
-            return _run(config, console)
+            return _run(config, console, settled)
         except BrokenPipeError:  # of the terminal: the command line ends quietly
             raise
         except OSError as error:  # the disk is full, a folder read-only, a limit reached
             raise VpeftBenchError(told(error)) from error
 
 
-def _run(config: RunConfig, console: Console) -> Outcome:
+def _run(config: RunConfig, console: Console, settled: Collection[str]) -> Outcome:
     options = dict(config.method)
     method = build_method(options.pop("name"), options)
     # Every option as the method itself has it: 8 and 8.0 are the same alpha, a default is no other
@@ -168,8 +175,9 @@ def _run(config: RunConfig, console: Console) -> Outcome:
             files.sweep()
             if config.rerun:
                 files.forget_progress()
-            elif (done := files.finished()) is not None:
-                if config.predictions and not files.predictions.is_dir():
+            elif (done := files.finished(settled)) is not None:
+                ok = done.outcome == Status.OK
+                if ok and config.predictions and not files.predictions.is_dir():
                     _prepare(config)
                     said = store_again(config, dataset, done, directory)
                     _tell(console, f"predictions: stored by the weights of the finished run{said}")
@@ -192,7 +200,7 @@ def _run(config: RunConfig, console: Console) -> Outcome:
                 eval_split=records.Split(evaluated),
                 eval_images=len(dataset.split(evaluated)),
             )
-            return _Run(config, method, dataset, state, files, console).execute()
+            return _Run(config, method, dataset, state, files, console, settled).execute()
     except Timeout:
         return Outcome(Result.BUSY, directory, None, "another process is working on this run")
 
@@ -208,6 +216,7 @@ class _Run:
         state: RunState,
         files: RunFiles,
         console: Console,
+        settled: Collection[str],
     ) -> None:
         self.config = config
         self.method = method
@@ -216,6 +225,7 @@ class _Run:
         self.files = files
         self.directory = files.directory
         self.console = console
+        self.settled = settled
         self.kind = kind_of(config)
         self.curves = state.curves
 
@@ -232,7 +242,7 @@ class _Run:
         return Outcome(Result.DONE, self.directory, record)
 
     def _failed(self, caught: BaseException) -> Outcome:
-        """Record what ended the run, and raise it again; out of memory is an answer."""
+        """Record what ended the run, and raise it again unless that is an answer."""
         with interruption.closing():
             if (signal := interruption.received()) is not None:
                 # Whatever else was raised since, in tidying up, has this for its cause.
@@ -248,7 +258,7 @@ class _Run:
                 record = self._record(status, error)
             except OSError as failure:
                 self._tell(f"no record of it could be written: {told(failure)}")
-        if status is Status.OOM:
+        if status is Status.OOM or (record is not None and record.outcome in self.settled):
             return Outcome(Result.FAILED, self.directory, record, error)
         raise caught
 

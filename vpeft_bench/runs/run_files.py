@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from rich.console import Console
@@ -67,10 +68,13 @@ class RunFiles:
         """Remove what writers that were killed have left."""
         sweep_temporary(self.directory)
 
-    def finished(self) -> RunRecord | None:
+    def finished(self, settled: Collection[str] = ()) -> RunRecord | None:
         """The record, where it says that the run ended well; a damaged one is set aside.
 
         Earlier versions recorded runs that diverged as ok: such a record does not count.
+
+        Args:
+            settled: further outcomes after which a run is not tried again.
         """
         if not self.record.exists():
             return None
@@ -79,7 +83,7 @@ class RunFiles:
         except RecordError as error:
             self.set_aside(self.record, error.what)
             return None
-        return record if record.outcome == Status.OK else None
+        return record if record.outcome in (Status.OK, *settled) else None
 
     def altered(self, record: RunRecord) -> list[str]:
         """The files that ``record`` vouches for and that are gone or of another size."""

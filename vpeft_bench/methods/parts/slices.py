@@ -108,7 +108,9 @@ class SliceMethod(Method):
 
     rank: int = option(16, "r, the size of the cores", minimum=1)
     scale: float = option(
-        1.0, "s; the authors choose 0.01, 0.1, 1, 10 or 100 per task, 1 is the middle"
+        1.0,
+        "s; the authors choose 0.01, 0.1, 1, 10 or 100 per task, 1 is the middle",
+        search=(0.01, 0.1, 1.0, 10.0, 100.0),
     )
     dropout: float = option(
         0.1, "dropout between core and V (authors' code: 0.1)", minimum=0.0, maximum=1.0

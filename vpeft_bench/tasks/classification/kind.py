@@ -47,7 +47,7 @@ class ClassificationKind(LabelledKind):
     options = ClassificationOptions
     classifies = True
     metrics = {
-        "top1": Metric("top-1"),
+        "top1": Metric("top-1", share=True),
         "mean_per_class_accuracy": Metric("mean per class", beside=("top1",)),
         "ece": Metric("ECE", higher_is_better=False),
         "nll": Metric("NLL", unit="nats", maximum=None, higher_is_better=False),

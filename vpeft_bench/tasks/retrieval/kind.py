@@ -62,7 +62,7 @@ class RetrievalKind(LabelledKind):
     name = "retrieval"
     options = RetrievalOptions
     metrics = {
-        "recall_at_1": Metric("R@1"),
+        "recall_at_1": Metric("R@1", share=True),
         **{f"recall_at_{k}": Metric(f"R@{k}", beside=("recall_at_1",)) for k in FIRST[1:]},
         "map_at_r": Metric("MAP@R", beside=("recall_at_1",)),
     }

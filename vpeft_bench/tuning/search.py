@@ -1,0 +1,106 @@
+"""One search: a method on a data set, its points, and what is known of them from their records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from vpeft_bench.config.identity import scientific
+from vpeft_bench.config.schema import RunConfig, plain
+from vpeft_bench.records import run_record as records
+from vpeft_bench.runs.sweep import Note
+from vpeft_bench.tuning.choice import TRIED, Choice, Point, choose
+from vpeft_bench.tuning.space import Settings, Space, defaults_of, space_of
+
+DONE, SKIPPED, NOT_RUN = "done", "skipped", "not run"
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search as it is asked for: the config of its point 0."""
+
+    config: RunConfig
+
+    @cached_property
+    def space(self) -> Space:
+        """What is searched."""
+        return space_of(self.config)
+
+    @cached_property
+    def defaults(self) -> Settings:
+        """The settings of point 0."""
+        return defaults_of(self.config, self.space)
+
+    @property
+    def name(self) -> str:
+        """Of the variant that comes out of it."""
+        tune = self.config.tune
+        return f"{self.config.method['name']}/{tune.name or f'tuned@{tune.budget}'}"
+
+    @cached_property
+    def id(self) -> str:
+        """Ten hex digits: what is the same at all of its points, and the space."""
+        asked = [scientific(plain(self.config)), self.config.seed, self.space.hash]
+        text = json.dumps(asked, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def settings(self, number: int) -> Settings:
+        """Of a point."""
+        return self.space.point(number, self.defaults)
+
+    def point(self, number: int, note: Note | None) -> Point:
+        """What is known of a point from the note of its job, and from the record it names.
+
+        Raises:
+            RecordError: the record cannot be read.
+        """
+        settings = self.settings(number)
+        distance = self.space.distance(settings, self.defaults)
+        if note is None:
+            return Point(number, settings, distance, NOT_RUN)
+        path = None if note.file is None else Path(note.file)
+        record = records.read(path) if path is not None and path.is_file() else None
+        reused = note.result == SKIPPED
+        ran = record is not None and note.result in (DONE, SKIPPED)
+        result = record.outcome if record is not None and ran else note.result
+        reason = record.error if record is not None and ran else note.reason
+        return Point(number, settings, distance, result, reason or "", reused, record)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A search and its points."""
+
+    search: Search
+    points: tuple[Point, ...]
+
+    @classmethod
+    def of(cls, search: Search, notes: Mapping[int, Note]) -> Outcome:
+        """From the notes of the jobs that ran, by number of the point."""
+        budget = search.config.tune.budget
+        return cls(search, tuple(search.point(n, notes.get(n)) for n in range(budget)))
+
+    @property
+    def missing(self) -> list[Point]:
+        """Points that are not tried yet."""
+        return [point for point in self.points if point.result not in TRIED]
+
+    @property
+    def failed(self) -> list[Point]:
+        """Points that were tried and have no score."""
+        tried = [point for point in self.points if point.result in TRIED]
+        return [point for point in tried if point.metrics is None]
+
+    @property
+    def seconds(self) -> float:
+        """What all points cost."""
+        return sum(point.seconds for point in self.points)
+
+    @cached_property
+    def choice(self) -> Choice | None:
+        """What is taken; None before all points are tried, or where none has a score."""
+        return None if self.missing else choose(self.points)
