@@ -21,9 +21,10 @@ def how_chosen(asked: Mapping[str, Any]) -> str:
         What the variant or the recipe says, ``untuned`` or ``by hand``; empty where the record is
         from before recipes said it.
     """
-    if asked.get("variant", {}).get("name"):
-        return str(asked["variant"]["chosen"])
-    train, method = asked["train"], asked["method"]["name"]
+    variant = asked.get("variant") or {}
+    if variant.get("name"):
+        return str(variant.get("chosen") or "")
+    train, method = asked.get("train") or {}, asked["method"]["name"]
     if "recipe" not in train:
         return ""
     if train["optimizer"] != "adamw" or train["lr_batch_size"] is not None:

@@ -157,7 +157,14 @@ _ENTRY = (
 )
 _FROM_VARIANT = (
     # What a variant says of itself; a budget, a space or a cost of tuning is a line here.
-    _text("chosen", "how the settings of a variant were chosen", "chosen", In.ALL, left=True),
+    _text(
+        "chosen",
+        "how rate, decay and options were chosen: by which recipe or variant, by hand, or untuned",
+        "chosen",
+        In.ALL,
+        once=Once.SAME,
+        left=True,
+    ),
 )
 _DEPARTS = (
     _text("departs", "what else the row does otherwise than most rows of the table"),

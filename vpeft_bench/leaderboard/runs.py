@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 
 from vpeft_bench.config.identity import asked_hash, scientific
+from vpeft_bench.config.recipes import how_chosen
 from vpeft_bench.leaderboard.asked import subject, text_in, weights_identity
 from vpeft_bench.leaderboard.departures import settings_of
 from vpeft_bench.metrics.names import METRICS
@@ -194,7 +195,7 @@ def _of_variant(asked: dict[str, Any]) -> dict[str, Any]:
     variant = said if isinstance(said, dict) else {}
     return {
         "variant": str(variant.get("name") or ""),
-        "chosen": str(variant.get("chosen") or ""),
+        "chosen": how_chosen(asked),
     }
 
 
