@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import norm, t
 
+_ROUNDING = 1e-9
 FEWEST_DATASETS = 5
 """Of fewer data sets an interval would be far too narrow: one of 95 % covers 3 in 4 with three."""
 
@@ -104,7 +105,8 @@ class Bootstrap:
         Never below 2 / 2^n: that is how often n data sets without any difference all have the same
         sign, and resamples of such a sample hide it.
         """
-        fewer = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
+        zero = _ROUNDING * np.abs(draws).max()  # a sum that is 0 may come out as 1e-17
+        fewer = min(np.count_nonzero(draws <= zero), np.count_nonzero(draws >= -zero))
         return min(1.0, max(2 * (int(fewer) + 1) / (draws.size + 1), 2.0 ** (1 - datasets)))
 
     def coverage(self, datasets: int) -> float:

@@ -5,6 +5,8 @@ Nothing here depends on any third method: not the data sets, not the resamples, 
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -157,7 +159,9 @@ def signed_rank(differences: np.ndarray) -> float | None:
     if not differences.any():
         return 1.0
     if differences.size > _FEW:
-        return float(wilcoxon(differences).pvalue)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # older versions tell of the approximation
+            return float(wilcoxon(differences).pvalue)
     # Scipy permutes here, which takes it a second; there are at most 2^13 ways to choose signs.
     differences = differences[differences != 0]
     ranks = rankdata(np.abs(differences))
@@ -181,8 +185,8 @@ def _differences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     largest = max(np.abs(first).max(), np.abs(second).max())
     if largest == 0:
         return np.zeros_like(first)
-    unit = 10.0 ** (np.floor(np.log10(largest)) - _DIGITS + 1)
-    return np.asarray(np.round((first - second) / unit) * unit)
+    decimals = _DIGITS - 1 - math.floor(math.log10(largest))
+    return np.asarray(np.round(first - second, decimals))
 
 
 def _drawn(

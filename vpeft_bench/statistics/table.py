@@ -126,9 +126,8 @@ def _share(first: np.ndarray, second: np.ndarray) -> float:
 
 def significant(values: np.ndarray) -> np.ndarray:
     """Values without the digits that sums of the same numbers in another order differ in."""
-    size = np.abs(np.where(np.isfinite(values) & (values != 0), values, 1.0))
-    unit = 10.0 ** (np.floor(np.log10(size)) - _DIGITS + 1)
-    return np.round(values / unit) * unit if values.size else values
+    rounded = [float(f"{value:.{_DIGITS}g}") for value in values.flat]
+    return np.array(rounded).reshape(values.shape)
 
 
 def tables_of(
@@ -165,7 +164,7 @@ def tables_of(
     frame = frame.copy() if frame.index.is_unique else frame.reset_index(drop=True)
     frame["value"] = frame["value"].astype(float)
     for name in [*names, *present]:
-        frame[name] = frame[name].map(_text)
+        frame[name] = [_text(value) for value in frame[name]]
     if named := "variant" in frame and _names_rows(frame):
         frame["method"] = frame["variant"].where(frame["variant"] != "", frame["method"])
         present.remove("variant")
