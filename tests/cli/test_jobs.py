@@ -166,7 +166,7 @@ def test_equal_jobs_are_one_job(cli: Cli, tiny_data: Path) -> None:
 
 
 def test_a_sweep_of_nothing_but_incompatible_choices_is_refused() -> None:
-    line = Line(["method=vpt_deep,noah", "backbone=swin_b", "backbone.weights=none"], multirun=True)
+    line = Line(["method=hst,noah", "backbone=swin_b", "backbone.weights=none"], multirun=True)
     with pytest.raises(ConfigError) as caught:
         _checked(line, RUN, QUIET)
     assert all(isinstance(problem, IncompatibleProblem) for problem in caught.value.problems)

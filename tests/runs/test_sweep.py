@@ -31,7 +31,7 @@ def test_sweep_runs_skips_and_survives_a_failure(cli: Cli, tmp_path: Path, tiny_
     """Two good methods and one that the backbone refuses; then only that one is tried again."""
     sweep = (
         "-m",
-        "method=linear,vpt_deep,ssf",
+        "method=linear,hst,ssf",
         "backbone=timm",
         "backbone.name=swin_tiny_patch4_window7_224",
         "backbone.weights=none",
@@ -47,7 +47,7 @@ def test_sweep_runs_skips_and_survives_a_failure(cli: Cli, tmp_path: Path, tiny_
     first = cli(*sweep)
     assert results_of(first.stdout) == ["done", "failed", "done"], first.stdout + first.stderr
     assert first.returncode == 1
-    assert "vpt_deep does not support swin" in first.stdout
+    assert "hst does not support swin" in first.stdout
     assert "2 done, 1 failed" in first.stdout
     records = sorted((tmp_path / "results" / "runs").rglob("record.json"))
     assert [json.loads(r.read_text())["status"] for r in records] == ["ok", "ok"]
