@@ -160,22 +160,22 @@ def test_a_variant_can_be_the_method(write: Write) -> None:
     content = "method,variant,data,value\nlora,lora/a,d0,90\nlora,lora/b,d0,80\nssf,ssf/a,d0,70\n"
     (report,) = reports(write(content), method="variant")
     assert report.table.methods == ("lora/a", "lora/b", "ssf/a")
-    assert report.summaries[0].datasets == 1
 
 
-def test_variants_name_rows_or_part_tables(write: Write) -> None:
-    """``lora/a`` is called after its method; ``default`` and ``tuned@8`` are conditions."""
-    rows = "lora,lora/a,d0,90\nlora,lora rank=4,d0,80\nssf,,d0,70\n"
-    (report,) = reports(write("method,variant,data,value\n" + rows))
-    assert report.table.methods == ("lora rank=4", "lora/a", "ssf")
-    assert any("no column budget" in note for note in report.table.notes)
-    rows = "lora,default,d0,90\nlora,tuned@8,d0,95\nssf,tuned@8,d0,70\n"
-    first, second = reports(write("method,variant,data,value\n" + rows))
-    assert (first.table.settings, first.table.methods) == ({"variant": "default"}, ("lora",))
-    assert (second.table.settings, second.table.methods) == (
-        {"variant": "tuned@8"},
-        ("lora", "ssf"),
-    )
+def test_a_variant_is_a_condition_or_the_name_of_a_row(write: Write) -> None:
+    """As this package calls them: ``lora/tuned@8`` by tune, ``lora rank=4`` by its options."""
+    rows = "lora,lora,d0,90\nlora,lora rank=4,d0,80\nssf,,d0,70\n"
+    rows += "lora,lora/tuned@8,d0,95\nssf,tuned@8,d0,75\n"
+    path = write("method,variant,data,value\n" + rows)
+    default, tuned = reports(path)
+    assert (default.table.settings, default.table.methods) == ({}, ("lora", "lora rank=4", "ssf"))
+    assert (tuned.table.settings, tuned.table.methods) == ({"variant": "tuned@8"}, ("lora", "ssf"))
+    assert any("no column budget" in note for note in tuned.table.notes)
+    assert not default.table.notes
+    frame, _ = with_roles(read_csv(path), {})
+    (mixed,) = analyse(frame, mix=True)
+    assert mixed.table.mixed == {"variant": ("", "tuned@8")}
+    assert "lora [tuned@8]" in mixed.table.methods
 
 
 def test_a_missing_value_is_a_missing_cell(write: Write) -> None:

@@ -117,16 +117,15 @@ def unlike_scales(frame: pd.DataFrame) -> Iterator[Problem]:
             return
 
 
-def notes(frame: pd.DataFrame, lost: Sequence[tuple[str, str]], named: bool) -> Iterator[str]:
+def notes(frame: pd.DataFrame, lost: Sequence[tuple[str, str]]) -> Iterator[str]:
     """What a reader should know of a table.
 
     Args:
         frame: its rows.
         lost: method and data set of each cell that has a run without a value.
-        named: whether rows are called by their variant.
     """
-    if named and not {"budget", "settings"} & set(frame):
-        yield "rows are called by their variant; no column budget says if all were tuned alike"
+    if "variant" in frame and frame["variant"].any() and "budget" not in frame:
+        yield "no column budget says whether the rows of a variant were tuned alike"
     if lost:
         shown = ", ".join(f"{method} on {data}" for method, data in lost[:_SHOWN])
         more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""

@@ -142,9 +142,10 @@ def tables_of(
     Args:
         frame: columns ``method``, ``data`` and ``value``, one row per run. A ``seed`` tells the
             runs of a cell apart; without it each cell has one row. ``benchmark`` and those of
-            :data:`SETTINGS` part the rows into tables, ``group`` is the data set's. Variants that
-            begin with their method's name, as ``lora/authors``, are the names of rows instead. A
-            value that is not there (NaN) is a run without a result, and its cell is missing.
+            :data:`SETTINGS` part the rows into tables, ``group`` is the data set's. The
+            variant ``lora/tuned@8`` counts as ``tuned@8``; one that begins with its method's name
+            otherwise, as ``lora rank=16``, is the name of a row. A value that is not there (NaN)
+            is a run without a result, and its cell is missing.
         lower_is_better: whether a smaller value is the better one.
         mix: rank rows of unlike settings together; the settings are added to the method's name.
         unlike_scales: do not take values from 0 to 1 among larger ones for a mistake.
@@ -165,9 +166,9 @@ def tables_of(
     frame["value"] = frame["value"].astype(float)
     for name in [*names, *present]:
         frame[name] = [_text(value) for value in frame[name]]
-    if named := "variant" in frame and _names_rows(frame):
-        frame["method"] = frame["variant"].where(frame["variant"] != "", frame["method"])
-        present.remove("variant")
+    if "variant" in frame:
+        pairs = zip(frame["method"], frame["variant"], strict=True)
+        frame[["method", "variant"]] = [_row_and_condition(*pair) for pair in pairs]
     parts = ["benchmark"] if "benchmark" in frame else []
     key = [*parts, *present, "method", "data", *(["seed"] if "seed" in frame else [])]
     problems = [
@@ -184,7 +185,7 @@ def tables_of(
         raise ConfigError(
             [Problem(checks.rows_of(piece), "hold no value at all") for piece in empty]
         )
-    tables = [_table(piece, present, lower_is_better, named) for piece in pieces]
+    tables = [_table(piece, present, lower_is_better) for piece in pieces]
     if not unlike_scales and (
         found := [p for piece in pieces for p in checks.unlike_scales(piece)]
     ):
@@ -192,19 +193,17 @@ def tables_of(
     return tables
 
 
-def _names_rows(frame: pd.DataFrame) -> bool:
-    """Whether each variant is called after its method, as ``lora/authors``: the name of a row.
+def _row_and_condition(method: str, variant: str) -> tuple[str, str]:
+    """What a row is called, and under which condition it was made.
 
-    Other variants, as ``default`` and ``tuned@8``, are conditions that several methods share.
+    ``lora/tuned@8`` is lora under tuned@8, as ``tuned@8`` is; ``lora rank=16`` is a row's name.
     """
-    pairs = set(zip(frame["method"], frame["variant"], strict=True))
-    named = [variant.startswith(method) for method, variant in pairs if variant]
-    return bool(named) and all(named)
+    if variant.startswith(f"{method}/"):
+        return method, variant.removeprefix(f"{method}/")
+    return (variant, "") if variant.startswith(method) else (method, variant)
 
 
-def _table(
-    frame: pd.DataFrame, present: Sequence[str], lower_is_better: bool, named: bool
-) -> Table:
+def _table(frame: pd.DataFrame, present: Sequence[str], lower_is_better: bool) -> Table:
     values = {name: tuple(sorted(set(frame[name]))) for name in present}
     mixed = {name: found for name, found in values.items() if len(found) > 1}
     if mixed:
@@ -233,7 +232,7 @@ def _table(
         runs=runs,
         lower_is_better=lower_is_better,
         seeded="seed" in frame,
-        notes=tuple(checks.notes(frame, sorted(lost), named)),
+        notes=tuple(checks.notes(frame, sorted(lost))),
     )
 
 
