@@ -200,3 +200,10 @@ def test_a_file_in_place_of_a_folder(cli: Cli, tmp_path: Path, multirun: list[st
     assert done.returncode == 2
     assert f"{tmp_path / 'file'} is a file, not a folder" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("plus", ["", "+"])
+def test_keys_of_a_timm_model_are_added_one_by_one(plus: str) -> None:
+    (problem,) = check_overrides([f"{plus}backbone.model_args={{depth:2,num_heads:3}}"]).problems
+    assert problem.fix == "+backbone.model_args.depth=2 +backbone.model_args.num_heads=3"
+    assert check_overrides(problem.fix.split()).problems == []

@@ -224,8 +224,16 @@ def _problems(override: Override, text: str, config: DictConfig) -> Iterator[Pro
         ConfigLoaderImpl._apply_overrides_to_config([override], config.copy())
     except (HydraException, OmegaConfBaseException) as error:
         now = OmegaConf.select(config, key, default=None, throw_on_missing=False)
-        fix = f"now: {key}={getattr(now, 'name', now)}"
+        fix = _one_by_one(override, config) or f"now: {key}={getattr(now, 'name', now)}"
         yield Problem(text, one_line(error.__cause__ or error), fix)
+
+
+def _one_by_one(override: Override, config: DictConfig) -> str:
+    """How several keys are added to a group that takes any; empty where that is not asked for."""
+    key, value = override.key_or_group, override.value()
+    if not isinstance(value, dict) or not value or not _takes_any_key(config, key):
+        return ""
+    return " ".join(f"+{key}.{name}={each}" for name, each in value.items())
 
 
 def _key_problem(override: Override, config: DictConfig) -> Problem | None:
@@ -245,7 +253,8 @@ def _key_problem(override: Override, config: DictConfig) -> Problem | None:
         fix = f"now: {key}={getattr(now, 'name', now)}; {key}=VALUE changes it"
         return Problem(key, "cannot be taken out: every run has it", fix)
     if override.is_add() and exists:
-        return Problem(f"+{key}", "is there already", f"without the +: {key}=...")
+        fix = _one_by_one(override, config) or f"without the +: {key}=..."
+        return Problem(f"+{key}", "is there already", fix)
     return None
 
 
