@@ -64,3 +64,18 @@ def test_mixed_pictures_have_no_kept_features() -> None:
     assert kind.not_kept(config_of("method=linear")) is None
     why = kind.not_kept(config_of("method=linear", "task.cutmix=0.5"))
     assert why == "task.cutmix=0.5 mixes pictures"
+
+
+def test_a_classifier_that_guesses_is_doubted() -> None:
+    """Three pictures of class 0, one of class 1: three right ones are no achievement."""
+    pictures = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    labels = torch.tensor([0, 0, 0, 1])
+    guesses = task()
+    pictures[:, 0] = 255
+    guesses.score((pictures, labels))
+    assert guesses.doubts() == ["no better than the most frequent class for all, 75.0 %"]
+    guesses.forget()
+    pictures[3] = 0
+    pictures[3, 1] = 255
+    guesses.score((pictures, labels))
+    assert guesses.doubts() == []

@@ -15,7 +15,7 @@ from pyarrow import parquet
 from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.leaderboard.as_rows import cells, datasets, in_print
@@ -34,6 +34,7 @@ from vpeft_bench.tasks.retrieval.batches import GroupSampler
 from vpeft_bench.tasks.retrieval.kind import FIRST, RetrievalOptions
 from vpeft_bench.tasks.retrieval.losses import LOSSES
 from vpeft_bench.tasks.retrieval.metrics import find, scores
+from vpeft_bench.tasks.retrieval.module import Retrieval
 
 GLYPHS = "data=demo/glyphs_retrieval"
 QUICK = (GLYPHS, "train.epochs=1", "train.warmup_epochs=0", "train.lr=1e-3")
@@ -106,6 +107,22 @@ def test_few_pictures() -> None:
     vectors = F.normalize(torch.tensor([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1]]), dim=1)
     found = find(vectors, torch.tensor([3, 3, 7, 7]), 8)
     assert set(scores(found, FIRST).values()) == {100.0}
+
+
+@pytest.mark.parametrize(
+    ("vectors", "doubts"),
+    [
+        ([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1]], []),
+        ([[1.0, 0], [1.0, 0], [1.0, 0], [1.0, 0]], ["no better than chance, 33.3 %"]),
+    ],
+)
+def test_an_embedding_that_does_no_better_than_chance_is_doubted(
+    vectors: list[list[float]], doubts: list[str]
+) -> None:
+    options, classes = RetrievalOptions(width=2), np.array([0, 1])
+    task = Retrieval(nn.Identity(), lambda pictures: pictures, options, classes, 2)
+    task.score((torch.tensor(vectors), torch.tensor([0, 0, 1, 1])))
+    assert task.doubts() == doubts
 
 
 # ---- what is trained -----------------------------------------------------------------------------

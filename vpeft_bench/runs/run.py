@@ -461,6 +461,9 @@ class _Run:
         epochs = self.config.train.epochs
         values = task.metrics()
         self.state.last_epoch = self.state.metrics(epochs, values)
+        for doubt in task.doubts():
+            self.state.labels.append(doubt)
+            self._tell(f"note: {doubt}")
         if self.config.protocol.name is Protocol.select:
             headline = next(iter(values))
             gain = METRICS.get(headline).gain

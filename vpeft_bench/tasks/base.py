@@ -105,6 +105,10 @@ class Task(pl.LightningModule):
         """Of each class, how often it is in the truth and in the predictions, and its scores."""
         raise NotImplementedError
 
+    def doubts(self) -> list[str]:
+        """What a reader of these metrics should know before believing them; notes of the run."""
+        return []
+
     def confusion(self) -> Tensor | None:
         """``(K, K)`` counts by true and predicted class; None where they do not come in pairs."""
         return None

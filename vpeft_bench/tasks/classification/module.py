@@ -115,6 +115,15 @@ class Classification(LabelledTask):
             for images, predicted, right in zip(*(c.tolist() for c in columns), strict=True)
         ]
 
+    def doubts(self) -> list[str]:
+        """That guessing does as well: a rate too high can end so, with finite numbers."""
+        pairs = self.confusion()
+        right, most, images = pairs.diagonal().sum(), pairs.sum(dim=1).max(), pairs.sum()
+        if int(right) > int(most):
+            return []
+        share = 100.0 * float(most / images)
+        return [f"no better than the most frequent class for all, {share:.1f} %"]
+
     def confusion(self) -> Tensor:
         """``(C, C)`` images by true and predicted class."""
         pairs: Tensor = self.pairs.compute().cpu()

@@ -99,6 +99,17 @@ class Retrieval(LabelledTask):
         """Recall at 1, 2, 4 and 8, and MAP@R."""
         return scores(self.found(), FIRST)
 
+    def doubts(self) -> list[str]:
+        """That chance does as well: a rate too high can end so, with finite numbers."""
+        found, labels = self.found(), torch.cat(self.labels)
+        if not len(found.queries):
+            return []
+        others = labels.bincount(minlength=self.num_classes)[labels[found.queries]] - 1
+        chance = 100.0 * float((others / (len(labels) - 1)).mean())
+        if 100.0 * float(found.recall_at(1).mean()) > chance:
+            return []
+        return [f"no better than chance, {chance:.1f} %"]
+
     def per_class(self) -> list[dict[str, float | None]]:
         """Pictures of each class, its recall at 1 and its MAP@R; null where there is no query."""
         found, labels = self.found(), torch.cat(self.labels)
