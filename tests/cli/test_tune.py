@@ -177,7 +177,7 @@ def test_flags() -> None:
     asked = read_flags(["-m", "method=ssf", "--final", "seed=3,4", "--plan", "seed=1"])
     assert asked.rest == ["-m", "method=ssf", "seed=1"]
     assert (asked.final, asked.plan) == ("seed=3,4", True)
-    assert read_flags(["--final"]).final == "seed=0,1,2"
+    assert read_flags(["--final"]).final == ""
     assert read_flags(["method=ssf"]).final is None
 
 
@@ -191,6 +191,32 @@ def test_a_plan_is_shown_and_nothing_is_run(
     assert len(re.findall(r"^ +3 +0", said, re.MULTILINE)) == 2
     assert "8 runs; nothing was run" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_typed_is_fixed_for_the_methods_that_search_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = ["-m", "method=convpass,cp,patt", "method.scale=0.1", "tune.budget=2", "--plan"]
+    assert main(line) == 0
+    said = capsys.readouterr().out
+    assert said.count("fixed: method.scale") == 3
+    assert [line.split() for line in said.splitlines() if line.split()[:1] == ["point"]] == [
+        ["point", "lr", "weight", "decay", "bottleneck"],
+        ["point", "lr", "weight", "decay"],
+        ["point", "lr", "weight", "decay"],
+    ]
+
+
+def test_an_experiments_seeds_are_those_of_final_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One seed searches on each data set."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["experiment=demo", "method=ssf", "tune.budget=2", "--plan"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("seed 0") == 4
+    assert "8 runs; nothing was run" in said
 
 
 @pytest.mark.parametrize(

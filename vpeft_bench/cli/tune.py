@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -26,7 +27,7 @@ from vpeft_bench.runs.validation import Seen
 from vpeft_bench.terminal import Terminal
 from vpeft_bench.tuning.choice import DIVERGED, REFUSED
 from vpeft_bench.tuning.search import Outcome, Search
-from vpeft_bench.tuning.space import at_point, searchable, space_of
+from vpeft_bench.tuning.space import at_point, fixed_problems, searchable, space_of
 from vpeft_bench.tuning.variant_file import Told, file_of, place_of, write
 from vpeft_bench.tuning.variant_file import problems as file_problems
 
@@ -53,6 +54,8 @@ examples
   python -m vpeft_bench tune -m method=lora,ssf,linear experiment=vtab1k data.root=DIR --final
 """
 SEEDS = "seed=0,1,2"
+OF_POINTS = ("tune", "predictions", "protocol")
+"""Sections of which all points of a search have the same, but for the number of the point."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Asked:
 
     Attributes:
         rest: all other arguments.
-        final: the override of the seeds that run the variant; None where none do.
+        final: the override of the seeds that run the variant; empty for the usual ones; None where
+            no variant is run.
         plan: whether the points are only shown.
     """
 
@@ -80,7 +84,7 @@ def read_flags(arguments: Sequence[str]) -> Asked:
         if word == "--plan":
             plan = True
         elif word == "--final":
-            final = words.pop(0) if words and words[0].startswith("seed=") else SEEDS
+            final = words.pop(0) if words and words[0].startswith("seed=") else ""
         else:
             rest.append(word)
     return Asked(rest, final, plan)
@@ -104,15 +108,17 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
     if line.prints or not line.checked:
         return launch([*config_dir_flag(own), *asked.rest], _command(lambda notes, console: None))
     plan = _planned(line, shlex.join(["python", "-m", "vpeft_bench", "tune", *arguments]))
-    if asked.final is not None:
-        plan.check_final(asked.final)
+    if asked.final:
+        check_seeds(asked.final)
     if asked.plan:
         print_plan([search for _, search in plan.searches], Terminal())
         return 0
     status = launch([*_flags(line), *plan.points()], _command(plan.summarise))
-    if any(outcome.choice is None for outcome in plan.outcomes) or not plan.outcomes:
-        return status or EXIT_FAILED
-    return status if asked.final is None else plan.run_final(asked.final, _flags(line))
+    if not plan.outcomes or any(outcome.choice is None for outcome in plan.outcomes):
+        status = status or EXIT_FAILED
+    if asked.final is None:
+        return status
+    return max(status, plan.run_final(asked.final or plan.seeds, _flags(line)))
 
 
 def _flags(line: Line) -> list[str]:
@@ -133,6 +139,7 @@ class Plan:
         command: as it was typed.
         searches: with the overrides of each.
         typed: keys that were typed.
+        seeds: the override of the seeds of final runs, where none are typed.
         outcomes: what became of the searches.
     """
 
@@ -140,12 +147,8 @@ class Plan:
     command: str
     searches: list[tuple[Job, Search]]
     typed: list[str]
+    seeds: str
     outcomes: list[Outcome] = field(default_factory=list)
-
-    @property
-    def fixed(self) -> list[str]:
-        """Keys that are not searched."""
-        return self.searches[0][1].config.tune.fixed
 
     def told(self, search: Search) -> Told:
         """What the variant of a search says of all data sets."""
@@ -166,30 +169,33 @@ class Plan:
         ]
 
     def run_final(self, seeds: str, flags: Sequence[str]) -> int:
-        """Run the variants that were found with some seeds; the exit status."""
+        """Run the variants that were found with some seeds; the exit status.
+
+        Variants of one folder that are for the same data sets are one sweep.
+        """
+        chosen: dict[Path, list[Job]] = defaultdict(list)
+        for (job, search), outcome in zip(self.searches, self.outcomes, strict=True):
+            if outcome.choice is not None:
+                chosen[file_of(search)].append(job)
+        names = {file_of(search): search.name for _, search in self.searches}
+        places = {file_of(search): place_of(search) for _, search in self.searches}
+        sweeps: dict[tuple[Path, tuple[str, ...]], list[str]] = defaultdict(list)
+        for file, jobs in chosen.items():
+            sweeps[places[file], tuple(self._overrides_of(jobs))].append(names[file])
         status = 0
-        groups: dict[Path, list[tuple[Job, Search]]] = defaultdict(list)
-        for job, search in self.searches:
-            groups[place_of(search)].append((job, search))
-        for place, members in groups.items():
-            names = list(dict.fromkeys(search.name for _, search in members))
-            axes = [
-                Axis(
-                    axis.key, tuple(dict.fromkeys(job.combination[axis.key] for job, _ in members))
-                )
-                for axis in self.checked.jobs.axes
-                if axis.key.partition(".")[0] not in ("tune", "seed", "protocol", "predictions")
-                and axis.key not in ("method", "variant")
-            ]
-            overrides = [
-                *self.checked.hydras,
-                *(axis.override(",".join(axis.values)) for axis in axes),
-                f"variant={','.join(names)}",
-                "protocol=final",
-                seeds,
-            ]
-            status = max(status, launch([*flags, *overrides], RUN, [place.absolute()]))
+        for (place, overrides), variants in sweeps.items():
+            line = [*self.checked.hydras, *overrides, f"variant={','.join(variants)}"]
+            line += ["protocol=final", seeds]
+            status = max(status, launch([*flags, *line], RUN, [place.absolute()]))
         return status
+
+    def _overrides_of(self, jobs: Sequence[Job]) -> Iterator[str]:
+        """What runs of a variant have in common with the points of these searches."""
+        for axis in self.checked.jobs.axes:
+            section = axis.key.partition(".")[0]
+            if section not in (*OF_POINTS, "seed") and axis.key not in ("method", "variant"):
+                values = dict.fromkeys(job.combination[axis.key] for job in jobs)
+                yield axis.override(",".join(values))
 
     # ---- after it ------------------------------------------------------------------------------
 
@@ -219,20 +225,19 @@ class Plan:
             place = self.outcomes[0].search.config.results_dir
             console.print(f"leaderboard: {leaderboard_command(place)}", soft_wrap=True)
 
-    def check_final(self, seeds: str) -> None:
-        """Whether the seeds can be run, before anything is.
 
-        Raises:
-            ConfigError: they cannot be read, or are out of range.
-        """
-        checked = check_overrides([seeds], multirun=True)
-        quick = [
-            (job.combination, validation.quick_problems(job.config)) for job in checked.jobs.valid
-        ]
-        problems = [*checked.problems, *gathered(quick, checked.jobs.axes)]
-        if problems:
-            told = [replace(p, where=f"--final {p.where}") for p in problems]
-            raise ConfigError(told)
+def check_seeds(typed: str) -> None:
+    """Whether the seeds of final runs can be run, before anything is.
+
+    Raises:
+        ConfigError: they cannot be read, or are out of range.
+    """
+    checked = check_overrides([typed], multirun=True)
+    jobs = checked.jobs.valid
+    quick = [(job.combination, validation.quick_problems(job.config)) for job in jobs]
+    problems = [*checked.problems, *gathered(quick, checked.jobs.axes)]
+    if problems:
+        raise ConfigError([replace(p, where=f"--final {p.where}") for p in problems])
 
 
 def _overrides(job: Job) -> frozenset[str]:
@@ -242,7 +247,7 @@ def _overrides(job: Job) -> frozenset[str]:
 
 
 def _is_of_points(text: str) -> bool:
-    return text.split("=")[0].split(".")[0] in ("tune", "predictions", "protocol")
+    return text.partition("=")[0].partition(".")[0] in OF_POINTS
 
 
 def _planned(line: Line, command: str) -> Plan:
@@ -254,21 +259,33 @@ def _planned(line: Line, command: str) -> Plan:
     typed = [*line.overrides]
     if not any(text.startswith("protocol=") for text in typed):
         typed.append("protocol=select")
-    checked = check_overrides(typed, line.search_path, line.multirun, Purpose.TUNE)
+    check = partial(check_overrides, purpose=Purpose.TUNE)
+    checked, seeds = check(typed, line.search_path, line.multirun), SEEDS
+    swept = next((axis for axis in checked.jobs.axes if axis.key == "seed"), None)
+    if swept is not None and not any(text.startswith("seed=") for text in typed):
+        # An experiment's own seeds are those of final runs; the search has the first.
+        seeds = swept.override(",".join(swept.values))
+        first = swept.override(swept.values[0])
+        checked = check([*typed, first], line.search_path, line.multirun)
     problems = [*checked.problems, *_of_tune(checked)]
     quick = [(job.combination, [*_quick_problems(job.config)]) for job in checked.jobs.valid]
     problems += gathered(quick, checked.jobs.axes)
     if problems:
         raise ConfigError(problems)
+    jobs = checked.jobs.valid
+    methods = [str(job.config.method["name"]) for job in jobs]
+    fixed = jobs[0].config.tune.fixed  # the same for all
+    problems += fixed_problems(fixed, methods)
     keys = [axis.key.lstrip("+") for axis in checked.jobs.axes]
-    searches = []
-    for job in checked.jobs.valid:
-        own = [key for key in searchable(job.config.method["name"]) if key in keys]
-        fixed = [*dict.fromkeys([*job.config.tune.fixed, *own])]
-        config = replace(job.config, tune=replace(job.config.tune, fixed=fixed))
-        searches.append((job, Search(config)))
-    plan = Plan(checked, command, searches, [key for key in keys if "." in key])
-    if problems := list(_together(plan)):
+    own = [key for name in methods for key in searchable(name) if key in keys]
+    fixed = [*dict.fromkeys([*fixed, *own])]
+    searches = [
+        (job, Search(replace(job.config, tune=replace(job.config.tune, fixed=fixed))))
+        for job in jobs
+    ]
+    plan = Plan(checked, command, searches, [key for key in keys if "." in key], seeds)
+    problems += _together(plan)
+    if problems:
         raise ConfigError(problems)
     return plan
 
@@ -358,11 +375,6 @@ def value_text(config: RunConfig, key: str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _problems(config: RunConfig, seen: Seen, elsewhere: bool) -> Iterable[Problem]:
-    """Those of the search; of its points, the default alone."""
-    return validation.problems(config, seen, elsewhere) if not config.tune.point else ()
-
-
 def _identity(config: RunConfig) -> Hashable:
     return RUN.identity(config), config.tune.point
 
@@ -372,7 +384,7 @@ def _command(summarise: Callable[[Sequence[Note], Console], None]) -> Command:
         Purpose.TUNE,
         "vpeft_bench.cli.tune:ask",
         validation.quick_problems,
-        _problems,
+        validation.problems,  # of the default configuration; a point may be refused by itself
         _identity,
         summarise,
         "the same command goes on from there",

@@ -14,7 +14,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -169,12 +169,9 @@ def space_of(config: RunConfig) -> Space:
     """The space that a search of ``config`` has: without what ``tune.fixed`` names.
 
     Raises:
-        ConfigError: a fixed key is none that is searched, or nothing is left, or the method
-            declares what cannot be searched.
+        ConfigError: nothing is left, or the method declares more than can be searched.
     """
     whole, fixed = _declared(str(config.method.get("name"))), config.tune.fixed
-    if wrong := [_not_searched(key, whole.keys, config) for key in fixed if key not in whole.keys]:
-        raise ConfigError(wrong)
     kept = [None if d is None or _is_fixed(d, config) else d for d in whole.dimensions]
     if not any(kept):
         what = "leaves nothing to search"
@@ -183,8 +180,24 @@ def space_of(config: RunConfig) -> Space:
 
 
 def searchable(method: str) -> list[str]:
-    """Every key that a search of a method tries unless it is fixed."""
+    """Every key that a search of a method tries unless it is fixed.
+
+    Raises:
+        ConfigError: the method declares more than can be searched.
+    """
     return _declared(method).keys
+
+
+def fixed_problems(fixed: Sequence[str], methods: Iterable[str]) -> Iterator[Problem]:
+    """Keys that are to be fixed and that the search of none of ``methods`` tries."""
+    names = list(dict.fromkeys(methods))
+    keys = list(dict.fromkeys(key for name in names for key in searchable(name)))
+    for key in fixed:
+        if key not in keys:
+            close = nearest(key, keys)
+            fix = [f"did you mean tune.fixed=[{close}]"] if close else []
+            fix.append(f"searched for {', '.join(names)}: {', '.join(keys)}")
+            yield Problem(f"tune.fixed=[{key}]", "is not searched", "\n".join(fix))
 
 
 def defaults_of(config: RunConfig, space: Space) -> Settings:
@@ -234,10 +247,3 @@ def _is_fixed(dimension: Dimension, config: RunConfig) -> bool:
     if dimension.key in config.tune.fixed:
         return True
     return isinstance(dimension, Values) and value_at(config, dimension.key) not in dimension.values
-
-
-def _not_searched(key: str, keys: Sequence[str], config: RunConfig) -> Problem:
-    close = nearest(key, keys)
-    fix = [f"did you mean tune.fixed=[{close}]"] if close else []
-    fix.append(f"searched for {config.method.get('name')}: {', '.join(keys)}")
-    return Problem(f"tune.fixed=[{key}]", "is not searched", "\n".join(fix))
