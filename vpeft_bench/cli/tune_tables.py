@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from vpeft_bench.metrics.names import heading, shown
-from vpeft_bench.tuning.choice import OK, Choice, Point
+from vpeft_bench.tuning.choice import GIVEN_UP, OK, Choice, Point
 from vpeft_bench.tuning.search import Outcome, Search
+from vpeft_bench.tuning.space import Settings
 
-COLOURS = {OK: "green", "busy": "yellow", "not run": "yellow"}
+COLOURS = {OK: "green", "busy": "yellow", "not run": "yellow", GIVEN_UP: "cyan"}
 
 
 def print_plan(searches: Sequence[Search], console: Console) -> None:
@@ -69,6 +70,11 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
     console.print(_cost(outcome), soft_wrap=True)
 
 
+def settings_text(settings: Settings) -> str:
+    """Settings in one line, as they are typed."""
+    return ", ".join(f"{key}={_text(value)}" for key, value in settings.items())
+
+
 def _title(search: Search) -> str:
     config, space = search.config, search.space
     fixed = f", fixed: {', '.join(config.tune.fixed)}" if config.tune.fixed else ""
@@ -89,7 +95,7 @@ def _conclusion(outcome: Outcome) -> str:
     if choice is None:
         return "nothing to choose: no point has a score"
     point = choice.point
-    settings = ", ".join(f"{key}={_text(value)}" for key, value in point.settings.items())
+    settings = settings_text(point.settings)
     told = f"chosen: point {point.number} ({settings}), {_value(point)}"
     if choice.error is not None:
         told += f"; standard error {choice.error:.2f}"
@@ -101,9 +107,11 @@ def _conclusion(outcome: Outcome) -> str:
 
 
 def _cost(outcome: Outcome) -> str:
-    tried = len(outcome.points) - len(outcome.missing)
+    tried = len(outcome.points) - len(outcome.missing) - len(outcome.given_up)
     reused = sum(point.reused for point in outcome.points)
     told = f"budget: {tried} of {len(outcome.points)} points tried, {len(outcome.failed)} failed"
+    if outcome.given_up:
+        told += f", {len(outcome.given_up)} given up"
     if reused:
         told += f", {reused} run before"
     devices = {p.record.where.device for p in outcome.points if p.record and p.record.where.device}

@@ -388,12 +388,15 @@ class TuneConfig:
         point: which of them a run is, counted from 0; null: it is no point of a search.
         fixed: keys that are not searched; those that were typed on the command line are added.
         name: of the variant that comes out of it, after the method's; empty: ``tuned@BUDGET``.
+        stop_hopeless: search data sets in rounds, and give a point up that is worse than the best
+            one on those so far, see :mod:`vpeft_bench.tuning.hopeless`.
     """
 
     budget: int = setting(8, minimum=1, maximum=1024)
     point: int | None = setting(None, minimum=0)
     fixed: list[str] = field(default_factory=list)
     name: str = ""
+    stop_hopeless: bool = False
 
 
 @dataclass

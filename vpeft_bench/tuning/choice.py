@@ -12,8 +12,9 @@ from vpeft_bench.tuning.space import Settings
 RULE = "best val; within one standard error the most central, then the cheapest"
 """As variants tell it, see :func:`choose`."""
 OK, DIVERGED, OOM, REFUSED = "ok", "diverged", "oom", "refused"
+GIVEN_UP = "given up"
 TRIED = (OK, DIVERGED, OOM, REFUSED)
-"""With these a point counts as tried; with any other it is still to be run."""
+"""With these a point counts as tried; with any other but ``GIVEN_UP`` it is still to be run."""
 
 
 @dataclass(frozen=True)

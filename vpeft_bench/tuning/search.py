@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from vpeft_bench.config.identity import scientific
 from vpeft_bench.config.schema import RunConfig, plain
 from vpeft_bench.records import run_record as records
 from vpeft_bench.runs.sweep import Note
-from vpeft_bench.tuning.choice import TRIED, Choice, Point, choose
+from vpeft_bench.tuning.choice import GIVEN_UP, TRIED, Choice, Point, choose
 from vpeft_bench.tuning.space import Settings, Space, defaults_of, space_of
 
 DONE, SKIPPED, NOT_RUN = "done", "skipped", "not run"
@@ -79,15 +79,31 @@ class Outcome:
     points: tuple[Point, ...]
 
     @classmethod
-    def of(cls, search: Search, notes: Mapping[int, Note]) -> Outcome:
-        """From the notes of the jobs that ran, by number of the point."""
-        budget = search.config.tune.budget
-        return cls(search, tuple(search.point(n, notes.get(n)) for n in range(budget)))
+    def of(cls, search: Search, notes: Mapping[int, Note], given_up: Mapping[int, str]) -> Outcome:
+        """From the notes of the jobs that ran, by number of the point.
+
+        Args:
+            search: whose points they are.
+            notes: of the jobs.
+            given_up: of points that are not run, and why.
+        """
+        points = []
+        for number in range(search.config.tune.budget):
+            point = search.point(number, notes.get(number))
+            if number in given_up and point.result == NOT_RUN:
+                point = replace(point, result=GIVEN_UP, reason=given_up[number])
+            points.append(point)
+        return cls(search, tuple(points))
 
     @property
     def missing(self) -> list[Point]:
         """Points that are not tried yet."""
-        return [point for point in self.points if point.result not in TRIED]
+        return [point for point in self.points if point.result not in (*TRIED, GIVEN_UP)]
+
+    @property
+    def given_up(self) -> list[Point]:
+        """Points that were not run, since they are hopeless."""
+        return [point for point in self.points if point.result == GIVEN_UP]
 
     @property
     def failed(self) -> list[Point]:

@@ -127,9 +127,9 @@ def facts_of(outcome: Outcome) -> dict[str, Any]:
     """What a search was and cost on one data set, as ``variant.tuning.per_data`` keeps it.
 
     ``search`` names what was the same at all of its points; ``point`` is the chosen one and
-    ``best`` the one with the best score; ``tried`` and ``failed`` count points; ``seconds`` is the
-    sum of all that the records of their runs measured, on ``device``; ``runs`` are the hashes of
-    the runs, null where a point was refused.
+    ``best`` the one with the best score; ``tried``, ``failed`` and ``given_up`` count points;
+    ``seconds`` is the sum of all that the records of their runs measured, on ``device``; ``runs``
+    are the hashes of the runs, null where a point was refused or given up.
     """
     choice, search = outcome.choice, outcome.search
     assert choice is not None
@@ -141,8 +141,9 @@ def facts_of(outcome: Outcome) -> dict[str, Any]:
         "seed": search.config.seed,
         "point": choice.point.number,
         "best": choice.best.number,
-        "tried": len(outcome.points),
+        "tried": len(outcome.points) - len(outcome.given_up),
         "failed": len(outcome.failed),
+        "given_up": len(outcome.given_up),
         "seconds": round(outcome.seconds, 1),
         "device": ", ".join(sorted(devices)),
         "metric": choice.point.metrics.headline,
