@@ -84,35 +84,27 @@ def printable_lines(text: str) -> str:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Rows as CSV with ``\\n`` line ends; the same rows always give the same text."""
-    names = list(rows[0])
-    return csv_of(names, [[row[name] for row in rows] for name in names])
-
-
-def csv_of(names: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
-    """Columns as CSV with ``\\n`` line ends; the same columns always give the same text.
-
-    A text that a spreadsheet would take for a formula gets an apostrophe before it, which
-    spreadsheets hide.
-    """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows(zip(*(_each(_harmless, column) for column in columns), strict=True))
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: harmless(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 
-def _harmless(text: str) -> str:
-    return _no_formula(printable(text))
+def harmless(text: str) -> str:
+    """``text`` as a field of a CSV file.
+
+    What a spreadsheet would take for a formula gets an apostrophe before it, which spreadsheets
+    hide.
+    """
+    text = printable(text)
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
-def _each(change: Callable[[str], str], texts: Sequence[str]) -> list[str]:
+def each(change: Callable[[str], str], texts: Sequence[str]) -> list[str]:
     """``change`` of every text; most texts of a column stand there many times."""
     changed = {text: change(text) for text in set(texts)}
     return [changed[text] for text in texts]
-
-
-def _no_formula(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
@@ -123,7 +115,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 def markdown_of(columns: Mapping[str, Sequence[str]]) -> str:
     """Columns by name as a Markdown table."""
-    lines = zip(*(_each(markdown, column) for column in columns.values()), strict=True)
+    lines = zip(*(each(markdown, column) for column in columns.values()), strict=True)
     heading = [map(markdown, columns), ["---"] * len(columns)]
     return "".join(f"| {' | '.join(line)} |\n" for line in [*heading, *lines])
 

@@ -53,7 +53,7 @@ def only(frame: pd.DataFrame) -> Any:
 
 
 def in_file(table: Table) -> list[Row]:
-    return list(csv.DictReader(io.StringIO(to_csv(table))))
+    return list(csv.DictReader(io.StringIO(to_csv(table).decode())))
 
 
 def in_print(table: Table) -> list[Row]:

@@ -343,8 +343,8 @@ def test_several_settings_are_told_and_one_is_chosen(
     arguments += ["--out", str(out)]
 
     def step() -> str:
-        header, line = (out / "datasets_final.csv").read_text().splitlines()
-        return line.split(",")[header.split(",").index("card_train_step_ms_median")]
+        (line,) = csv.DictReader((out / "datasets_final.csv").open())
+        return line["card_train_step_ms_median"]
 
     assert main(arguments) == 0
     assert step() == ""

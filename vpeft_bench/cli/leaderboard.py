@@ -128,7 +128,7 @@ def _metric_tables(
         print_summary(console, summary)
         written += _write(summary, joined, scores, out)
     runs = in_order(runs)
-    write_atomically(out / "seeds.csv", to_csv(run_table(runs)).encode())
+    write_atomically(out / "seeds.csv", to_csv(run_table(runs)))
     write_runs(runs, out / "runs.parquet")
     written += [out / "seeds.csv", out / "runs.parquet"]
     return [*written, *write_json(datasets, overviews, costs, notes, out)]

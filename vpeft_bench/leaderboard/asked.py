@@ -39,7 +39,8 @@ def subject(made: RunRecord | CostCard) -> dict[str, str]:
     options = counted(asked["method"], made.uncounted)
     if made.method_version != 1:
         options["version"] = made.method_version
-    backbone, head = text_in(asked, "backbone", "name"), scientific(asked).get("head")
+    backbone = text_in(asked, "backbone", "name")
+    head = scientific({"head": asked.get("head")}).get("head")
     return {
         "method": method,
         "options": option_text({key: options[key] for key in options if key != "name"}),

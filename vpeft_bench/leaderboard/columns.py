@@ -8,6 +8,8 @@ from enum import Enum, Flag, auto
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from vpeft_bench.formats import (
     GIGA,
@@ -81,17 +83,20 @@ class Column:
     def texts(self, frame: pd.DataFrame) -> list[str]:
         """The values for a reader."""
         values = _plain(frame[self.key])
-        if self.shown is None:
-            return ["" if value is None else str(value) for value in values]
-        said = {value: self.shown(value) for value in set(values)}
+        shown = self.shown or (lambda value: "" if value is None else str(value))
+        said = {value: shown(value) for value in set(values)}
         return [said[value] for value in values]
 
-    def exact(self, frame: pd.DataFrame) -> list[Any]:
-        """The values for a file: None for what is not known."""
-        values = _plain(frame[self.key])
-        if self.kind is Kind.NUMBER and self.digits is not None:
-            return [None if value is None else round(value, self.digits) for value in values]
-        return values
+    def exact(self, frame: pd.DataFrame) -> pa.Array:
+        """The values for a file: null for what is not known, and for a text that is empty."""
+        values = pa.Array.from_pandas(frame[self.key])
+        if self.kind is Kind.NUMBER:
+            values = values.cast(pa.float64())
+            return values if self.digits is None else pc.round(values, self.digits)
+        if self.kind is Kind.WHOLE:
+            return values.cast(pa.int64())
+        texts = values.cast(pa.string())
+        return pc.if_else(pc.equal(texts, ""), None, texts)
 
 
 def _plain(values: pd.Series) -> list[Any]:

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from vpeft_bench.config.identity import scientific, setting_of
+from vpeft_bench.config.identity import setting_of
 from vpeft_bench.formats import option_text
-from vpeft_bench.records.run_record import RunRecord
 
 _TOLD = {
     "method",
@@ -45,11 +44,14 @@ class Departures(NamedTuple):
     rows: pd.Series
 
 
-def settings_of(record: RunRecord) -> dict[str, Any]:
-    """Every setting of a run by its dotted key, without what rows tell in columns of their own."""
-    # Of the task all options: those that are neutral in one row may not be in another.
-    kept = {**scientific(record.asked, record.uncounted), "task": record.asked.get("task")}
-    return dict(_flat(kept, ""))
+def settings_of(kept: dict[str, Any], task: Any) -> dict[str, Any]:
+    """Every setting of a run by its dotted key, without what rows tell in columns of their own.
+
+    Args:
+        kept: what of its configuration is scientific.
+        task: all options of its task: those that are neutral in one row may not be in another.
+    """
+    return dict(_flat({**kept, "task": task}, ""))
 
 
 def departures(cells: pd.DataFrame, row: pd.Series) -> Departures:

@@ -148,8 +148,8 @@ class Rows:
             if len(self._known) >= _KEPT:
                 self._known.clear()
                 self._hashes.clear()
-            claimed = _bytes(scientific(record.asked, record.uncounted))
-            self._known[key] = (_said(record), claimed)
+            kept = scientific(record.asked, record.uncounted)
+            self._known[key] = (_said(record, kept), _bytes(kept))
         return self._known[key]
 
     def _true_hash(self, record: RunRecord, claimed: bytes) -> str | None:
@@ -165,7 +165,7 @@ class Rows:
         return self._hashes[key]
 
 
-def _said(record: RunRecord) -> dict[str, Any]:
+def _said(record: RunRecord, kept: dict[str, Any]) -> dict[str, Any]:
     asked = record.asked
     columns: dict[str, Any] = {
         "name": record.variant,
@@ -182,7 +182,7 @@ def _said(record: RunRecord) -> dict[str, Any]:
             "benchmark": text_in(asked, "data", "benchmark"),
             "data": text_in(asked, "data", "name"),
             "head": str(head["name"]) if isinstance(head, dict) and "name" in head else "",
-            "settings": json.dumps(settings_of(record), sort_keys=True),
+            "settings": json.dumps(settings_of(kept, asked.get("task")), sort_keys=True),
         }
     except Exception as error:  # whatever a damaged record raises costs only itself
         columns["unplaceable"] = str(error)

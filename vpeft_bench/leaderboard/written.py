@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -10,9 +10,12 @@ from typing import Any
 
 import msgspec
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow.csv import write_csv
 
 from vpeft_bench.files import write_atomically
-from vpeft_bench.formats import csv_of, markdown, markdown_of, printable, shortest
+from vpeft_bench.formats import each, harmless, markdown, markdown_of, printable
 from vpeft_bench.leaderboard.columns import (
     Column,
     In,
@@ -50,23 +53,49 @@ def write_table(table: Table, notes: Sequence[str], out: Path) -> list[Path]:
     """
     texts = {
         ".csv": to_csv(table),
-        ".md": to_markdown(table, notes),
-        ".tex": to_latex(table, notes),
+        ".md": to_markdown(table, notes).encode(),
+        ".tex": to_latex(table, notes).encode(),
     }
     for suffix, text in texts.items():
-        write_atomically(out / f"{table.name}{suffix}", text.encode())
+        write_atomically(out / f"{table.name}{suffix}", text)
     return [out / f"{table.name}{suffix}" for suffix in texts]
 
 
-def to_csv(table: Table) -> str:
-    """Everything that is known: numbers as numbers, nothing where there is none."""
+def to_csv(table: Table) -> bytes:
+    """Everything that is known: numbers as numbers, nothing where there is none.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it, which
+    spreadsheets hide.
+    """
+    values = _exact(table)
+    columns = [
+        _harmless(column) if pa.types.is_string(column.type) else column
+        for column in values.itercolumns()
+    ]
+    names = [harmless(name) for name in values.column_names]
+    out = io.BytesIO()
+    write_csv(pa.table(columns, names), out)
+    return out.getvalue()
+
+
+def _exact(table: Table) -> pa.Table:
     columns = table.of(In.FILES)
-    values = [[_field(value) for value in column.exact(table.rows)] for column in columns]
-    return csv_of([column.key for column in columns], values)
+    return pa.table(
+        [column.exact(table.rows) for column in columns], [column.key for column in columns]
+    )
 
 
-def _field(value: Any) -> str:
-    return value if isinstance(value, str) else shortest(value)
+def _harmless(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts that have no effect where they are shown; nearly all are as they were."""
+    odd = pc.match_substring_regex(texts, _ODD)
+    if not pc.any(odd).as_py():
+        return texts
+    changed = [harmless(text.as_py()) for text in texts.filter(odd)]
+    return pc.replace_with_mask(texts.combine_chunks(), odd.combine_chunks(), pa.array(changed))
+
+
+_ODD = r"^[=+\-@]|[^ -~]"
+"""What begins as a formula, or holds anything but printable ASCII."""
 
 
 def to_markdown(table: Table, notes: Sequence[str]) -> str:
@@ -84,10 +113,7 @@ def to_latex(table: Table, notes: Sequence[str]) -> str:
     A score stands as mean ± deviation where it has one. The packages that it needs are named in a
     comment at its head.
     """
-    columns = {
-        column.title: [latex(text) for text in column.texts(table.rows)]
-        for column in table.of(In.PAGES)
-    }
+    columns = {column.title: each(latex, column.texts(table.rows)) for column in table.of(In.PAGES)}
     columns = {name: texts for name, texts in columns.items() if any(texts)}
     for title, gains in table.gains.items():
         columns[title] = _best_bold(
@@ -152,15 +178,17 @@ def write_json(
         "costs": _json(costs) if costs is not None else None,
     }
     for name, value in ((JSON_NAME, content), (SCHEMA_NAME, schema())):
-        text = json.dumps(value, allow_nan=False)
-        write_atomically(out / name, msgspec.json.format(text, indent=1).encode() + b"\n")
+        text = msgspec.json.format(msgspec.json.encode(value), indent=1)
+        write_atomically(out / name, text + b"\n")
     return [out / JSON_NAME, out / SCHEMA_NAME]
 
 
 def _json(table: Table) -> dict[str, Any]:
-    columns = {column.key: column.exact(table.rows) for column in table.of(In.FILES)}
-    rows = [dict(zip(columns, line, strict=True)) for line in zip(*columns.values(), strict=True)]
-    return {"title": table.title, "settings": table.settings, "rows": rows}
+    return {
+        "title": table.title,
+        "settings": table.settings,
+        "rows": _exact(table).to_pylist(),
+    }
 
 
 def schema() -> dict[str, Any]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
 import re
+import stat
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -76,9 +78,9 @@ def read_bytes(path: Path) -> bytes:
         RecordError: it is no regular file, or too large.
         OSError: the file cannot be opened.
     """
-    if path.exists() and not path.is_file():  # a pipe would never end
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would never end
         raise RecordError(path, "not a file")
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise RecordError(path, f"larger than {MOST_BYTES >> 20} MiB")
@@ -148,9 +150,9 @@ def below(directories: Iterable[Path], name: str) -> tuple[list[Place], list[Pro
     return [places[path] for path in sorted(places, key=_by_parts)], problems
 
 
-def _by_parts(path: str) -> list[str]:
+def _by_parts(path: str) -> str:
     """As paths compare: ``a/b`` stands before ``a-b``."""
-    return path.split(os.sep)
+    return path.replace(os.sep, "\0")
 
 
 def _walk(directory: Path, name: str, problems: list[Problem]) -> Iterator[Place]:
@@ -164,13 +166,15 @@ def _walk(directory: Path, name: str, problems: list[Problem]) -> Iterator[Place
             continue
         with entries:
             for entry in entries:
-                if entry.name == name:
-                    path = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-                    with contextlib.suppress(FileNotFoundError):  # removed a moment ago
-                        found = entry.stat()
-                        yield Place(path, found.st_size, found.st_mtime_ns)
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
+                if entry.name == name:
+                    path = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                    try:
+                        found = entry.stat()
+                    except FileNotFoundError:  # removed a moment ago
+                        continue
+                    yield Place(path, found.st_size, found.st_mtime_ns)
 
 
 def find(
@@ -218,8 +222,7 @@ def _json(content: bytes) -> Any:
     """
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raw = msgspec.json.decode(content)
-        # Without white space, '":' ends every name; a text may hold more of them, never fewer.
-        if _within_bounds(raw, msgspec.json.format(content, indent=-1).count(b'":')):
+        if _as_it_stands(raw, content):
             return raw
     raw = json.loads(
         content.decode("utf-8"),
@@ -228,37 +231,37 @@ def _json(content: bytes) -> Any:
         parse_float=_finite,
         object_pairs_hook=_members,
     )
-    if not _within_bounds(raw):
-        raise ValueError(_TOO_DEEP)
+    _require_shallow(raw)
     return raw
 
 
-def _within_bounds(raw: Any, names: int | None = None) -> bool:
-    """Whether a value is neither too deep nor holds too large a number, and has all its names.
+def _as_it_stands(raw: Any, content: bytes) -> bool:
+    """Whether ``raw`` is certainly all that ``content`` says, within all bounds."""
+    # Written with one member a line, a member that was given twice is a line too many; the lines
+    # of the deepest ones begin with as many spaces as there are levels.
+    lines = msgspec.json.format(content, indent=1)
+    again = msgspec.json.format(msgspec.json.encode(raw), indent=1)
+    shallow = b"\n" + b" " * DEEPEST not in lines
+    long_number = _MANY_DIGITS in content.translate(_DIGITS)
+    return shallow and not long_number and lines.count(b"\n") == again.count(b"\n")
 
-    Args:
-        names: how many its objects must have; None: any number.
-    """
-    level, depth, counted = [raw], 0, 0
+
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_MANY_DIGITS = b"0" * len(str(LARGEST_INTEGER))
+
+
+def _require_shallow(value: Any) -> None:
+    level, depth = [value], 0
     while level:
         depth += 1
-        deeper: list[Any] = []
-        for node in level:
-            if type(node) is dict:
-                counted += len(node)
-                members: Iterable[Any] = node.values()
-            else:
-                members = node if type(node) is list else (node,)
-            for member in members:
-                kind = type(member)
-                if kind is dict or kind is list:
-                    deeper.append(member)
-                elif kind is int and not -LARGEST_INTEGER <= member <= LARGEST_INTEGER:
-                    return False
         if depth > DEEPEST:
-            return False
-        level = deeper
-    return names is None or counted == names
+            raise ValueError(_TOO_DEEP)
+        level = [
+            member
+            for node in level
+            if isinstance(node, dict | list)
+            for member in (node.values() if isinstance(node, dict) else node)
+        ]
 
 
 def _refuse_constant(name: str) -> None:
@@ -309,17 +312,29 @@ def _typed(kind: type[T], raw: dict[str, Any]) -> T:
 
 def _other_names(value: Any, raw: dict[str, Any], where: str) -> str:
     """What ``raw`` lacks or has beside the fields of ``value``; empty where that is nothing."""
-    fields = value.__dataclass_fields__.keys()
+    fields, inner = _fields(value.__class__)
     if raw.keys() != fields:
         names = ", ".join(sorted(raw.keys() ^ fields))
         return f"{where or 'record'}: missing or unknown: {names}"
-    for name in fields:
+    for name in inner:
         member = getattr(value, name)
-        if dataclasses.is_dataclass(member):
-            inner = f"{where}.{name}" if where else name
-            if names := _other_names(member, raw[name], inner):
-                return names
+        if member is not None and (
+            names := _other_names(member, raw[name], f"{where}.{name}" if where else name)
+        ):
+            return names
     return ""
+
+
+@functools.cache
+def _fields(kind: Hashable) -> tuple[frozenset[str], tuple[str, ...]]:
+    """The fields of a dataclass, and those that hold dataclasses."""
+    hints = typing.get_type_hints(kind)
+    inner = tuple(
+        name
+        for name, hint in hints.items()
+        if any(map(dataclasses.is_dataclass, (hint, *typing.get_args(hint))))
+    )
+    return frozenset(hints), inner
 
 
 def _told(kind: type[T], raw: dict[str, Any], message: str) -> str:
@@ -357,7 +372,7 @@ def require_no_negative(value: Any, *names: str) -> None:
         value: the dataclass; a field may also hold a list.
         names: the fields that are looked at; all of them where none is named.
     """
-    for name in names or [field.name for field in dataclasses.fields(value)]:
+    for name in names or value.__dataclass_fields__:
         held = getattr(value, name)
         for number in held if isinstance(held, list) else [held]:
             if type(number) in (int, float) and number < 0:
