@@ -28,6 +28,14 @@ from vpeft_bench.records.run_record import (
 DEMO_WEIGHTS = Weights("embedded", "sha256:0123456789ab", WeightsLabel.DEMO, "sha256:file")
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where what was read is kept: not in the user's own folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("VPEFT_BENCH_CACHE", str(folder))
+    return folder / "leaderboard"
+
+
 def digest(*values: object) -> str:
     return hashlib.sha256(repr(values).encode()).hexdigest()[:10]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import random
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from tests.leaderboard.conftest import A100, CPU
 from vpeft_bench.cli.leaderboard import main
 from vpeft_bench.config.benchmarks import known
+from vpeft_bench.errors import ConfigError
 from vpeft_bench.records.cost_card import CardStatus, CostCard
 from vpeft_bench.records.cost_card import write as write_card
 from vpeft_bench.records.run_record import RunRecord, Status, Weights, WeightsLabel, write
@@ -179,6 +181,70 @@ def test_filters(
     assert main(["--records", records, "--out", str(out), "--benchmark", "fgvc"]) == 1
     message = capsys.readouterr().err
     assert "there are: custom (final), demo (final), demo (select), vtab1k (final)" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        (["--method", "hf/lora"], 12),
+        (["--method", "hf/lora", "adaptformer"], 12 + 38),
+        (["--data", "demo/digits", "--method", "hf/lora"], 3),
+        (["--backbone", "vit_b16"], 38),
+    ],
+)
+def test_runs_are_filtered_by_name(
+    mixed: list[RunRecord],
+    save: Save,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    shown: int,
+) -> None:
+    assert main(["--records", str(save(*mixed)), "--out", str(tmp_path / "out"), *flags]) == 0
+    assert f"{len(mixed)} read, {shown} shown" in capsys.readouterr().out
+    lines = csv.DictReader((tmp_path / "out" / "seeds.csv").open())
+    assert sum(1 for _ in lines) == shown
+
+
+def test_rows_are_chosen_by_their_name(run: Run, save: Save, tmp_path: Path) -> None:
+    named = [dataclasses.replace(run(60, method=m), variant=f"{m} rank=8") for m in ("lora", "ssf")]
+    where = ["--records", str(save(*named)), "--out", str(tmp_path / "out")]
+    assert main([*where, "--variant", "ssf rank=8"]) == 0
+    (line,) = csv.DictReader((tmp_path / "out" / "datasets_final.csv").open())
+    assert (line["name"], line["method"]) == ("ssf rank=8", "ssf")
+
+
+def test_a_name_that_no_run_has_is_an_error_with_the_nearest_one(
+    mixed: list[RunRecord], save: Save, tmp_path: Path
+) -> None:
+    where = ["--records", str(save(*mixed)), "--out", str(tmp_path / "out")]
+    with pytest.raises(ConfigError) as caught:
+        main([*where, "--method", "adaptfromer", "--data", "digits"])
+    assert "--method=adaptfromer: no such choice" in str(caught.value)
+    assert "did you mean --method=adaptformer" in str(caught.value)
+    assert "did you mean --data=demo/digits" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_call_wrote_stands_for_its_records(
+    mixed: list[RunRecord], save: Save, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["--records", str(save(*mixed)), "--out", str(first)]) == 0
+    assert main(["--records", str(first / "runs.parquet"), "--out", str(second)]) == 0
+    assert outputs(first) == outputs(second)
+
+
+def test_a_long_table_is_cut_in_the_terminal_alone(
+    run: Run, save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [run(50 + number / 10, method=f"m{number:03}") for number in range(70)]
+    assert main(["--records", str(save(*runs)), "--out", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert "and 10 rows more: datasets_final.csv" in text
+    assert "m069" in text
+    assert "m009" not in text.partition("\ndemo; ")[0]
+    assert len((tmp_path / "out" / "datasets_final.md").read_text().splitlines()) > 70
 
 
 def test_no_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from vpeft_bench.errors import Problem
@@ -34,10 +35,10 @@ class Admitted(NamedTuple):
 def admitted(runs: pd.DataFrame) -> Admitted:
     """The runs of a frame that are shown."""
     runs, problems = _verified(runs)
-    unplaceable = runs["unplaceable"].notna()
-    problems += _left_out(runs[unplaceable], runs.loc[unplaceable, "unplaceable"])
+    lost = runs[runs["unplaceable"].notna()]
+    problems += _left_out(lost, lost["unplaceable"])
     kept, older, copies = once_each(
-        runs[~unplaceable], "record of run", ["config_hash", "seed"], "run_id"
+        _without(runs, lost), "record of run", ["config_hash", "seed"], "run_id"
     )
     return Admitted(_with_weights(kept), sorted([*problems, *older], key=str), copies)
 
@@ -54,11 +55,11 @@ def once_each(found: pd.DataFrame, what: str, name: Sequence[str], title: str) -
         title: the column of what it is called in messages.
     """
     names = list(name)
-    copies = found.duplicated([*names, "content"])
-    found = found[~copies]
+    copies = found[found.duplicated([*names, "content"])]
+    found = _without(found, copies)
     several = found[found.duplicated(names, keep=False)]
     if several.empty:
-        return Admitted(found, [], int(copies.sum()))
+        return Admitted(found, [], len(copies))
     tomorrow = datetime.now(UTC) + timedelta(days=1)  # clocks of one cluster differ by less
     # The content decides between equal times, so that file names never matter.
     several = several.assign(sound=several["finished"] < tomorrow)
@@ -72,8 +73,8 @@ def once_each(found: pd.DataFrame, what: str, name: Sequence[str], title: str) -
         newer = row["finished"] < row["finished_newest"] and row["sound"]
         kind = f"{'a newer' if newer else 'another'} {what} {row[called]}"
         than = f"left out: {why}{row['file_newest']} is {kind}"
-        problems.append(Problem(row["file"], than))
-    return Admitted(found.drop(several.index.difference(newest.index)), problems, int(copies.sum()))
+        problems.append(Problem(_place(row["file"], row.get("run_id")), than))
+    return Admitted(_without(found, several.drop(newest.index)), problems, len(copies))
 
 
 def _verified(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
@@ -83,9 +84,10 @@ def _verified(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
     runs that ended before their weights were loaded do not know it. Such a record is believed
     unless another one has its hash and was asked for something else.
     """
-    true, said = runs["true_hash"].astype("string"), runs["config_hash"].astype("string")
+    true, said = runs["true_hash"], runs["config_hash"]
+    as_said = np.append(said.cat.categories.get_indexer(true.cat.categories), -2)
     told = true.notna()
-    wrong = runs[told & (true != said)]
+    wrong = runs[told & (as_said[true.cat.codes] != said.cat.codes)]
     problems = _left_out(
         wrong,
         (
@@ -93,8 +95,8 @@ def _verified(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
             for row in wrong[["config_hash", "true_hash"]].itertuples()
         ),
     )
-    kept = runs.drop(wrong.index)
-    untold = kept[~told.loc[kept.index]]
+    kept = _without(runs, wrong)
+    untold = kept[kept["true_hash"].isna()]
     if untold.empty:
         return kept, problems
     alike = kept[kept["config_hash"].isin(untold["config_hash"])]
@@ -112,13 +114,24 @@ def _verified(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
             for name in doubtful["config_hash"]
         ),
     )
-    return kept.drop(doubtful.index), problems
+    return _without(kept, doubtful), problems
+
+
+def _without(frame: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """A frame without some of its rows; it is large, and mostly none are left out."""
+    return frame if rows.empty else frame.drop(rows.index)
 
 
 def _left_out(rows: pd.DataFrame, reasons: Iterable[str]) -> list[Problem]:
     return [
-        Problem(file, f"left out: {why}") for file, why in zip(rows["file"], reasons, strict=True)
+        Problem(_place(file, name), f"left out: {why}")
+        for file, name, why in zip(rows["file"], rows["run_id"], reasons, strict=True)
     ]
+
+
+def _place(file: str, name: str | None) -> str:
+    """Where a row is from: a file of its own, or one of many in a consolidated one."""
+    return f"{file}: {name}" if file.endswith(".parquet") else file
 
 
 def _with_weights(runs: pd.DataFrame) -> pd.DataFrame:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from vpeft_bench.leaderboard.runs import METRIC
-from vpeft_bench.metrics.names import METRICS
 from vpeft_bench.records.run_record import Status
 
 ENTRY = (
@@ -33,8 +33,17 @@ PLACE = ("benchmark", "data", "config_hash")
 CONFIDENCE = 0.95
 """Of the interval of a mean over seeds: Student's t, n - 1 degrees of freedom."""
 
-_OF_ALL_SEEDS = ("head", "head_options", "network", "settings", "chosen")
+_SAME = ["name", "head", "head_options", "network", "settings", "chosen"]
+"""Of all runs of a cell."""
+_TEXTS = ("device", "data_fingerprint", "image_format")
 _LARGEST = ("parameters_method", "parameters_head", "parameters_total", "stored_delta_bytes")
+_NUMBERS = {
+    "value",
+    *_LARGEST,
+    "train_seconds",
+    "train_images_per_second",
+    "peak_memory_bytes",
+}
 
 
 def cells_of(runs: pd.DataFrame) -> pd.DataFrame:
@@ -46,50 +55,65 @@ def cells_of(runs: pd.DataFrame) -> pd.DataFrame:
     Args:
         runs: those that are shown.
     """
-    own = runs["options"]
+    original, own = runs, runs["options"]
     if "" not in own.cat.categories:
         own = own.cat.set_categories(["", *own.cat.categories])
-    runs = runs.assign(own_options=own, options=own.where(runs["variant"] == "", ""))
     keys = [*ENTRY, *PLACE]
-    runs = runs.assign(cell=runs.groupby(keys, observed=True, sort=True, dropna=False).ngroup())
-    runs = runs.sort_values(["cell", "seed", "run_id"], ignore_index=True)
-    cells = runs.drop_duplicates("cell").set_index("cell")
-    cells = cells[[*keys, "own_options", "name", *_OF_ALL_SEEDS]]
-    named = (
-        cells["variant"].astype(object).where(cells["variant"] != "", cells["name"].astype(object))
-    )
+    keyed = runs[keys].assign(options=own.where(runs["variant"] == "", ""))
+    cell = _numbered(keyed)
+    order = np.lexsort((runs["seed"].to_numpy(np.int64), cell))
+    numbers = [n for n in map(str, runs) if n in _NUMBERS or n.startswith(METRIC)]
+    needed = ["seed", "status", "error", "metric", "labels", *_TEXTS, *numbers]
+    runs = runs[needed].assign(cell=cell).iloc[order]
+    first = order[~runs.duplicated("cell").to_numpy()]
+    cells: pd.DataFrame = pd.concat(
+        [keyed.iloc[first], own.iloc[first].rename("own_options"), original[_SAME].iloc[first]],
+        axis=1,
+    ).set_axis(pd.RangeIndex(len(first), name="cell"))
+    named = cells["variant"].astype(object)
     finished = runs[runs["status"] == Status.OK]
     columns = {
-        "name": named,
+        "name": named.where(cells["variant"] != "", cells["name"].astype(object)),
         "seeds": _seeds(finished),
-        **_measured(runs, finished),
-        **{name: _texts(finished, name) for name in ("device", "data_fingerprint", "image_format")},
+        **_measured(runs, finished, numbers),
+        **{name: _texts(finished, name) for name in _TEXTS},
         "label_list": _texts(runs, "labels", json.loads, tuple),
         **_unfinished(runs[runs["status"] != Status.OK]),
     }
     cells = cells.assign(**columns)
     counts = ["failed", "diverged", "interrupted"]
     cells[counts] = cells[counts].fillna(0).astype("Int64")
-    texts = [
-        "seeds",
-        "device",
-        "data_fingerprint",
-        "image_format",
-        "not_finished",
-        "failed_reasons",
-    ]
+    texts = ["seeds", *_TEXTS, "not_finished", "failed_reasons"]
     cells[texts] = cells[texts].astype(object).fillna("")
     return cells
 
 
-def _measured(runs: pd.DataFrame, finished: pd.DataFrame) -> dict[str, pd.Series]:
+def _numbered(keys: pd.DataFrame) -> NDArray[np.int64]:
+    """Of each row the number of its combination of categories, in the order of their names."""
+    number = np.zeros(len(keys), np.int64)
+    most = 1
+    for name in keys:
+        codes, count = keys[name].cat.codes.to_numpy(np.int64), len(keys[name].cat.categories)
+        if most > _LARGEST_NUMBER // (count + 1):
+            number = np.unique(number, return_inverse=True)[1]
+            most = len(keys)
+        number, most = number * (count + 1) + codes + 1, most * (count + 1)
+    return np.unique(number, return_inverse=True)[1]
+
+
+_LARGEST_NUMBER = 2**62
+
+
+def _measured(
+    runs: pd.DataFrame, finished: pd.DataFrame, numbers: Sequence[str]
+) -> dict[str, pd.Series]:
     """Numbers of the runs that ended well, by cell."""
-    metrics = [name for name in map(METRIC.__add__, METRICS.names()) if name in runs]
     # By value, so that the sum does not depend on which seed had which.
-    numbers = ["value", *metrics, *_LARGEST, "train_seconds", "train_images_per_second"]
-    numbers = [*numbers, "peak_memory_bytes"]
-    by_value = finished.sort_values(["cell", "value"])
-    grouped = by_value.groupby("cell")[numbers]
+    order = np.lexsort((finished["value"].to_numpy(), finished["cell"].to_numpy()))
+    floats = {name: finished[name].to_numpy(float, na_value=np.nan)[order] for name in numbers}
+    by_value = pd.DataFrame(floats)
+    grouped = by_value.groupby(finished["cell"].to_numpy()[order])
+    metrics = [name for name in numbers if name.startswith(METRIC)]
     every = runs["cell"].unique()
     n = finished.groupby("cell").size().reindex(every, fill_value=0)
     known = grouped.count().reindex(every, fill_value=0).eq(n, axis=0)
@@ -97,7 +121,7 @@ def _measured(runs: pd.DataFrame, finished: pd.DataFrame) -> dict[str, pd.Series
     mean, largest = (
         each.reindex(every).astype(float).where(known) for each in (grouped.mean(), grouped.max())
     )
-    values = by_value.groupby("cell")["value"]
+    values = grouped["value"]
     scored = known["value"] & sound
     std = values.std().reindex(every).where(scored)
     half = std / np.sqrt(n) * _quantile(n)
@@ -131,7 +155,16 @@ def _quantile(n: pd.Series) -> pd.Series:
 
 
 def _seeds(finished: pd.DataFrame) -> pd.Series:
-    return finished["seed"].astype(str).groupby(finished["cell"]).agg(" ".join)
+    """The seeds of each cell as text; many cells have the same."""
+    cells, starts = np.unique(finished["cell"].to_numpy(), return_index=True)
+    texts: dict[bytes, str] = {}
+    told = []
+    for seeds in np.split(finished["seed"].to_numpy(np.int64), starts[1:]):
+        key = seeds.tobytes()
+        if key not in texts:
+            texts[key] = " ".join(map(str, seeds))
+        told.append(texts[key])
+    return pd.Series(told[: len(cells)], cells, dtype=object)
 
 
 def _unfinished(lost: pd.DataFrame) -> dict[str, pd.Series]:
@@ -161,11 +194,14 @@ def _texts(
     together: Callable[[Iterable[str]], Any] = ", ".join,
 ) -> pd.Series:
     """The different texts of a column by cell, in the order of their names."""
-    pairs = runs[["cell", column]].dropna().drop_duplicates()
-    told = {text: together(sorted(set(parts(text)))) for text in pairs[column].unique()}
-    alone = pairs.drop_duplicates("cell").set_index("cell")[column].astype(object).map(told)
-    several = pairs[pairs.duplicated("cell", keep=False)]
+    codes, names = runs[column].cat.codes.to_numpy(np.int64), runs[column].cat.categories
+    pairs = pd.unique((runs["cell"].to_numpy() * len(names) + codes)[codes >= 0])
+    found = pd.DataFrame({"cell": pairs // max(1, len(names)), "code": pairs % max(1, len(names))})
+    told = [together(sorted(set(parts(text)))) for text in names]
+    first = found.drop_duplicates("cell")
+    alone = pd.Series([told[code] for code in first["code"]], first["cell"], dtype=object)
+    several = found[found.duplicated("cell", keep=False)]
     for cell, group in several.groupby("cell"):
-        texts = {part for text in group[column] for part in parts(text)}
+        texts = {part for code in group["code"] for part in parts(names[code])}
         alone.at[cell] = together(sorted(texts))
     return alone

@@ -106,8 +106,7 @@ def _consolidated(path: Path) -> pa.Table | Problem:
         if (file.schema_arrow.metadata or {}).get(_VERSION) != _format():
             return Problem(str(path), "is no runs.parquet of this version of the leaderboard", fix)
         table = file.read()
-        names = pc.binary_join_element_wise(str(path), table["run_id"], ": ")
-        return table.add_column(0, "file", names)
+        return table.add_column(0, "file", pa.repeat(str(path), len(table)))
     except (pa.ArrowException, OSError) as error:
         return Problem(str(path), f"cannot be read: {' '.join(str(error).split())}", fix)
 
@@ -148,8 +147,9 @@ def _read(places: Sequence[Place], cache: Path | None) -> tuple[pa.Table, list[P
         order = pc.index_in(keys["file"], table["file"]).drop_null()
         table = table.take(order)
     if cache and (len(new) or (kept is not None and len(kept) != len(table))):
-        old = pc.less(table["changed"], now - _YOUNG)
-        _write_cache(table.filter(old), cache)
+        old = table.filter(pc.less(table["changed"], now - _YOUNG))
+        if len(old):
+            _write_cache(old, cache)
     return table, problems
 
 

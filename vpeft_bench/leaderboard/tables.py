@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from vpeft_bench.config.benchmarks import CUSTOM, FOLDER, Benchmark, known
+from vpeft_bench.config.benchmarks import CUSTOM, FOLDER, ONE_GROUP, Benchmark, known
 from vpeft_bench.errors import nearest
 from vpeft_bench.formats import MIB, MISSING, percent, quantity, short_options
 from vpeft_bench.leaderboard.cards import told_apart
@@ -26,7 +26,7 @@ from vpeft_bench.leaderboard.departures import departures, short_keys
 from vpeft_bench.leaderboard.runs import METRIC, PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.metrics.names import METRICS, title
-from vpeft_bench.records.run_record import Split
+from vpeft_bench.records.run_record import Split, Status
 
 _SHORT_HASH = 8
 _SPLIT_WORD = {Split.TEST: "test", Split.VAL: "validation"}
@@ -429,6 +429,48 @@ def run_table(runs: pd.DataFrame) -> Table:
     return Table("seeds", "Every run", rows, run_columns(metrics))
 
 
+_STATISTICS = (
+    "method",
+    "data",
+    "seed",
+    "value",
+    "benchmark",
+    "group",
+    "backbone",
+    "weights",
+    "protocol",
+    "split",
+    "budget",
+)
+
+
+def for_statistics(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs as :func:`vpeft_bench.statistics.table.tables_of` takes them, one row for each.
+
+    ``method`` is the name of the row, ``budget`` how the settings of its variant were chosen. What
+    has no mean in a table of ours has no value: an ambiguous cell, one of which a seed diverged,
+    one without any run that ended well.
+    """
+    rows = run_table(in_order(runs)).rows
+    variant = rows["variant"].astype(str)
+    entry = [rows[name] for name in (*ENTRY, "benchmark", "data") if name != "options"]
+    entry.append(rows["options"].astype(str).where(variant == "", ""))
+    ended = rows["status"] == Status.OK
+    cells = rows.assign(ended=ended).groupby(entry, observed=True)
+    several = cells["config_hash"].transform("nunique") > 1
+    told = _named(rows, rows["options"])
+    parts = [told[name] for name in ("shown_name", "shown_method", "shown_options")]
+    rows = rows.assign(
+        method=[" ".join(filter(None, of)) for of in zip(*parts, strict=True)],
+        budget=rows["chosen"],
+        split=rows["protocol"].astype(str).map(PROTOCOL_SPLIT),  # of a run that scored none as well
+        group=rows["group"].replace("", ONE_GROUP),
+        value=rows["value"].where(ended & ~several),
+    )
+    lost = ~ended & (rows["status"] != "diverged") & cells["ended"].transform("any")
+    return rows.loc[~lost, [*_STATISTICS]]
+
+
 # ---- what rows are called, and their scores ------------------------------------------------------
 
 
@@ -456,7 +498,7 @@ def _named(rows: pd.DataFrame, options: pd.Series) -> dict[str, Any]:
     return {
         "shown_name": names if named else variant,
         "shown_method": method,
-        "shown_options": "" if named else options.astype(str).map(short_options),
+        "shown_options": [""] * len(rows) if named else options.astype(str).map(short_options),
         "shown_weights": (rows["weights"].astype(str) + " " + fingerprints).str.strip(),
     }
 
