@@ -247,6 +247,16 @@ def test_a_long_table_is_cut_in_the_terminal_alone(
     assert len((tmp_path / "out" / "datasets_final.md").read_text().splitlines()) > 70
 
 
+def test_who_is_marked_in_figures_must_be_there(run: Run, save: Save, tmp_path: Path) -> None:
+    wanted = ["--records", str(save(run(50.0))), "--out", str(tmp_path / "out"), "--highlight"]
+    with pytest.raises(ConfigError) as caught:
+        main([*wanted, "lroa"])
+    (problem,) = caught.value.problems
+    assert "lroa" in str(problem)
+    assert "lora" in problem.fix
+    assert main([*wanted, "lora"]) == 0
+
+
 def test_no_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 1
     captured = capsys.readouterr()

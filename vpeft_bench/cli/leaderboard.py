@@ -131,7 +131,12 @@ def _metric_tables(
     write_atomically(out / "seeds.csv", to_csv(run_table(runs)))
     write_runs(runs, out / "runs.parquet")
     written += [out / "seeds.csv", out / "runs.parquet"]
-    return [*written, *write_json(datasets, overviews, costs, notes, out)]
+    written += write_json(datasets, overviews, costs, notes, out)
+    if options.figures or options.highlight:
+        from vpeft_bench.leaderboard.figures import write_figures
+
+        written += write_figures(overviews, options.highlight, out)
+    return written
 
 
 def _write(table: Table, joined: Joined, scores: Scores, out: Path) -> list[Path]:
@@ -210,6 +215,18 @@ def _parser() -> argparse.ArgumentParser:
         "--benchmark", metavar="NAME", help="only this benchmark, such as vtab1k or demo"
     )
     parser.add_argument("--protocol", choices=sorted(PROTOCOL_SPLIT), help="only this protocol")
+    parser.add_argument(
+        "--figures",
+        action="store_true",
+        help="draw what methods reach against what they cost, into DIR/figures",
+    )
+    parser.add_argument(
+        "--highlight",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help="draw, with these methods marked",
+    )
     for flag in _FILTERS:
         parser.add_argument(
             f"--{flag}", nargs="+", default=[], metavar="NAME", help=f"only runs of this {flag}"
@@ -270,6 +287,9 @@ def _wanted(runs: pd.DataFrame, options: argparse.Namespace) -> pd.DataFrame:
         asked = getattr(options, flag)
         have = set(map(str, runs[column].dropna().unique())) - {""}
         problems += [unknown_name(f"--{flag}", name, have) for name in asked if name not in have]
+    have = {*map(str, runs["method"].dropna().unique()), *map(str, runs["name"].dropna().unique())}
+    wrong = [name for name in options.highlight if name not in have]
+    problems += [unknown_name("--highlight", name, have - {""}) for name in wrong]
     if len(runs) and problems:
         raise ConfigError(problems)
     kept = pd.Series(True, runs.index)
