@@ -12,10 +12,10 @@ from rich.text import Text
 
 from vpeft_bench.metrics.names import heading, shown
 from vpeft_bench.tuning.choice import GIVEN_UP, OK, Choice, Point
-from vpeft_bench.tuning.search import Outcome, Search
+from vpeft_bench.tuning.search import NOT_RUN, Outcome, Search
 from vpeft_bench.tuning.space import Settings
 
-COLOURS = {OK: "green", "busy": "yellow", "not run": "yellow", GIVEN_UP: "cyan"}
+COLOURS = {OK: "green", "busy": "yellow", NOT_RUN: "yellow", GIVEN_UP: "cyan"}
 
 
 def print_plan(searches: Sequence[Search], console: Console) -> None:
@@ -35,6 +35,9 @@ def print_plan(searches: Sequence[Search], console: Console) -> None:
 def print_outcome(outcome: Outcome, console: Console) -> None:
     """One row per point, the chosen one marked; what was chosen and why; what it cost."""
     search, choice = outcome.search, outcome.choice
+    if all(point.result == NOT_RUN for point in outcome.points):
+        console.print(f"\n{_title(search)}: {NOT_RUN}", soft_wrap=True)
+        return
     scored = next((point.metrics for point in outcome.points if point.metrics), None)
     score = "val" if scored is None else f"val {heading(scored.headline)}"
     counts = {point.parameters for point in outcome.points} - {None}
@@ -94,16 +97,15 @@ def _conclusion(outcome: Outcome) -> str:
     choice = outcome.choice
     if choice is None:
         return "nothing to choose: no point has a score"
-    point = choice.point
-    settings = settings_text(point.settings)
-    told = f"chosen: point {point.number} ({settings}), {_value(point)}"
-    if choice.error is not None:
-        told += f"; standard error {choice.error:.2f}"
-    if point is choice.best:
-        return told + (", the best" if choice.tied == 1 else ", the best, and the most central")
-    why = "tied with" if choice.error is None else "within one standard error of"
-    best = f"{_value(choice.best)} at point {choice.best.number}"
-    return f"{told}; {why} the best, {best}, and nearer to the default"
+    point, best = choice.point, choice.best
+    error = "" if choice.error is None else f" (standard error {choice.error:.2f})"
+    told = f"chosen: point {point.number} ({settings_text(point.settings)}), {_value(point)}"
+    if point is best:
+        return f"{told}, the best{error}"
+    as_good = "as good as" if choice.error is None else "within one standard error of"
+    central = round(point.distance, 2) < round(best.distance, 2)
+    why = "nearer to the default" if central else "cheaper"
+    return f"{told}: {as_good} the best, {_value(best)} at point {best.number}{error}, and {why}"
 
 
 def _cost(outcome: Outcome) -> str:
