@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import Cli
@@ -191,3 +192,28 @@ def test_retrieval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proxies of the classes go on as well, which no stored file has."""
     options = ("data=demo/glyphs_retrieval", "method=linear", "task.width=16", "train.lr=1e-2")
     assert_resumed_like_unbroken(tmp_path, monkeypatch, options)
+
+
+def test_a_checkpoint_of_before_a_metric_was_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_data: Path
+) -> None:
+    """The run goes on; of the epochs before, that metric was not measured, and is null."""
+    options = ("data=imagelist", f"data.root={tiny_data}", "method=linear", "protocol=select")
+    options = (*options, "train.epochs=2")
+    with monkeypatch.context() as stopping:
+        signal_after_epoch(stopping, 1, signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            run_here(tmp_path, *options)
+    (path,) = tmp_path.rglob("last.ckpt")
+    content = torch.load(path, weights_only=True)
+    curves = content["callbacks"]["Curves"]["curves"]
+    del curves["val_mean_per_class_accuracy"]
+    curves["val_forgotten"] = [1.0]
+    torch.save(content, path)
+
+    record = run_here(tmp_path, *options).record
+    assert record is not None
+    assert record.happened.resumed == 1
+    assert record.happened.curves["val_mean_per_class_accuracy"][0] is None
+    assert record.happened.curves["val_mean_per_class_accuracy"][1] is not None
+    assert record.happened.curves["val_forgotten"] == [1.0, None]

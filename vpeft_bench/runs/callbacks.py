@@ -168,8 +168,10 @@ class Curves(pl.Callback):
             "train_seconds": seconds,
             **self._validation,
         }
-        for name, value in row.items():
-            self.curves.setdefault(name, []).append(value)
+        earlier = len(self.curves.get("epoch", ()))
+        for name in dict.fromkeys([*self.curves, *row]):
+            # The checkpoint of an earlier version may know other metrics: those were not measured.
+            self.curves.setdefault(name, [math.nan] * earlier).append(row.get(name, math.nan))
         self.write_csv()
         for sink in self.sinks:
             sink.log({k: v for k, v in row.items() if k != "epoch"}, step=trainer.current_epoch + 1)
