@@ -123,8 +123,8 @@ def test_files_are_the_same_bytes_in_whatever_order_records_lie(
         "vtab1k_final_summary",
     ]
     files = [f"{table}.{suffix}" for table in tables for suffix in ("csv", "md", "tex")]
-    more = ["leaderboard.json", "leaderboard.schema.json", "runs.parquet", "seeds.csv"]
-    assert sorted(results[0]) == sorted([*files, *more])
+    more = ["index.html", "leaderboard.json", "leaderboard.schema.json", "runs.parquet"]
+    assert sorted(results[0]) == sorted([*files, *more, "seeds.csv"])
 
 
 @pytest.mark.parametrize("columns", [60, 100, 120])
@@ -173,6 +173,7 @@ def test_filters(
     assert {name.partition(".")[0] for name in outputs(out)} == {
         "datasets_select",
         "demo_select_summary",
+        "index",
         "leaderboard",
         "runs",
         "seeds",
@@ -464,7 +465,7 @@ def test_cards_alone_make_the_table_of_costs(
     cards = save_cards(card(), card(method="ssf"))
     out = tmp_path / "out"
     assert main(["--cards", str(cards), "--out", str(out)]) == 0
-    assert sorted(outputs(out)) == ["costs.csv", "costs.md", "costs.tex"]
+    assert sorted(outputs(out)) == ["costs.csv", "costs.md", "costs.tex", "index.html"]
     text = capsys.readouterr().out
     assert "records: 0 read, 0 shown" in text
     assert "PPT" not in text

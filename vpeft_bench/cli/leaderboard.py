@@ -23,6 +23,7 @@ from vpeft_bench.leaderboard.reading import find_runs, write_runs
 from vpeft_bench.leaderboard.runs import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.tables import (
+    Summary,
     Table,
     columns_of,
     cost_table,
@@ -86,6 +87,8 @@ def main(argv: Sequence[str], own: Path | None = None) -> int:
         written += write_table(costs, [], options.out)
     if len(wanted):
         written += _metric_tables(console, wanted, joined, costs, scores, options)
+    elif costs is not None:
+        written.append(_page([], [], costs, wanted, [], options.out))
 
     print(f"records: {len(found.runs)} read, {len(wanted)} shown")
     if found_cards.cards:
@@ -132,11 +135,25 @@ def _metric_tables(
     write_runs(runs, out / "runs.parquet")
     written += [out / "seeds.csv", out / "runs.parquet"]
     written += write_json(datasets, overviews, costs, notes, out)
+    written.append(_page(datasets, overviews, costs, runs, notes, out))
     if options.figures or options.highlight:
         from vpeft_bench.leaderboard.figures import write_figures
 
         written += write_figures(overviews, options.highlight, out)
     return written
+
+
+def _page(
+    datasets: Sequence[Table],
+    summaries_: Sequence[Summary],
+    costs: Table | None,
+    runs: pd.DataFrame,
+    notes: Sequence[str],
+    out: Path,
+) -> Path:
+    from vpeft_bench.leaderboard.page import write_page  # statistics take a second to import
+
+    return write_page(datasets, summaries_, costs, runs, notes, out)
 
 
 def _write(table: Table, joined: Joined, scores: Scores, out: Path) -> list[Path]:

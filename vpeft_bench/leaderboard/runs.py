@@ -21,6 +21,7 @@ from vpeft_bench.config.identity import asked_hash, scientific
 from vpeft_bench.config.recipes import how_chosen
 from vpeft_bench.leaderboard.asked import subject, text_in, weights_identity
 from vpeft_bench.leaderboard.departures import settings_of
+from vpeft_bench.leaderboard.origin import origin, overrides
 from vpeft_bench.metrics.names import METRICS
 from vpeft_bench.records.run_record import RunRecord, Split, Status, WeightsLabel
 
@@ -80,6 +81,10 @@ SCHEMA: dict[str, pa.DataType] = {
     "data_fingerprint": CATEGORY,
     "image_format": CATEGORY,
     "labels": CATEGORY,
+    # Where it comes from, see `origin`.
+    "overrides": CATEGORY,
+    "commit": CATEGORY,
+    "versions": CATEGORY,
     # What decides whether it is shown.
     "unplaceable": CATEGORY,
     "true_hash": CATEGORY,
@@ -105,6 +110,7 @@ class Rows:
         random = weights is not None and weights.label is WeightsLabel.RANDOM
         row: dict[str, Any] = {
             **said,
+            **origin(record),
             "run_id": record.run_id,
             "config_hash": record.config_hash,
             "seed": seed if type(seed) is int and seed >= 0 else None,
@@ -174,6 +180,7 @@ def _said(record: RunRecord, kept: dict[str, Any]) -> dict[str, Any]:
     }
     head = asked.get("head")
     try:
+        settings = settings_of(kept, asked.get("task"))
         columns |= {
             "protocol": text_in(asked, "protocol", "name"),
             **subject(record),
@@ -182,7 +189,8 @@ def _said(record: RunRecord, kept: dict[str, Any]) -> dict[str, Any]:
             "benchmark": text_in(asked, "data", "benchmark"),
             "data": text_in(asked, "data", "name"),
             "head": str(head["name"]) if isinstance(head, dict) and "name" in head else "",
-            "settings": json.dumps(settings_of(kept, asked.get("task")), sort_keys=True),
+            "settings": json.dumps(settings, sort_keys=True),
+            "overrides": json.dumps(overrides(record, settings)),
         }
     except Exception as error:  # whatever a damaged record raises costs only itself
         columns["unplaceable"] = str(error)
