@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.running import config_of
-from vpeft_bench.config.recipes import BY_HAND, UNTUNED, how_chosen
+from vpeft_bench.config.recipes import BY_HAND, UNTUNED, budget_of, how_chosen
 from vpeft_bench.config.schema import plain
 
 VIT = "data=vtab1k/cifar", "backbone=vit_b16"
@@ -46,3 +46,20 @@ def test_an_older_record_says_nothing() -> None:
     older = plain(config_of("method=linear"))
     del older["train"]["recipe"]
     assert how_chosen(older) == ""
+
+
+@pytest.mark.parametrize(
+    ("chosen", "budget"),
+    [
+        ("tuned: 8 points, space 0a1b2c3d (sobol), best on val", "tuned: 8 points"),
+        ("tuned: 8 points, space ffffffff (sobol), best on val", "tuned: 8 points"),
+        ("tuned: 6 rates, best on val of demo/digits, seed 0", "tuned: 6 rates"),
+        ("tuned: 36 points, OSU's grid, best on val, per data set", "tuned: 36 points"),
+        ("published: V-PETL Bench@c188fad, run_vit_adapter.sh", "published"),
+        ("by hand", "by hand"),
+        ("untuned", "untuned"),
+        ("", ""),
+    ],
+)
+def test_a_budget_is_how_many_were_tried(chosen: str, budget: str) -> None:
+    assert budget_of(chosen) == budget

@@ -13,6 +13,7 @@ from tests.leaderboard.as_rows import SCORES, cells, datasets, in_file, in_print
 from tests.leaderboard.conftest import CPU
 from vpeft_bench.config.benchmarks import known
 from vpeft_bench.config.choices import choices_on_disk, config_dir, use_folders
+from vpeft_bench.config.identity import asked_hash
 from vpeft_bench.data.composed import compose_data_configs
 from vpeft_bench.formats import shortest, to_csv, to_markdown
 from vpeft_bench.leaderboard.tables import Summary, best_first, strangers
@@ -455,3 +456,28 @@ def test_a_benchmark_of_ones_own_has_a_summary_and_a_mean(run: Run) -> None:
     first, second = strangers(found)
     assert first == "dogs: mine has no such data set"
     assert second.startswith("fish: no file benchmark/mien.yaml says what mien is; did you mean")
+
+
+def test_what_a_search_cost_is_a_column_of_the_row_that_came_of_it(run: Run) -> None:
+    def tuned(data: str, failed: int) -> RunRecord:
+        made = run(data=data)
+        here = {"failed": failed, "seconds": 30.0, "device": "a GPU"}
+        tuning = {"budget": 8, "space": "0a1b", "per_data": {data: here}}
+        variant = {
+            "name": "lora/tuned@8",
+            "chosen": "tuned: 8 points, space 0a1b",
+            "tuning": tuning,
+        }
+        asked = made.asked | {"variant": variant}
+        identity = made.where.weights.identity if made.where.weights else None
+        hash_ = asked_hash(asked, made.where.data_fingerprint or "", identity or "none")
+        return dataclasses.replace(made, asked=asked, config_hash=hash_, variant="lora/tuned@8")
+
+    made = [tuned(f"demo/{name}", n) for n, name in enumerate(("digits", "sprites_count"))]
+    found = cells(*made)
+    assert found["tuning_seconds"].tolist() == [30.0, 30.0]
+    (summary,) = (s for s in summaries(found) if s.benchmark.name == "demo")
+    (row,) = in_file(summary)
+    assert row["tuning_budget"] == "8"
+    assert (row["tuning_failed"], float(row["tuning_seconds"])) == ("1", 60.0)
+    assert (row["tuning_space"], row["tuning_device"]) == ("0a1b", "a GPU")

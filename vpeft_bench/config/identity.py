@@ -15,7 +15,7 @@ from typing import Any
 from vpeft_bench import always_counted
 from vpeft_bench.config.schema import RunConfig, plain
 from vpeft_bench.fields import Measured, Setting, settings
-from vpeft_bench.tasks.names import TASKS
+from vpeft_bench.tasks.names import TASKS, with_defaults
 
 # What a run's identity knows by content, and where and how often a run is done.
 _WHICH_RUN = ("seed", "results_dir", "data.root", "data.folders", "backbone.weights")
@@ -81,6 +81,12 @@ def measured(asked: dict[str, Any], uncounted: Collection[str] = ()) -> dict[str
 def counted(method: dict[str, Any], uncounted: Collection[str]) -> dict[str, Any]:
     """Name and options of a method without those that do not count."""
     return {name: value for name, value in method.items() if name not in uncounted}
+
+
+def whole_task(asked: dict[str, Any]) -> dict[str, Any] | None:
+    """Name and all options of the task of a run; those that came later are as they were then."""
+    task = asked.get("task")
+    return with_defaults(task) if isinstance(task, dict) else None
 
 
 def _counted_task(task: dict[str, Any]) -> dict[str, Any]:

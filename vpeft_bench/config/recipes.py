@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,18 @@ UNTUNED = "untuned"
 """General settings, which nobody has tried for this method on this backbone."""
 BY_HAND = "by hand"
 """A rate or a weight decay that the command line gives."""
+
+_BUDGET = re.compile(r"(tuned: \d+ \w+|published)\b")
+
+
+def budget_of(chosen: str) -> str:
+    """What of how settings were chosen must be equal to compare: how many were tried.
+
+    Args:
+        chosen: as :func:`how_chosen` gives it.
+    """
+    found = _BUDGET.match(chosen)
+    return found[1] if found else chosen
 
 
 def how_chosen(asked: Mapping[str, Any]) -> str:

@@ -33,7 +33,9 @@ PLACE = ("benchmark", "data", "config_hash")
 CONFIDENCE = 0.95
 """Of the interval of a mean over seeds: Student's t, n - 1 degrees of freedom."""
 
-_SAME = ["name", "head", "head_options", "network", "settings", "chosen"]
+TUNING = ("tuning_budget", "tuning_space", "tuning_failed", "tuning_seconds", "tuning_device")
+"""What the search was and cost that the settings come from, on one data set."""
+_SAME = ["name", "head", "head_options", "network", "settings", "chosen", *TUNING]
 """Of all runs of a cell."""
 _TEXTS = ("device", "data_fingerprint", "image_format")
 _LARGEST = ("parameters_method", "parameters_head", "parameters_total", "stored_delta_bytes")

@@ -161,7 +161,6 @@ _ENTRY = (
     ),
 )
 _FROM_VARIANT = (
-    # What a variant says of itself; a budget, a space or a cost of tuning is a line here.
     _text(
         "chosen",
         "how rate, decay and options were chosen: by which recipe or variant, by hand, or untuned",
@@ -169,7 +168,13 @@ _FROM_VARIANT = (
         In.ALL,
         once=Once.SAME,
         left=True,
+        shown=lambda chosen: (chosen or "").partition(", ")[0],
     ),
+    _whole("tuning_budget", "points that `tune` tried to find the settings", "budget", In.ALL),
+    _text("tuning_space", "hash of what was searched, and in which order"),
+    _whole("tuning_failed", "points of them that have no score", "failed points", In.ALL),
+    _number("tuning_seconds", "recorded seconds of all points", "tuning s", In.ALL),
+    _text("tuning_device", "where the points ran"),
 )
 _DEPARTS = (
     _text("departs", "what else the row does otherwise than most rows of the table"),

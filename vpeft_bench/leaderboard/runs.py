@@ -17,7 +17,7 @@ import msgspec
 import pandas as pd
 import pyarrow as pa
 
-from vpeft_bench.config.identity import asked_hash, scientific
+from vpeft_bench.config.identity import asked_hash, scientific, whole_task
 from vpeft_bench.config.recipes import how_chosen
 from vpeft_bench.leaderboard.asked import subject, text_in, weights_identity
 from vpeft_bench.leaderboard.departures import settings_of
@@ -63,6 +63,11 @@ SCHEMA: dict[str, pa.DataType] = {
     # What its variant says: see `_of_variant`.
     "variant": CATEGORY,
     "chosen": CATEGORY,
+    "tuning_budget": WHOLE,
+    "tuning_space": CATEGORY,
+    "tuning_failed": WHOLE,
+    "tuning_seconds": NUMBER,
+    "tuning_device": CATEGORY,
     # What it reached, and what it took.
     "split": CATEGORY,
     "epoch": WHOLE,
@@ -180,7 +185,7 @@ def _said(record: RunRecord, kept: dict[str, Any]) -> dict[str, Any]:
     }
     head = asked.get("head")
     try:
-        settings = settings_of(kept, asked.get("task"))
+        settings = settings_of(kept, whole_task(asked))
         columns |= {
             "protocol": text_in(asked, "protocol", "name"),
             **subject(record),
@@ -204,6 +209,19 @@ def _of_variant(asked: dict[str, Any]) -> dict[str, Any]:
     return {
         "variant": str(variant.get("name") or ""),
         "chosen": how_chosen(asked),
+        **_of_tuning(variant.get("tuning") or {}, str((asked.get("data") or {}).get("name"))),
+    }
+
+
+def _of_tuning(tuning: dict[str, Any], data: str) -> dict[str, Any]:
+    """What the search was and cost that the variant comes from, on one data set."""
+    here = tuning.get("per_data", {}).get(data, {})
+    return {
+        "tuning_budget": tuning.get("budget"),
+        "tuning_space": tuning.get("space", ""),
+        "tuning_failed": here.get("failed"),
+        "tuning_seconds": here.get("seconds"),
+        "tuning_device": here.get("device", ""),
     }
 
 

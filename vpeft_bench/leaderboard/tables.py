@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from vpeft_bench.config.benchmarks import CUSTOM, FOLDER, ONE_GROUP, Benchmark, known
+from vpeft_bench.config.recipes import budget_of
 from vpeft_bench.errors import nearest
 from vpeft_bench.formats import MIB, MISSING, percent, quantity, short_options
 from vpeft_bench.leaderboard.cards import told_apart
@@ -286,6 +287,7 @@ def _summary(benchmark: Benchmark, protocol: str, cells: pd.DataFrame, scores: S
         "split": str(PROTOCOL_SPLIT[protocol]),
         "name": by_row["name"].agg(lambda of: next((name for name in of if name), "")),
         "chosen": by_row["chosen"].agg(lambda of: "; ".join(sorted({t for t in of if t}))),
+        **_tuned(by_row),
         "parameters_method": by_row["parameters_method"].max(),
         "departs": told.rows,
         "shown_departs": told.rows.map(short_keys),
@@ -313,6 +315,19 @@ def _summary(benchmark: Benchmark, protocol: str, cells: pd.DataFrame, scores: S
         protocol=protocol,
         lines={name: lines.loc[order, name].tolist() for name in datasets},
     )
+
+
+def _tuned(by_row: Any) -> dict[str, Any]:
+    """What all searches of a row were and cost together; nothing where one does not say."""
+    whole = {
+        name: by_row[name].sum(min_count=1).where(by_row[name].count() == by_row.size())
+        for name in ("tuning_failed", "tuning_seconds")
+    }
+    texts = {
+        name: by_row[name].agg(lambda of: "; ".join(sorted({str(t) for t in of if t})))
+        for name in ("tuning_space", "tuning_device")
+    }
+    return {"tuning_budget": by_row["tuning_budget"].max(), **whole, **texts}
 
 
 def _means(benchmark: Benchmark, values: pd.DataFrame) -> dict[str, pd.Series]:
@@ -447,7 +462,7 @@ _STATISTICS = (
 def for_statistics(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs as :func:`vpeft_bench.statistics.table.tables_of` takes them, one row for each.
 
-    ``method`` is the name of the row, ``budget`` how the settings of its variant were chosen. What
+    ``method`` is the name of the row, ``budget`` how many settings were tried for it. What
     has no mean in a table of ours has no value: an ambiguous cell, one of which a seed diverged,
     one without any run that ended well.
     """
@@ -462,7 +477,7 @@ def for_statistics(runs: pd.DataFrame) -> pd.DataFrame:
     parts = [told[name] for name in ("shown_name", "shown_method", "shown_options")]
     rows = rows.assign(
         method=[" ".join(filter(None, of)) for of in zip(*parts, strict=True)],
-        budget=rows["chosen"],
+        budget=rows["chosen"].astype(str).map(budget_of),
         split=rows["protocol"].astype(str).map(PROTOCOL_SPLIT),  # of a run that scored none as well
         group=rows["group"].replace("", ONE_GROUP),
         value=rows["value"].where(ended & ~several),

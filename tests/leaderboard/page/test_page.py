@@ -29,7 +29,6 @@ from vpeft_bench.config.schema import plain
 from vpeft_bench.leaderboard.departures import settings_of
 from vpeft_bench.leaderboard.origin import commands, overrides
 from vpeft_bench.leaderboard.page import html
-from vpeft_bench.leaderboard.page.standings import budget
 from vpeft_bench.records.run_record import RunRecord
 
 
@@ -152,21 +151,6 @@ def test_rows_of_unlike_budgets_stand_apart(tmp_path: Path) -> None:
     assert "epochs=2" in verdicts[1]
     assert "One row: nothing to compare it with." in verdicts[1]
     assert "adapter" not in verdicts[0]
-
-
-@pytest.mark.parametrize(
-    ("chosen", "is_"),
-    [
-        ("tuned: 36 points, OSU's grid, best on val, per data set", "tuned: 36 points"),
-        ("tuned: 4 points, OSU's grid, best on val, per data set", "tuned: 4 points"),
-        ("published: V-PETL Bench@c188fad, run_vit_adapter.sh", "published"),
-        ("untuned", "untuned"),
-        ("by hand", "by hand"),
-        ("", ""),
-    ],
-)
-def test_the_budget_is_how_many_points_were_tried(chosen: str, is_: str) -> None:
-    assert budget(chosen) == is_
 
 
 def test_one_row_one_run_and_no_card(tmp_path: Path) -> None:

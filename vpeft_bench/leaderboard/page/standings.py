@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from vpeft_bench.config.recipes import budget_of
 from vpeft_bench.leaderboard.cells import ENTRY, PLACE
 from vpeft_bench.leaderboard.departures import departures
 from vpeft_bench.leaderboard.runs import PROTOCOL_SPLIT
@@ -27,7 +27,6 @@ MOST_ROWS = 64
 """Of a condition whose pairs are compared; of more, `statistics` says it."""
 _CHOSEN_BY_METHOD = ("train.lr", "train.weight_decay")
 """Settings that differ between methods by design: what they are tuned by."""
-_BUDGET = re.compile(r"(tuned: \d+ \w+|published)\b")
 _SEARCHED = "tuned@"
 
 
@@ -120,18 +119,12 @@ def _made_alike(cells: pd.DataFrame, rows: pd.DataFrame) -> dict[int, str]:
     found = {}
     for row, variant in zip(rows.index, rows["variant"].astype(str), strict=True):
         how = sorted(
-            {budget(str(text)) for text in cells.loc[cells["row"] == row, "chosen"].dropna()}
+            {budget_of(str(text)) for text in cells.loc[cells["row"] == row, "chosen"].dropna()}
         )
         searched = variant.rpartition("/")[2] if _SEARCHED in variant else ""
         parts = [searched or "; ".join(filter(None, how)), str(told.get(row, "") or "")]
         found[int(row)] = "; ".join(filter(None, parts))
     return found
-
-
-def budget(chosen: str) -> str:
-    """What of how settings were chosen must be equal to compare: how many points were tried."""
-    found = _BUDGET.match(chosen)
-    return found.group(1) if found else chosen
 
 
 def _statistics(
