@@ -281,7 +281,8 @@ def test_an_experiments_seeds_are_those_of_final_runs(
         ("--final seed=x", "--final seed=x: Value 'x' of type 'str'"),
         ("--final seed=-1", "--final seed=-1: out of range"),
         ("cost.steps=4", "python -m vpeft_bench cost ... reads it"),
-        ("tune.name=a/b", "must be letters, digits and ._@+-"),
+        ("tune.name=a/b", "must be a letter or digit, then"),
+        ("tune.name=_base", "must be a letter or digit, then"),
     ],
 )
 def test_wrong_input(arguments: str, expected: str) -> None:

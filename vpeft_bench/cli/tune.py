@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from vpeft_bench import plugins
 from vpeft_bench.cli.flags import Line, config_dir_flag, read_line
 from vpeft_bench.cli.launch import EXIT_FAILED
 from vpeft_bench.cli.launch import main as launch
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
     if line.prints or not line.checked:
         shown = points_command(lambda notes, console: None)
         return launch([*config_dir_flag(own), *asked.rest], shown)
-    plan = planned(line, shlex.join(["python", "-m", "vpeft_bench", "tune", *arguments]))
+    plan = planned(line, _typed(arguments, own))
     if asked.final:
         check_seeds(asked.final)
     if asked.plan:
@@ -111,6 +112,14 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
     if asked.final is None or not plan.outcomes:
         return status
     return max(status, plan.run_final(asked.final or plan.seeds, _flags(line)))
+
+
+def _typed(arguments: Sequence[str], own: Path | None) -> str:
+    """The command in a shell, with what was read before its name was found."""
+    named = plugins.named()
+    imported = [f"{plugins.KEY}=[{','.join(named)}]"] if named else []
+    words = ["python", "-m", "vpeft_bench", "tune", *config_dir_flag(own), *arguments, *imported]
+    return shlex.join(words)
 
 
 def _flags(line: Line) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -281,8 +282,9 @@ def _quick_problems(config: RunConfig) -> Iterator[Problem]:
         what = "a search makes a variant, and starts from none"
         yield Problem(f"variant={config.variant.name}", what, "variant=null")
     name = config.tune.name
-    if name and not all(c.isalnum() or c in "._@+-" for c in name):
-        yield Problem(f"tune.name={name}", "must be letters, digits and ._@+-", "tune.name=NAME")
+    if name and not re.fullmatch(r"[^\W_][\w.@+-]*", name):
+        what = "must be a letter or digit, then letters, digits and ._@+-"
+        yield Problem(f"tune.name={name}", what, "tune.name=NAME")
     try:
         space_of(config)
     except ConfigError as error:

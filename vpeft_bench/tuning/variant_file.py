@@ -183,7 +183,7 @@ def _text(
     for key in (*told.settings, *told.searched):
         section, _, name = key.partition(".")
         content.setdefault(section, {})[name] = f"${{of_variant:{key}}}"
-    body = yaml.safe_dump(content, sort_keys=False, width=100, allow_unicode=True)
+    body = yaml.dump(content, Dumper=_Quoting, sort_keys=False, width=100, allow_unicode=True)
     return (
         "# @package _global_\n"
         f"# {search.config.backbone.name}. Written by a search, from the records of its runs:\n"
@@ -192,10 +192,22 @@ def _text(
     )
 
 
+class _Quoting(yaml.SafeDumper):
+    """Quotes what might be a number: Hydra reads 12345e67, which may be a hash, as one."""
+
+
+def _quoted(dumper: _Quoting, text: str) -> yaml.ScalarNode:
+    style = '"' if text[:1].isdigit() else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Quoting.add_representer(str, _quoted)
+
+
 def _read(path: Path) -> dict[str, Any]:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    variant = content["variant"]
-    assert isinstance(variant, dict)
+    if not isinstance(variant := content["variant"], dict):
+        raise TypeError("its variant has no keys")
     return variant
 
 
