@@ -24,14 +24,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from speed import run_bars, serve_bars, step_bars
+from speed import leaderboard_bars, run_bars, serve_bars, step_bars
 from speed.measure import Row, Settings
 from speed.tables import circumstances, device_slug, write_item, write_tables
 
 from vpeft_bench.runs.host import flush_denormals, keep_freed_memory
 
 ITEMS: dict[str, Callable[[Settings], list[Row]]] = {
-    item.__name__: item for item in (*run_bars.ITEMS, *step_bars.ITEMS, *serve_bars.ITEMS)
+    item.__name__: item
+    for item in (
+        *run_bars.ITEMS,
+        *step_bars.ITEMS,
+        *serve_bars.ITEMS,
+        *leaderboard_bars.ITEMS,
+    )
 }
 ON_GPU = ("hundred_epochs",)
 """Not measured on a CPU unless asked for: they take hours there."""

@@ -14,7 +14,7 @@ from vpeft_bench.cli.arguments import typed_folder
 from vpeft_bench.config.benchmarks import known
 from vpeft_bench.config.choices import use_folders
 from vpeft_bench.errors import ConfigError, Problem, unknown_name
-from vpeft_bench.files import typed_path, write_atomically
+from vpeft_bench.files import typed_path
 from vpeft_bench.formats import printable, printable_lines, shortest
 from vpeft_bench.leaderboard.admitted import admitted
 from vpeft_bench.leaderboard.cards import Joined, cards_of, chosen, join
@@ -28,8 +28,6 @@ from vpeft_bench.leaderboard.tables import (
     columns_of,
     cost_table,
     dataset_table,
-    in_order,
-    run_table,
     strangers,
     summaries,
 )
@@ -39,7 +37,7 @@ from vpeft_bench.leaderboard.terminal import (
     print_notes,
     print_summary,
 )
-from vpeft_bench.leaderboard.written import to_csv, write_json, write_table
+from vpeft_bench.leaderboard.written import write_json, write_seeds, write_table
 from vpeft_bench.records.cost_card import find as find_cards
 from vpeft_bench.terminal import to_output
 
@@ -130,8 +128,7 @@ def _metric_tables(
     for summary in overviews:
         print_summary(console, summary)
         written += _write(summary, joined, scores, out)
-    runs = in_order(runs)
-    write_atomically(out / "seeds.csv", to_csv(run_table(runs)))
+    write_seeds(runs, out / "seeds.csv")
     write_runs(runs, out / "runs.parquet")
     written += [out / "seeds.csv", out / "runs.parquet"]
     written += write_json(datasets, overviews, costs, notes, out)

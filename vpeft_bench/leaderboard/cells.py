@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,14 @@ def cells_of(runs: pd.DataFrame) -> pd.DataFrame:
     texts = ["seeds", *_TEXTS, "not_finished", "failed_reasons"]
     cells[texts] = cells[texts].astype(object).fillna("")
     return cells
+
+
+def in_order(runs: pd.DataFrame, most: int = 50_000) -> Iterator[pd.DataFrame]:
+    """Runs in an order that does not depend on where their records lie, ``most`` at a time."""
+    place = _numbered(runs[[*PLACE, *ENTRY]])
+    order = np.lexsort((runs["seed"].to_numpy(np.int64), place))
+    for start in range(0, len(order), most):
+        yield runs.iloc[order[start : start + most]].reset_index(drop=True)
 
 
 def _numbered(keys: pd.DataFrame) -> NDArray[np.int64]:

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from vpeft_bench.errors import Problem
 from vpeft_bench.files import cache_folder, replacing
+from vpeft_bench.leaderboard.cells import in_order
 from vpeft_bench.leaderboard.runs import (
     METRIC,
     Rows,
@@ -91,11 +92,7 @@ def find_runs(directories: Iterable[Path], use_cache: bool = True) -> FoundRuns:
 def write_runs(runs: pd.DataFrame, path: Path) -> None:
     """Write a frame of runs as Parquet, to be read again in the place of its records."""
     schema = schema_of([str(name) for name in runs if str(name).startswith(METRIC)])
-    kept = runs[schema.names]
-    categories = kept.select_dtypes("category").columns
-    kept = kept.assign(**{c: kept[c].cat.remove_unused_categories() for c in categories})
-    table = pa.Table.from_pandas(kept, schema=schema, preserve_index=False)
-    _write(table, path, _format(), durable=True)
+    _write(path, _format(), schema, (_table_of(part, schema) for part in in_order(runs)))
 
 
 def _consolidated(path: Path) -> pa.Table | Problem:
@@ -221,15 +218,29 @@ def _cached(path: Path) -> pa.Table | None:
 
 def _write_cache(table: pa.Table, path: Path) -> None:
     try:
-        _write(table, path, _code(), durable=False)
+        _write(path, _code(), table.schema, [table], durable=False)
     except OSError:
         return  # a full disk, a home that cannot be written: the next call reads the records again
 
 
-def _write(table: pa.Table, path: Path, version: bytes, *, durable: bool) -> None:
-    marked = table.replace_schema_metadata({_VERSION: version})
-    with replacing(path, durable=durable) as temporary:
-        pq.write_table(marked, temporary, compression="zstd", write_page_checksum=True)
+def _write(
+    path: Path, version: bytes, schema: pa.Schema, tables: Iterable[pa.Table], durable: bool = True
+) -> None:
+    marked = schema.with_metadata({_VERSION: version})
+    options = {"compression": "zstd", "write_page_checksum": True}
+    with (
+        replacing(path, durable=durable) as temporary,
+        pq.ParquetWriter(temporary, marked, **options) as file,
+    ):
+        for table in tables:
+            file.write_table(table.replace_schema_metadata(marked.metadata))
+
+
+def _table_of(runs: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    kept = runs[schema.names]
+    categories = kept.select_dtypes("category").columns
+    kept = kept.assign(**{c: kept[c].cat.remove_unused_categories() for c in categories})
+    return pa.Table.from_pandas(kept, schema=schema, preserve_index=False)
 
 
 def _format() -> bytes:

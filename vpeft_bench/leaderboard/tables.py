@@ -14,7 +14,7 @@ from vpeft_bench.config.recipes import budget_of
 from vpeft_bench.errors import nearest
 from vpeft_bench.formats import MIB, MISSING, percent, quantity, short_options
 from vpeft_bench.leaderboard.cards import told_apart
-from vpeft_bench.leaderboard.cells import ENTRY, PLACE
+from vpeft_bench.leaderboard.cells import ENTRY, in_order
 from vpeft_bench.leaderboard.columns import (
     Column,
     In,
@@ -422,11 +422,6 @@ def cost_table(cards: pd.DataFrame) -> Table:
     return Table("costs", "Costs: one row per cost card", rows, cost_columns())
 
 
-def in_order(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs in an order that does not depend on where their records lie."""
-    return runs.sort_values([*PLACE, *ENTRY, "seed", "run_id"], ignore_index=True)
-
-
 def run_table(runs: pd.DataFrame) -> Table:
     """Every run that is shown."""
     every = known()
@@ -466,7 +461,7 @@ def for_statistics(runs: pd.DataFrame) -> pd.DataFrame:
     has no mean in a table of ours has no value: an ambiguous cell, one of which a seed diverged,
     one without any run that ended well.
     """
-    rows = run_table(in_order(runs)).rows
+    rows = run_table(pd.concat([*in_order(runs, len(runs))])).rows
     variant = rows["variant"].astype(str)
     entry = [rows[name] for name in (*ENTRY, "benchmark", "data") if name != "options"]
     entry.append(rows["options"].astype(str).where(variant == "", ""))

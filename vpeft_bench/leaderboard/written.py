@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +13,11 @@ import msgspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow.csv import write_csv
+from pyarrow.csv import CSVWriter, write_csv
 
-from vpeft_bench.files import write_atomically
+from vpeft_bench.files import replacing, write_atomically
 from vpeft_bench.formats import each, harmless, markdown, markdown_of, printable
+from vpeft_bench.leaderboard.cells import in_order
 from vpeft_bench.leaderboard.columns import (
     Column,
     In,
@@ -24,7 +26,7 @@ from vpeft_bench.leaderboard.columns import (
     run_columns,
     summary_columns,
 )
-from vpeft_bench.leaderboard.tables import Summary, Table
+from vpeft_bench.leaderboard.tables import Summary, Table, run_table
 
 SCHEMA_VERSION = 1
 JSON_NAME, SCHEMA_NAME = "leaderboard.json", "leaderboard.schema.json"
@@ -67,15 +69,31 @@ def to_csv(table: Table) -> bytes:
     A text that a spreadsheet would take for a formula gets an apostrophe before it, which
     spreadsheets hide.
     """
+    out = io.BytesIO()
+    write_csv(_for_csv(table), out)
+    return out.getvalue()
+
+
+def write_seeds(runs: pd.DataFrame, path: Path) -> None:
+    """Write every run as a row of its own, some at a time: there may be a million.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    parts = (_for_csv(run_table(part)) for part in in_order(runs))
+    first = next(parts)
+    with replacing(path) as temporary, CSVWriter(temporary, first.schema) as file:
+        for part in itertools.chain([first], parts):
+            file.write_table(part)
+
+
+def _for_csv(table: Table) -> pa.Table:
     values = _exact(table)
     columns = [
         _harmless(column) if pa.types.is_string(column.type) else column
         for column in values.itercolumns()
     ]
-    names = [harmless(name) for name in values.column_names]
-    out = io.BytesIO()
-    write_csv(pa.table(columns, names), out)
-    return out.getvalue()
+    return pa.table(columns, [harmless(name) for name in values.column_names])
 
 
 def _exact(table: Table) -> pa.Table:
