@@ -138,7 +138,7 @@ def _columns(
     reasons = _reasons(cells)
     found: list[Filled] = []
     for column in summary.columns:
-        if In.PAGES not in column.where or column.key in (*SHARED, *_NAMES, "chosen"):
+        if In.PAGES not in column.where or column.key in (*SHARED, *_NAMES):
             continue
         data = column.key.removeprefix("shown ")
         if column.key.startswith("shown ") and data in datasets:
@@ -222,8 +222,9 @@ def _of_data(
         hidden=len(summary.benchmark.datasets) > _FEW_DATASETS,
     )
     found = {}
-    for row in map(int, rows.index):
-        text, value = str(rows.at[row, f"shown {data}"]), number_of(rows.at[row, data])
+    texts, values = rows[f"shown {data}"].astype(str), rows[data].tolist()
+    for row, text, number in zip(map(int, rows.index), texts, values, strict=True):
+        value = number_of(number)
         shown, _, more = text.partition(" ") if value is not None else (text, "", "")
         why = reasons.get((row, data), "")
         title = why or ("no run" if text == MISSING else "")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,69 +14,84 @@ from vpeft_bench.leaderboard.page.standings import runs_of
 from vpeft_bench.leaderboard.page.view import OnData, number_of
 from vpeft_bench.leaderboard.tables import Summary
 
+_OF_RUNS = ("seed", "overrides", "device", "commit", "versions")
+_OF_CELLS = ("data", "column", "config_hash", "variant", "mean", "std", "n", "ci_low", "ci_high")
+_WHY = "failed_reasons"
+
 
 def details(
     summary: Summary, rows: pd.DataFrame, cells: pd.DataFrame, runs: pd.DataFrame
 ) -> dict[int, dict[str, Any]]:
-    """Of each row its runs and where they come from."""
-    values = runs_of(cells, runs)
-    told = {tuple(map(str, at)): _by_seed(of) for at, of in values.groupby(["row", "config_hash"])}
-    keys = [runs[name].astype(str) for name in ("config_hash", "variant")]
-    origins = {tuple(map(str, at)): of for at, of in runs.groupby(keys)}
+    """Of each row its runs and where they come from, as the fields of a line of the page."""
+    scored: dict[tuple[int, str], list[tuple[int, float]]] = defaultdict(list)
+    found = runs_of(cells, runs)[["row", "config_hash", "seed", "value"]]
+    for row, name, seed, value in _tuples(found):
+        scored[row, name].append((seed, value))
+    origins: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for name, variant, *of in _tuples(runs[["config_hash", "variant", *_OF_RUNS]]):
+        origins[name, variant].append(of)
     order = {name: n for n, name in enumerate(summary.benchmark.datasets)}
-    place = cells["column"].map(order)
-    ordered = cells.assign(place=place).sort_values(["place", "config_hash"])
-    found = {}
-    for row, fact in zip(map(int, rows.index), rows.to_dict("records"), strict=True):
-        of_row = ordered[ordered["row"] == row]
-        keys_of_row = zip(of_row["config_hash"], of_row["variant"], strict=True)
-        made = [origins[str(name), str(variant)] for name, variant in keys_of_row]
-        found[row] = {
-            "facts": _facts(fact, pd.concat(made).drop_duplicates("run_id")),
-            "on_data": [_on_data(cell, told) for cell in of_row.to_dict("records")],
+    by_row: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    names = ["row", *_OF_CELLS, _WHY]
+    for line in _tuples(cells[names]):
+        by_row[line[0]].append(dict(zip(names, line, strict=True)))
+    facts = ["method", "options", "chosen", "departs", "backbone", "shown_weights"]
+    facts += ["weights_fingerprint", "card_device", "labels"]
+    told = {}
+    for row, *of_facts in zip(map(int, rows.index), *(rows[name] for name in facts), strict=True):
+        of_row = sorted(by_row[row], key=lambda cell: (order[cell["column"]], cell["config_hash"]))
+        made = [origins[cell["config_hash"], cell["variant"]] for cell in of_row]
+        runs_of_row = [dict(zip(_OF_RUNS, one, strict=True)) for of in made for one in of]
+        told[row] = {
+            "facts": _facts(dict(zip(facts, of_facts, strict=True)), runs_of_row),
+            "on_data": [_on_data(cell, scored[row, cell["config_hash"]]) for cell in of_row],
             "commands": commands(
-                (str(data), str(of["overrides"].iloc[0]), map(int, of["seed"]))
-                for data, of in zip(of_row["data"], made, strict=True)
+                (str(cell["data"]), str(of[0][1]), [one[0] for one in of])
+                for cell, of in zip(of_row, made, strict=True)
             ),
         }
-    return found
+    return told
 
 
-def _by_seed(runs: pd.DataFrame) -> str:
-    pairs = sorted(zip(runs["seed"], runs["value"], strict=True))
-    return " · ".join(f"{seed}: {percent(value)}" for seed, value in pairs)
+def _tuples(frame: pd.DataFrame) -> Iterable[tuple[Any, ...]]:
+    """The rows of a frame in Python's own values: pandas is slow row by row."""
+    return zip(*(frame[name].astype(object).tolist() for name in frame), strict=True)
 
 
-def _facts(row: Mapping[Hashable, Any], runs: pd.DataFrame) -> dict[str, str]:
-    def each(column: str) -> str:
-        texts = {str(text) for text in runs[column].dropna() if str(text)}
-        return "; ".join(sorted(texts))
+def _facts(row: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    def each(name: str) -> str:
+        return "; ".join(sorted({str(run[name]) for run in runs if _text(run[name])}))
 
     facts = {
         "method and options": f"{row['method']} {short_options(str(row['options']))}".strip(),
-        "settings were chosen": str(row["chosen"] or "") or "not said",
-        "departs from other rows": str(row["departs"] or "") if pd.notna(row["departs"]) else "",
+        "settings were chosen": _text(row["chosen"]) or "not said",
+        "departs from other rows": _text(row["departs"]),
         "backbone": f"{row['backbone']}, {row['shown_weights']}",
-        "weights fingerprint": str(row["weights_fingerprint"]),
+        "weights fingerprint": _text(row["weights_fingerprint"]),
         "device": each("device"),
         "commit": each("commit") or "not known",
         "versions": each("versions"),
-        "cost card": str(row["card_device"] or "") if pd.notna(row["card_device"]) else "",
-        "notes": str(row["labels"] or ""),
+        "cost card": _text(row["card_device"]),
+        "notes": _text(row["labels"]),
     }
-    return {name: text for name, text in facts.items() if text and text != "nan"}
+    return {name: text for name, text in facts.items() if text}
 
 
-def _on_data(cell: Mapping[Hashable, Any], told: Mapping[tuple[str, ...], str]) -> OnData:
+def _text(value: Any) -> str:
+    """A text of a frame; empty where there is none."""
+    return "" if value is None or pd.isna(value) else str(value)
+
+
+def _on_data(cell: Mapping[str, Any], runs: Iterable[tuple[int, float]]) -> OnData:
     mean, std = number_of(cell["mean"]), number_of(cell["std"])
     low, high = number_of(cell["ci_low"]), number_of(cell["ci_high"])
     shown = percent(mean) + (f" ± {percent(std)}" if std is not None else "")
-    alone = low is not None and high is not None
+    known = low is not None and high is not None
     return OnData(
         data=str(cell["column"]),
         shown=f"{shown} ({cell['n']})",
-        interval=f"{percent(low)} to {percent(high)}" if alone else MISSING,
-        runs=told.get((str(cell["row"]), str(cell["config_hash"])), ""),
+        interval=f"{percent(low)} to {percent(high)}" if known else MISSING,
+        runs=" · ".join(f"{seed}: {percent(value)}" for seed, value in sorted(runs)),
         config=str(cell["config_hash"]),
-        why=str(cell["failed_reasons"] or ""),
+        why=_text(cell[_WHY]),
     )

@@ -116,14 +116,15 @@ def _made_alike(cells: pd.DataFrame, rows: pd.DataFrame) -> dict[int, str]:
     }
     plain = cells.assign(settings=cells["settings"].astype(object).map(kept))
     told = departures(plain, plain["row"]).rows
+    how: dict[int, set[str]] = {int(row): set() for row in rows.index}
+    for row, chosen in zip(cells["row"], cells["chosen"].astype(object), strict=True):
+        if isinstance(chosen, str) and chosen:
+            how[int(row)].add(budget_of(chosen))
     found = {}
-    for row, variant in zip(rows.index, rows["variant"].astype(str), strict=True):
-        how = sorted(
-            {budget_of(str(text)) for text in cells.loc[cells["row"] == row, "chosen"].dropna()}
-        )
+    for row, variant in zip(map(int, rows.index), rows["variant"].astype(str), strict=True):
         searched = variant.rpartition("/")[2] if _SEARCHED in variant else ""
-        parts = [searched or "; ".join(filter(None, how)), str(told.get(row, "") or "")]
-        found[int(row)] = "; ".join(filter(None, parts))
+        parts = [searched or "; ".join(sorted(how[row])), str(told.get(row, "") or "")]
+        found[row] = "; ".join(filter(None, parts))
     return found
 
 
