@@ -22,6 +22,7 @@ from vpeft_bench.leaderboard.page.standings import (
     win_share,
 )
 from vpeft_bench.leaderboard.page.view import (
+    TUNING,
     Cell,
     Duel,
     Field,
@@ -154,7 +155,7 @@ def _columns(
     first = next((n for n, (one, _) in enumerate(found) if one.role == "score"), 0)
     found[first + 1 : first + 1] = _standing(rows, groups)
     found += _stored(rows, cells)
-    order = ["Result", "Standing", "Cost", "Score", "Data sets", "About"]
+    order = ["Result", "Standing", "Cost", "Score", TUNING, "Data sets", "About"]
     return sorted(found, key=lambda item: order.index(item[0].group))
 
 
@@ -173,6 +174,8 @@ def _of(column: Column, rows: pd.DataFrame, groups: Sequence[Condition]) -> Fill
         group = "Cost"
     elif column.key in ("ppt", "pscp_style"):
         group = "Score"
+    elif column.key.startswith("tuning_") or column.key == "chosen":
+        group = TUNING
     else:
         group = "About"
     role = "score" if mean else "cost" if column.key in _COSTS else ""
@@ -354,7 +357,7 @@ def _shade(lines: Sequence[Line], fields: Sequence[Field]) -> None:
 def _group(condition: Condition) -> Group:
     return Group(
         mark=condition.mark,
-        what=condition.what or "settings chosen in a way that the records do not say",
+        what=condition.what or "the records do not say",
         count=len(condition.rows),
         verdict=verdict(condition),
         cautions=cautions(condition),

@@ -17,6 +17,14 @@ from vpeft_bench.leaderboard.tables import Summary
 _OF_RUNS = ("seed", "overrides", "device", "commit", "versions")
 _OF_CELLS = ("data", "column", "config_hash", "variant", "mean", "std", "n", "ci_low", "ci_high")
 _WHY = "failed_reasons"
+_SEARCH = {
+    "tuning_budget": "points tried to find them",
+    "tuning_failed": "of them without a score",
+    "tuning_seconds": "seconds of all points",
+    "tuning_device": "where the points ran",
+    "tuning_space": "hash of the space searched",
+}
+"""What a search for settings was and cost, by column."""
 
 
 def details(
@@ -36,7 +44,7 @@ def details(
     for line in _tuples(cells[names]):
         by_row[line[0]].append(dict(zip(names, line, strict=True)))
     facts = ["method", "options", "chosen", "departs", "backbone", "shown_weights"]
-    facts += ["weights_fingerprint", "card_device", "labels"]
+    facts += ["weights_fingerprint", "card_device", "labels", *_SEARCH]
     told = {}
     for row, *of_facts in zip(map(int, rows.index), *(rows[name] for name in facts), strict=True):
         of_row = sorted(by_row[row], key=lambda cell: (order[cell["column"]], cell["config_hash"]))
@@ -65,6 +73,7 @@ def _facts(row: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[st
     facts = {
         "method and options": f"{row['method']} {short_options(str(row['options']))}".strip(),
         "settings were chosen": _text(row["chosen"]) or "not said",
+        **{title: _text(row[name]) for name, title in _SEARCH.items()},
         "departs from other rows": _text(row["departs"]),
         "backbone": f"{row['backbone']}, {row['shown_weights']}",
         "weights fingerprint": _text(row["weights_fingerprint"]),

@@ -194,6 +194,10 @@ def verdict(condition: Condition) -> str:
     if not complete:
         return _none_complete(report)
     best, datasets = complete[0], len(report.table.datasets)
+    equal = [one.method for one in complete if one.mean.value == best.mean.value]
+    leads = f"Best by the mean is {best.method}"
+    if len(equal) > 1:
+        leads = f"{listed(equal)} have the same mean, the best"
     on = f"{counted(datasets, 'data set')}, {counted(sum(one.runs for one in complete), 'run')}"
     if tiers := report.family.tiers:
         first = tiers[0]
@@ -201,8 +205,9 @@ def verdict(condition: Condition) -> str:
         if len(first.methods) > 1:
             others = listed(first.methods[1:])
             return (
-                f"Best by the mean is {best.method}; {len(first.methods) - 1} of the "
-                f"{len(complete) - 1} others cannot be distinguished from it: {others} ({how})."
+                f"{leads}; {len(first.methods) - 1} of the "
+                f"{len(complete) - 1} others cannot be distinguished from {best.method}: "
+                f"{others} ({how})."
             )
         return f"{best.method} is better than each of the {len(complete) - 1} others ({how})."
     few = f"With {counted(datasets, 'data set')}, fewer than {FEWEST_DATASETS}"
@@ -215,17 +220,14 @@ def verdict(condition: Condition) -> str:
     if len(complete) == 1:
         return f"{best.method} alone has every data set: nothing is ranked."
     if not known:
-        return (
-            f"Best by the mean is {best.method}. {few}, and single runs, "
-            f"no difference can be told from chance ({on})."
-        )
+        return f"{leads}. {few}, and single runs, no difference can be told from chance ({on})."
     told = (
-        f"not told apart from it by their seeds: {listed(alike)}"
+        f"not told apart from {best.method} by their seeds: {listed(alike)}"
         if alike
         else "the seeds tell every other from it"
     )
     return (
-        f"Best by the mean is {best.method}; on these data sets {told} "
+        f"{leads}; on these data sets {told} "
         f"(95 % bootstrap over seeds, uncorrected; {on}). {few}, "
         "nothing follows for others."
     )

@@ -9,8 +9,8 @@ import pandas as pd
 
 from vpeft_bench.formats import MISSING
 
-ABOUT, PLAIN = "About", "Columns"
-"""Groups of columns that hold texts; the second is that of tables without statistics."""
+ABOUT, TUNING, PLAIN = "About", "Tuning", "Columns"
+"""Groups of columns that hold texts; the last is that of tables without statistics."""
 _WIDTH = 120
 """Of a whisker, in pixels."""
 
@@ -169,7 +169,7 @@ def told_once(columns: list[Filled], rows: int) -> tuple[list[Filled], str]:
     kept, same = [], []
     for one, of in columns:
         texts = {cell.text for cell in of.values()}
-        if rows > 1 and not one.number and one.group in (ABOUT, PLAIN) and len(texts) == 1:
+        if rows > 1 and not one.number and one.group in (ABOUT, TUNING, PLAIN) and len(texts) == 1:
             same.append(f"{one.title}: {texts.pop()}")
         else:
             kept.append((one, of))
