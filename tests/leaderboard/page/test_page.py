@@ -24,6 +24,7 @@ from tests.leaderboard.page.conftest import (
     page_of,
 )
 from tests.running import config_of
+from vpeft_bench.config.benchmarks import known
 from vpeft_bench.config.identity import asked_hash, scientific
 from vpeft_bench.config.schema import plain
 from vpeft_bench.leaderboard.departures import settings_of
@@ -158,6 +159,22 @@ def test_one_row_one_run_and_no_card(tmp_path: Path) -> None:
     assert "One row: nothing to compare it with." in text
     assert "matrix" not in Parsed(text).tags
     assert "50.00" in text
+
+
+def test_tables_of_several_backbones_are_called_after_them(tmp_path: Path) -> None:
+    text = page_of(tmp_path, [make_run(50.0), make_run(60.0, backbone="other")])
+    titles = re.findall(r"<h2[^>]*>(.*?)</h2>", text)
+    assert titles == [
+        "demo, test images; backbone demo_vit",
+        "demo, test images; backbone other",
+    ]
+    assert "1 row, 4 data sets, 1 run" in text
+
+
+def test_equal_means_are_told_as_equal(tmp_path: Path) -> None:
+    data = [f"demo/{name}" for name in known()["demo"].datasets]
+    records = [make_run(50.0, data=d, method=m, options={}) for d in data for m in ("ssf", "lora")]
+    assert "lora, ssf have the same mean, the best." in page_of(tmp_path, records)
 
 
 def test_cards_alone_have_a_page(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from vpeft_bench.leaderboard.page.view import (
 )
 from vpeft_bench.leaderboard.tables import Summary
 from vpeft_bench.metrics.names import METRICS, heading
-from vpeft_bench.statistics.wording import Numbers, places_text
+from vpeft_bench.statistics.wording import Numbers, counted, places_text
 
 SHARED = ("backbone", "shown_weights", "normalization", "precision")
 """What all rows of one table on the page have in common, said once above it."""
@@ -57,10 +57,18 @@ def panels(summary: Summary, runs: pd.DataFrame, notes: Sequence[str], at: int) 
         notes: what holds for the whole page.
         at: number of the first table on the page.
     """
+    pieces = list(alike(summary.rows))
+    columns = [one for one in summary.columns if one.key in SHARED]
+    differ = [one for one in columns if len({of[one.key].iloc[0] for of in pieces}) > 1]
     return [
-        _panel(summary, rows, runs, notes, f"t{at + number}")
-        for number, rows in enumerate(alike(summary.rows))
+        _panel(summary, rows, runs, notes, f"t{at + number}", _in_words(differ, rows))
+        for number, rows in enumerate(pieces)
     ]
+
+
+def _in_words(columns: Iterable[Column], rows: pd.DataFrame) -> str:
+    """What all of these rows have in common in some columns."""
+    return ", ".join(f"{one.title} {one.texts(rows)[0]}" for one in columns)
 
 
 def _panel(
@@ -69,6 +77,7 @@ def _panel(
     runs: pd.DataFrame,
     notes: Sequence[str],
     name: str,
+    apart: str,
 ) -> Panel:
     names = _names(rows)
     groups = conditions(summary, rows, names, runs)
@@ -94,16 +103,21 @@ def _panel(
         for row in map(int, rows.index)
     ]
     _shade(lines, [one for one, _ in columns])
-    shared = [f"{one.title} {one.texts(rows)[0]}" for one in summary.columns if one.key in SHARED]
-    done = int(cells["n"].sum())
-    subtitle = (
-        f"{summary.title.partition('; ')[2]} · {', '.join(shared)} · {len(rows)} rows, "
-        f"{len(summary.benchmark.datasets)} data sets, {done} runs"
+    shared = _in_words([one for one in summary.columns if one.key in SHARED], rows)
+    size = ", ".join(
+        counted(count, noun)
+        for count, noun in (
+            (len(rows), "row"),
+            (len(summary.benchmark.datasets), "data set"),
+            (int(cells["n"].sum()), "run"),
+        )
     )
+    subtitle = f"{summary.title.partition('; ')[2]} · {shared} · {size}"
+    title = f"{summary.benchmark.title}, {split_word(summary.protocol)} images"
     demo = ["These data show that the pipeline works, not how good a method is."]
     return Panel(
         id=name,
-        title=f"{summary.benchmark.title}, {split_word(summary.protocol)} images",
+        title=f"{title}; {apart}" if apart else title,
         subtitle=subtitle,
         fields=[one for one, _ in columns],
         lines=lines,
@@ -360,7 +374,7 @@ def _group(condition: Condition) -> Group:
         what=condition.what or "the records do not say",
         count=len(condition.rows),
         verdict=verdict(condition),
-        cautions=cautions(condition),
+        cautions=cautions(condition) if len(condition.rows) > 1 else [],
         matrix=_matrix(condition),
     )
 

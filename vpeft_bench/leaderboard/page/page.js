@@ -292,7 +292,7 @@ class Board {
     let more = `${folded ? `, ${folded} folded` : ""}${off ? `; ${off} columns hidden` : ""}`;
     const marks = new Set([...this.kept].map((row) => row.dataset.mark));
     if (this.sorted && marks.size > 1) more += "; groups made unlike are sorted together, as asked";
-    this.said.textContent = this.wrong || `${this.kept.size} of ${this.rows.length} rows${more}`;
+    this.said.textContent = this.wrong || `${this.kept.size} of ${this.rows.length} row${this.rows.length === 1 ? "" : "s"}${more}`;
   }
 
   // ---- CSV
@@ -331,7 +331,7 @@ class Plot {
   constructor(board) {
     this.board = board;
     this.place = board.panel.querySelector("[data-plot]");
-    const of = (role) => board.heads.map((head, at) => at).filter((at) => board.heads[at].dataset.role === role && this.points(at) > 0);
+    const of = (role) => board.heads.map((head, at) => at).filter((at) => board.heads[at].dataset.role === role && this.points(at) > 1);
     const [scores, costs] = [of("score"), of("cost")];
     if (!this.place || !scores.length || !costs.length) return;
     this.place.hidden = false;
