@@ -1,28 +1,40 @@
-"""``python -m vpeft_bench show RUN``: what a finished run predicts, beside the truth."""
+"""``python -m vpeft_bench show RUN``: what a finished run predicts, and how it came to that."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from vpeft_bench.cli.arguments import typed_count, typed_picture
 from vpeft_bench.cli.flags import refuse_config_dir
 from vpeft_bench.files import typed_path
+from vpeft_bench.records.run_record import RECORD_NAME
+from vpeft_bench.runs.finished import finished_run
 from vpeft_bench.runs.shown import FILE, PICTURES, show
+from vpeft_bench.terminal import to_output
+
+CURVES, CONFUSION = "curves", "confusion"
+WEAKEST = 10
+"""Classes that are printed."""
 
 
 def main(arguments: Sequence[str], own: Path | None = None) -> int:
-    """Draw what a run predicts; the process's exit status.
+    """Draw what a run predicts, its curves and its confusion; print its weakest classes.
 
     Raises:
         VpeftBenchError: as :func:`show`.
-        OSError: the picture cannot be written.
+        OSError: a picture cannot be written.
     """
     refuse_config_dir(own, "show")
     parser = argparse.ArgumentParser(
         prog="python -m vpeft_bench show",
-        description="Draw what a finished run predicts, beside the truth.",
+        description="Draw what a finished run predicts beside the truth, its learning curves and "
+        "its confusion matrix, and print the classes that it knows least.",
     )
     parser.add_argument(
         "run", type=typed_path, metavar="RUN", help="run directory, or its record.json"
@@ -30,8 +42,56 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
     parser.add_argument(
         "--pictures", type=typed_count, default=PICTURES, help=f"default: {PICTURES}"
     )
-    parser.add_argument("--out", type=typed_picture, help=f"default: {FILE} in the run directory")
+    parser.add_argument(
+        "--out",
+        type=typed_picture,
+        help=f"default: {FILE} in the run directory; the other pictures lie beside it",
+    )
     parser.add_argument("--root", help="where the data set lies now: data.root of the run")
     options = parser.parse_args(arguments)
+    directory = options.run.parent if options.run.name == RECORD_NAME else options.run
     print(show(options.run, options.pictures, options.out, options.root))
+    _show_recorded(directory, options.out, to_output())
     return 0
+
+
+def _show_recorded(run: Path, out: Path | None, console: Console) -> None:
+    from vpeft_bench.runs.plots import draw_confusion, draw_curves, read_evaluation
+
+    def place(name: str) -> Path:
+        return run / f"{name}.png" if out is None else out.with_stem(f"{out.stem}_{name}")
+
+    print(draw_curves(finished_run(run), place(CURVES)))
+    if (evaluation := read_evaluation(run)) is None:
+        return
+    if (path := draw_confusion(evaluation, place(CONFUSION))) is not None:
+        print(path)
+    console.print(weakest_classes(evaluation))
+
+
+def weakest_classes(evaluation: dict[str, Any]) -> Table:
+    """The classes with the lowest scores, and what each is most often taken for."""
+    classes = evaluation["classes"]
+    keys = [key for key in classes[0] if key not in ("class", "name")]
+    count = keys[0]  # of the truth; then come other counts, then the scores
+    score = next(key for key in keys if not all(isinstance(each[key], int) for each in classes))
+    known = sorted(
+        (each for each in classes if each[score] is not None),
+        key=lambda each: (each[score], each["class"]),
+    )
+    names = {each["class"]: each["name"] or str(each["class"]) for each in classes}
+    table = Table(title=f"weakest of {len(known)} classes", title_justify="left")
+    table.add_column("class")
+    table.add_column(score.replace("_", " "), justify="right")
+    table.add_column(count, justify="right")
+    table.add_column("most often taken for")
+    for each in known[:WEAKEST]:
+        mistakes = [
+            (times, predicted)
+            for true, predicted, times in evaluation["confusion"] or []
+            if true == each["class"] != predicted
+        ]
+        times, wrong = max(mistakes, default=(0, -1))
+        taken = f"{names[wrong]} ({times})" if times else ""
+        table.add_row(names[each["class"]], f"{each[score]:.1f}", f"{each[count]:,}", taken)
+    return table
