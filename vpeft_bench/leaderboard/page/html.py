@@ -67,13 +67,11 @@ def page(
 ) -> str:
     """The text of the page, of at most :data:`MOST_BYTES`: what is too much is left to files."""
     found = _panels(datasets, summaries, costs, runs, notes)
-    for leave_out in (_nothing, _matrices, _details, _long):
-        left = leave_out(found)
-        text = _html(left)
-        if len(text.encode()) <= MOST_BYTES:
-            break
-        found = left
-    return text
+    for leave_out in (_nothing, _matrices, _details):
+        found = leave_out(found)
+        if len((text := _html(found)).encode()) <= MOST_BYTES:
+            return text
+    return _html(_long(found))
 
 
 def _panels(
