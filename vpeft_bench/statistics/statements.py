@@ -35,7 +35,10 @@ def sections(report: Report) -> list[Section]:
     """All sentences of a table."""
     numbers, kind = Numbers(report.table), kind_of_intervals(report)
     found = [
-        Section("What was read", (f"{rests_on(report.table)}.", *map(_sentence, remarks(report)))),
+        Section(
+            "What was read",
+            (f"{rests_on(report.table)}.", *(_sentence(text, report) for text in remarks(report))),
+        ),
         Section(
             "Each method",
             tuple(_of_method(row, report, numbers) for row in report.summaries),
@@ -175,5 +178,7 @@ def _runs(pair: Pair, numbers: Numbers) -> str:
     return f"{total}, {each} per cell"
 
 
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+def _sentence(text: str, report: Report) -> str:
+    """With a capital at its head, unless that is the name of a method."""
+    named = text.startswith(report.table.methods)
+    return f"{text if named else text[0].upper() + text[1:]}."
