@@ -14,7 +14,7 @@ from vpeft_bench.leaderboard import tables
 from vpeft_bench.leaderboard.admitted import Admitted, admitted
 from vpeft_bench.leaderboard.cards import Joined, cards_of, join
 from vpeft_bench.leaderboard.cells import cells_of
-from vpeft_bench.leaderboard.columns import In
+from vpeft_bench.leaderboard.column import In
 from vpeft_bench.leaderboard.runs import frame_of
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.tables import Summary, Table

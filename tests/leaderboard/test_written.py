@@ -14,7 +14,7 @@ import pytest
 
 from tests.leaderboard.as_rows import cells, datasets, gather, gather_cards, in_file, summaries
 from vpeft_bench.config.benchmarks import known
-from vpeft_bench.leaderboard.columns import In
+from vpeft_bench.leaderboard.column import In
 from vpeft_bench.leaderboard.tables import cost_table, for_statistics, run_table
 from vpeft_bench.leaderboard.written import (
     column_docs,

@@ -22,7 +22,8 @@ from vpeft_bench.errors import Problem
 from vpeft_bench.formats import option_text, short_options
 from vpeft_bench.leaderboard.admitted import UNKNOWN, Admitted, once_each
 from vpeft_bench.leaderboard.asked import subject, text_in
-from vpeft_bench.leaderboard.columns import Kind, cost_columns
+from vpeft_bench.leaderboard.column import Kind
+from vpeft_bench.leaderboard.columns import cost_columns
 from vpeft_bench.leaderboard.runs import digest
 from vpeft_bench.records.cost_card import CardStatus, CostCard, Measured, Timing
 

@@ -2,153 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum, Flag, auto
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from vpeft_bench.formats import (
-    GIGA,
-    KIB,
-    MIB,
-    fraction,
-    percent,
-    quantity,
-)
+from vpeft_bench.formats import GIGA, KIB, MIB, fraction, percent
+from vpeft_bench.leaderboard.column import Column, In, Once, in_unit, number, text, whole
 from vpeft_bench.metrics.names import METRICS, heading
-
-
-class Kind(Enum):
-    """What the values of a column are, in a file."""
-
-    TEXT = "string"
-    WHOLE = "integer"
-    NUMBER = "number"
-
-
-class In(Flag):
-    """Where a column is shown."""
-
-    FILES = auto()
-    """CSV and JSON."""
-    PAGES = auto()
-    """Markdown and LaTeX."""
-    TERMINAL = auto()
-    READERS = PAGES | TERMINAL
-    ALL = FILES | READERS
-
-
-class Once(Enum):
-    """What a terminal does with a column that says nothing of the rows."""
-
-    NEVER = auto()
-    SAME = auto()
-    """Where all rows have the same value it is said once, below the table."""
-    UNMEASURED = auto()
-    """Where no row has a number its name is said below the table."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column.
-
-    Attributes:
-        key: its name in frames and files.
-        what: what it says, for the docs and the schema.
-        title: its name in print, with the unit.
-        kind: what its values are.
-        unit: of the values in files.
-        digits: after the point in files; None: all there are.
-        shown: a value for a reader; None: as it is.
-        where: where it is shown.
-        once: what a terminal does where it tells no rows apart.
-        left: text, aligned to the left and broken between words.
-    """
-
-    key: str
-    what: str
-    title: str = ""
-    kind: Kind = Kind.TEXT
-    unit: str = ""
-    digits: int | None = None
-    shown: Callable[[Any], str] | None = None
-    where: In = In.FILES
-    once: Once = Once.NEVER
-    left: bool = False
-
-    def texts(self, frame: pd.DataFrame) -> list[str]:
-        """The values for a reader."""
-        values = _plain(frame[self.key])
-        shown = self.shown or (lambda value: "" if value is None else str(value))
-        said = {value: shown(value) for value in set(values)}
-        return [said[value] for value in values]
-
-    def exact(self, frame: pd.DataFrame) -> pa.Array:
-        """The values for a file: null for what is not known, and for a text that is empty."""
-        values = pa.Array.from_pandas(frame[self.key])
-        if self.kind is Kind.NUMBER:
-            values = values.cast(pa.float64())
-            return values if self.digits is None else pc.round(values, self.digits)
-        if self.kind is Kind.WHOLE:
-            return values.cast(pa.int64())
-        texts = values.cast(pa.string())
-        return pc.if_else(pc.equal(texts, ""), None, texts)
-
-
-def _plain(values: pd.Series) -> list[Any]:
-    """Python's own values; None for what is not there."""
-    listed: list[Any] = values.astype(object).where(values.notna(), None).tolist()
-    return listed
-
-
-def _in(unit: int) -> Callable[[Any], str]:
-    return lambda value: quantity(value, unit)
-
-
-def _text(key: str, what: str, title: str = "", where: In = In.FILES, **more: Any) -> Column:
-    return Column(key, what, title, where=where, **more)
-
-
-def _whole(key: str, what: str, title: str = "", where: In = In.FILES, **more: Any) -> Column:
-    shown = {"shown": quantity, "once": Once.UNMEASURED} if title else {}
-    return Column(key, what, title, Kind.WHOLE, where=where, **{**shown, **more})
-
-
-def _number(key: str, what: str, title: str = "", where: In = In.FILES, **more: Any) -> Column:
-    shown = {"shown": quantity, "once": Once.UNMEASURED} if title else {}
-    return Column(key, what, title, Kind.NUMBER, where=where, **{"digits": 6, **shown, **more})
-
 
 # ---- what several tables have --------------------------------------------------------------------
 
 _PROTOCOL = (
-    _text("protocol", "`final` scores test images, `select` validation images"),
-    _text("split", "the images that were scored"),
+    text("protocol", "`final` scores test images, `select` validation images"),
+    text("split", "the images that were scored"),
 )
-_NAME = _text(
+_NAME = text(
     "name", "the row: its variant's name, or the method and what of its options is not default"
 )
-_VARIANT = _text("variant", "name of the [variant](variants.md), where the runs are of one")
+_VARIANT = text("variant", "name of the [variant](variants.md), where the runs are of one")
 _SHOWN_NAME = (
-    _text("shown_name", "", "variant", In.READERS, left=True),
-    _text("shown_method", "", "method", In.READERS, left=True),
-    _text("shown_options", "", "options", In.READERS, left=True),
+    text("shown_name", "", "variant", In.READERS, left=True),
+    text("shown_method", "", "method", In.READERS, left=True),
+    text("shown_options", "", "options", In.READERS, left=True),
 )
 _ENTRY = (
     _NAME,
     _VARIANT,
-    _text("method", "name of the method"),
-    _text("options", "its options; those of a variant may differ between data sets"),
+    text("method", "name of the method"),
+    text("options", "its options; those of a variant may differ between data sets"),
     *_SHOWN_NAME,
-    _text("backbone", "name of the backbone", "backbone", In.ALL, once=Once.SAME, left=True),
-    _text("weights", "pretrained, demo, random or unknown"),
-    _text("weights_fingerprint", "hash of the weights; empty for random ones"),
-    _text("shown_weights", "", "weights", In.READERS, once=Once.SAME, left=True),
-    _text(
+    text("backbone", "name of the backbone", "backbone", In.ALL, once=Once.SAME, left=True),
+    text("weights", "pretrained, demo, random or unknown"),
+    text("weights_fingerprint", "hash of the weights; empty for random ones"),
+    text("shown_weights", "", "weights", In.READERS, once=Once.SAME, left=True),
+    text(
         "normalization",
         "name of the normalisation",
         "normalization",
@@ -156,12 +43,10 @@ _ENTRY = (
         once=Once.SAME,
         left=True,
     ),
-    _text(
-        "precision", "arithmetic of the training", "precision", In.ALL, once=Once.SAME, left=True
-    ),
+    text("precision", "arithmetic of the training", "precision", In.ALL, once=Once.SAME, left=True),
 )
 _FROM_VARIANT = (
-    _text(
+    text(
         "chosen",
         "how rate, decay and options were chosen: by which recipe or variant, by hand, or untuned",
         "chosen",
@@ -170,22 +55,22 @@ _FROM_VARIANT = (
         left=True,
         shown=lambda chosen: (chosen or "").partition(", ")[0],
     ),
-    _whole("tuning_budget", "points that `tune` tried to find the settings", "budget", In.ALL),
-    _text("tuning_space", "hash of what was searched, and in which order"),
-    _whole("tuning_failed", "points of them that have no score", "failed points", In.ALL),
-    _number("tuning_seconds", "recorded seconds of all points", "tuning s", In.ALL),
-    _text("tuning_device", "where the points ran"),
+    whole("tuning_budget", "points that `tune` tried to find the settings", "budget", In.ALL),
+    text("tuning_space", "hash of what was searched, and in which order"),
+    whole("tuning_failed", "points of them that have no score", "failed points", In.ALL),
+    number("tuning_seconds", "recorded seconds of all points", "tuning s", In.ALL),
+    text("tuning_device", "where the points ran"),
 )
 _DEPARTS = (
-    _text("departs", "what else the row does otherwise than most rows of the table"),
-    _text("shown_departs", "", "departs", In.READERS, left=True),
+    text("departs", "what else the row does otherwise than most rows of the table"),
+    text("shown_departs", "", "departs", In.READERS, left=True),
 )
-_LABELS = _text(
+_LABELS = text(
     "labels", "what the runs say of themselves", "notes", In.ALL, once=Once.SAME, left=True
 )
 _OWN = In.FILES | In.READERS
 _SCORES = (
-    _number(
+    number(
         "ppt",
         "[score](leaderboard.md#scores) of metric and parameters, a fraction",
         "PPT",
@@ -193,7 +78,7 @@ _SCORES = (
         shown=fraction,
         once=Once.NEVER,
     ),
-    _number(
+    number(
         "pscp_style",
         "[score](leaderboard.md#scores) of metric and costs, a fraction",
         "PSCP style",
@@ -201,10 +86,10 @@ _SCORES = (
         shown=fraction,
         once=Once.NEVER,
     ),
-    _text("score_constants", "the constants of both scores"),
+    text("score_constants", "the constants of both scores"),
 )
 _CARD = (
-    _number(
+    number(
         "card_train_step_ms_median",
         "time of a training step",
         "card step ms",
@@ -212,7 +97,7 @@ _CARD = (
         unit="ms",
         digits=None,
     ),
-    _number(
+    number(
         "card_train_step_images_per_second",
         "training images over training time",
         "card images/s",
@@ -220,23 +105,23 @@ _CARD = (
         unit="1/s",
         digits=None,
     ),
-    _whole(
+    whole(
         "card_train_step_flops_per_image",
         "operations of a training step",
         "card GFLOPs",
         In.ALL,
-        shown=_in(GIGA),
+        shown=in_unit(GIGA),
     ),
-    _whole("card_peak_allocated_bytes", "peak of a training step on an accelerator", unit="bytes"),
-    _whole(
+    whole("card_peak_allocated_bytes", "peak of a training step on an accelerator", unit="bytes"),
+    whole(
         "card_peak_resident_growth_bytes",
         "the same on a CPU: growth of resident memory",
         unit="bytes",
     ),
-    _whole("card_peak", "", "card peak MiB", In.READERS, shown=_in(MIB)),
-    _text("card_device", "where the card was measured"),
-    _whole("card_batch_size", "images of its training step"),
-    _text("card_id", "which card it is"),
+    whole("card_peak", "", "card peak MiB", In.READERS, shown=in_unit(MIB)),
+    text("card_device", "where the card was measured"),
+    whole("card_batch_size", "images of its training step"),
+    text("card_id", "which card it is"),
 )
 
 
@@ -256,15 +141,15 @@ def cell_columns(
     # to the files.
     own = In.FILES | In.PAGES if with_cards else In.ALL
     return [
-        _text("benchmark", "benchmark of the data set; `custom` for a user's own"),
-        _text("data", "name of the data set", "data", In.ALL, once=Once.SAME, left=True),
+        text("benchmark", "benchmark of the data set; `custom` for a user's own"),
+        text("data", "name of the data set", "data", In.ALL, once=Once.SAME, left=True),
         *_PROTOCOL,
-        _text("shown_data_fingerprint", "", "data version", In.READERS, left=True),
-        _text("shown_image_format", "", "pictures", In.READERS),
+        text("shown_data_fingerprint", "", "data version", In.READERS, left=True),
+        text("shown_image_format", "", "pictures", In.READERS),
         *_ENTRY,
         *_FROM_VARIANT,
         *_DEPARTS,
-        _text(
+        text(
             "head",
             "the dense head; empty for classification",
             "head",
@@ -272,13 +157,13 @@ def cell_columns(
             once=Once.SAME,
             left=True,
         ),
-        _text("config_hash", "the whole configuration, see [records](records.md)"),
-        _text("shown_config", "", "config", In.READERS, left=True),
-        _text("metric", "the headline metric: what runs on the data set are ranked by"),
-        _text("shown_metric", "", "metric" if len(ranked) > 1 else "", In.READERS),
-        _text("shown_score", "", score, In.READERS),
-        _number("mean", "its mean over the runs that finished, at the last epoch", unit="metric's"),
-        _number(
+        text("config_hash", "the whole configuration, see [records](records.md)"),
+        text("shown_config", "", "config", In.READERS, left=True),
+        text("metric", "the headline metric: what runs on the data set are ranked by"),
+        text("shown_metric", "", "metric" if len(ranked) > 1 else "", In.READERS),
+        text("shown_score", "", score, In.READERS),
+        number("mean", "its mean over the runs that finished, at the last epoch", unit="metric's"),
+        number(
             "std",
             "sample deviation, which divides by n - 1; none for one run",
             "± std",
@@ -287,48 +172,48 @@ def cell_columns(
             shown=percent,
             once=Once.NEVER,
         ),
-        _whole("n", "runs that finished", "n", In.ALL, shown=str, once=Once.NEVER),
-        _number(
+        whole("n", "runs that finished", "n", In.ALL, shown=str, once=Once.NEVER),
+        number(
             "ci_low",
             "lower end of the mean's 95 % interval, Student's t over seeds; none for one run",
             unit="metric's",
         ),
-        _number("ci_high", "upper end of the same", unit="metric's"),
-        _number("min", "the smallest value", unit="metric's"),
-        _number("max", "the largest value", unit="metric's"),
-        _text("seeds", "seeds of the runs that finished"),
+        number("ci_high", "upper end of the same", unit="metric's"),
+        number("min", "the smallest value", unit="metric's"),
+        number("max", "the largest value", unit="metric's"),
+        text("seeds", "seeds of the runs that finished"),
         *(_metric_mean(name, ranked) for name in metrics),
-        _whole(
+        whole(
             "parameters_method", "trained by the method, the largest of its runs", "params", In.ALL
         ),
-        _whole("parameters_head", "trained in the head", "head params", In.FILES | In.PAGES),
-        _whole("parameters_total", "both"),
-        _whole(
+        whole("parameters_head", "trained in the head", "head params", In.FILES | In.PAGES),
+        whole("parameters_total", "both"),
+        whole(
             "stored_delta_bytes",
             "size of the delta checkpoint",
             "delta KiB",
             In.FILES | In.PAGES,
             unit="bytes",
-            shown=_in(KIB),
+            shown=in_unit(KIB),
         ),
-        _number("train_seconds_mean", "the runs' own, incidental timing", "train s", own, unit="s"),
-        _number("train_images_per_second_mean", "the same", "images/s", own, unit="1/s"),
-        _whole(
+        number("train_seconds_mean", "the runs' own, incidental timing", "train s", own, unit="s"),
+        number("train_images_per_second_mean", "the same", "images/s", own, unit="1/s"),
+        whole(
             "peak_memory_bytes_max",
             "the same; of an accelerator",
             "peak MiB",
             own,
             unit="bytes",
-            shown=_in(MIB),
+            shown=in_unit(MIB),
         ),
-        _text("device", "where the runs were made"),
+        text("device", "where the runs were made"),
         *_scores(with_cards),
         *_card(with_cards),
-        _text("data_fingerprint", "the data that were read, the pixels of a sample included"),
-        _text("image_format", "`jpeg`, `png`, ...; `array` where pictures are rendered"),
-        _whole("failed", "runs that did not finish"),
-        _text("failed_reasons", "how and why"),
-        _text("not_finished", "", "not finished", In.READERS),
+        text("data_fingerprint", "the data that were read, the pixels of a sample included"),
+        text("image_format", "`jpeg`, `png`, ...; `array` where pictures are rendered"),
+        whole("failed", "runs that did not finish"),
+        text("failed_reasons", "how and why"),
+        text("not_finished", "", "not finished", In.READERS),
         _LABELS,
     ]
 
@@ -339,16 +224,16 @@ def summary_columns(
     """Of a table with one row per entry: the means of a benchmark, and its data sets."""
     scores = _scores(with_cards) if scored else [replace(c, where=In.FILES) for c in _SCORES]
     return [
-        _text("number", "", "#", In.TERMINAL),
+        text("number", "", "#", In.TERMINAL),
         *_PROTOCOL,
         *_ENTRY,
         *_FROM_VARIANT,
         *_DEPARTS,
-        _whole(
+        whole(
             "parameters_method", "trained by the method, the largest of its runs", "params", In.ALL
         ),
         *(
-            _number(
+            number(
                 name,
                 "over data sets, none unless each has a value",
                 name,
@@ -359,7 +244,7 @@ def summary_columns(
             )
             for name in means
         ),
-        _text("complete", "how many data sets have a value, out of how many", "complete", In.ALL),
+        text("complete", "how many data sets have a value, out of how many", "complete", In.ALL),
         *scores,
         *(
             replace(c, where=c.where & ~In.TERMINAL) if c.key.endswith("per_second") else c
@@ -369,13 +254,11 @@ def summary_columns(
             column
             for name in datasets
             for column in (
-                _number(
-                    name, "mean on that data set; none where `cells` says why", unit="metric's"
-                ),
-                _text(f"shown {name}", "", name, In.PAGES),
+                number(name, "mean on that data set; none where `cells` says why", unit="metric's"),
+                text(f"shown {name}", "", name, In.PAGES),
             )
         ),
-        _text("cells", "data sets without a value or with runs that did not finish, and why"),
+        text("cells", "data sets without a value or with runs that did not finish, and why"),
         _LABELS,
     ]
 
@@ -383,42 +266,42 @@ def summary_columns(
 def run_columns(metrics: Iterable[str]) -> list[Column]:
     """Of a table with one row per run."""
     return [
-        _text("run_id", "names the run"),
-        _text("benchmark", "benchmark of the data set"),
-        _text("group", "group of the data set in its benchmark"),
-        _text("data", "name of the data set"),
+        text("run_id", "names the run"),
+        text("benchmark", "benchmark of the data set"),
+        text("group", "group of the data set in its benchmark"),
+        text("data", "name of the data set"),
         *_PROTOCOL,
         _NAME,
         _VARIANT,
-        _text("method", "name of the method"),
-        _text("options", "its options"),
+        text("method", "name of the method"),
+        text("options", "its options"),
         *(column for column in _ENTRY if column.key in _OF_A_RUN),
         *_FROM_VARIANT,
-        _text("head", "the dense head; empty for classification"),
-        _text("config_hash", "the whole configuration, see [records](records.md)"),
-        _whole("seed", "of the run"),
-        _text("status", "`ok`, `failed`, `oom`, `interrupted` or `diverged`"),
-        _text("error", "what ended it"),
-        _text("metric", "the headline metric"),
-        _number("value", "its value at the last epoch", unit="metric's"),
-        _whole("epoch", "epochs completed by then"),
-        _whole("images", "images scored"),
+        text("head", "the dense head; empty for classification"),
+        text("config_hash", "the whole configuration, see [records](records.md)"),
+        whole("seed", "of the run"),
+        text("status", "`ok`, `failed`, `oom`, `interrupted` or `diverged`"),
+        text("error", "what ended it"),
+        text("metric", "the headline metric"),
+        number("value", "its value at the last epoch", unit="metric's"),
+        whole("epoch", "epochs completed by then"),
+        whole("images", "images scored"),
         *(
-            _number(f"metric_{name}", "that metric at the last epoch", unit="metric's")
+            number(f"metric_{name}", "that metric at the last epoch", unit="metric's")
             for name in metrics
         ),
-        _number("train_loss", "mean loss of the last epoch"),
-        _whole("parameters_method", "trained by the method"),
-        _whole("parameters_head", "trained in the head"),
-        _whole("parameters_total", "both"),
-        _whole("stored_delta_bytes", "size of the delta checkpoint", unit="bytes"),
-        _number("train_seconds", "training, without evaluation", unit="s"),
-        _number("train_images_per_second", "training images over training time", unit="1/s"),
-        _whole("peak_memory_bytes", "of an accelerator", unit="bytes"),
-        _text("device", "where the run was made"),
-        _text("data_fingerprint", "the data that were read"),
-        _text("image_format", "`jpeg`, `png`, ...; `array` where pictures are rendered"),
-        _text("labels", "what the run says of itself"),
+        number("train_loss", "mean loss of the last epoch"),
+        whole("parameters_method", "trained by the method"),
+        whole("parameters_head", "trained in the head"),
+        whole("parameters_total", "both"),
+        whole("stored_delta_bytes", "size of the delta checkpoint", unit="bytes"),
+        number("train_seconds", "training, without evaluation", unit="s"),
+        number("train_images_per_second", "training images over training time", unit="1/s"),
+        whole("peak_memory_bytes", "of an accelerator", unit="bytes"),
+        text("device", "where the run was made"),
+        text("data_fingerprint", "the data that were read"),
+        text("image_format", "`jpeg`, `png`, ...; `array` where pictures are rendered"),
+        text("labels", "what the run says of itself"),
     ]
 
 
@@ -429,9 +312,9 @@ def _metric_mean(name: str, headlines: Sequence[str]) -> Column:
     """The mean of a metric; readers see it beside the headlines that it says more of."""
     key, what = f"{name}_mean", "mean of that metric over the runs that finished"
     if name not in METRICS or not set(METRICS.get(name).beside) & set(headlines):
-        return _number(key, what, unit="metric's")
+        return number(key, what, unit="metric's")
     where = In.FILES | In.PAGES if name == _LONG else In.ALL
-    return _number(key, what, heading(name), where, unit="metric's", shown=percent, once=Once.NEVER)
+    return number(key, what, heading(name), where, unit="metric's", shown=percent, once=Once.NEVER)
 
 
 _LONG = "mean_per_class_accuracy"
@@ -474,7 +357,7 @@ _IN_PRINT = {
 def _timing(name: str, what: str) -> list[Column]:
     def column(key: str, says: str, unit: str) -> Column:
         title = _IN_PRINT.get(key, "")
-        return _number(key, says, title, In.ALL if title else In.FILES, unit=unit, digits=None)
+        return number(key, says, title, In.ALL if title else In.FILES, unit=unit, digits=None)
 
     return [
         *(
@@ -492,27 +375,27 @@ def cost_columns() -> list[Column]:
     """Of a table with one row per cost card."""
     exact: dict[str, Any] = {"digits": None}
     return [
-        _text("card_id", "names the card"),
-        _text("method", "what was measured", "method", In.ALL, left=True),
-        _text("options", "options of the method"),
-        _text("shown_options", "", "options", In.READERS, left=True),
-        _text("backbone", "name of the backbone", "backbone", In.FILES | In.PAGES),
-        _text("network", "what of the backbone decides its cost"),
-        _text(
+        text("card_id", "names the card"),
+        text("method", "what was measured", "method", In.ALL, left=True),
+        text("options", "options of the method"),
+        text("shown_options", "", "options", In.READERS, left=True),
+        text("backbone", "name of the backbone", "backbone", In.FILES | In.PAGES),
+        text("network", "what of the backbone decides its cost"),
+        text(
             "resolution",
             "height and width; `own resolution` is that of the weights",
             "resolution",
             In.FILES | In.PAGES,
         ),
-        _text("precision", "arithmetic", "precision", In.FILES | In.PAGES),
-        _text("device", "name of the device"),
-        _text("shown_device", "", "device", In.PAGES),
-        _text("device_kind", "`cpu` or `cuda`"),
-        _whole("device_threads", "threads that the tensor library computed with"),
-        _text("device_driver", "driver of an accelerator"),
-        _number("device_power_limit_watts", "of an accelerator", unit="W", **exact),
-        _text("device_busy", "what else used the device"),
-        _whole(
+        text("precision", "arithmetic", "precision", In.FILES | In.PAGES),
+        text("device", "name of the device"),
+        text("shown_device", "", "device", In.PAGES),
+        text("device_kind", "`cpu` or `cuda`"),
+        whole("device_threads", "threads that the tensor library computed with"),
+        text("device_driver", "driver of an accelerator"),
+        number("device_power_limit_watts", "of an accelerator", unit="W", **exact),
+        text("device_busy", "what else used the device"),
+        whole(
             "batch_size",
             "images per training step",
             "batch",
@@ -520,10 +403,10 @@ def cost_columns() -> list[Column]:
             shown=str,
             once=Once.NEVER,
         ),
-        _text("setting", "everything else that was asked of the measurement"),
-        _text("shown_hardware", "", "hardware", In.READERS, once=Once.SAME, left=True),
-        _text("shown_setting", "", "setting", In.PAGES),
-        _text(
+        text("setting", "everything else that was asked of the measurement"),
+        text("shown_hardware", "", "hardware", In.READERS, once=Once.SAME, left=True),
+        text("shown_setting", "", "setting", In.PAGES),
+        text(
             "status",
             "how it ended; a card that is not `ok` has an error and no number",
             "status",
@@ -531,74 +414,81 @@ def cost_columns() -> list[Column]:
             once=Once.SAME,
             left=True,
         ),
-        _whole("parameters_method", "trained by the method", "params", In.ALL),
-        _whole("parameters_head", "trained in the head", "head params", _MORE),
-        _whole("parameters_total", "both", "all params", _MORE),
-        _whole("parameters_model", "of the model, trained or frozen"),
-        _whole(
+        whole("parameters_method", "trained by the method", "params", In.ALL),
+        whole("parameters_head", "trained in the head", "head params", _MORE),
+        whole("parameters_total", "both", "all params", _MORE),
+        whole("parameters_model", "of the model, trained or frozen"),
+        whole(
             "stored_delta_bytes",
             "size of the delta checkpoint",
             "stored KiB",
             _MORE,
             unit="bytes",
-            shown=_in(KIB),
+            shown=in_unit(KIB),
         ),
-        _whole(
+        whole(
             "forward_flops_per_image",
             "floating-point operations; a multiplication and an addition are two",
             "GFLOPs fwd",
             In.ALL,
-            shown=_in(GIGA),
+            shown=in_unit(GIGA),
         ),
-        _whole(
+        whole(
             "train_step_flops_per_image",
             "forward and backward",
             "GFLOPs step",
             In.ALL,
-            shown=_in(GIGA),
+            shown=in_unit(GIGA),
         ),
-        _whole("plain_forward_flops_per_image", "of the backbone alone, counted"),
-        _whole("closed_form_forward_flops_per_image", "of the backbone alone, by its formula"),
+        whole("plain_forward_flops_per_image", "of the backbone alone, counted"),
+        whole("closed_form_forward_flops_per_image", "of the backbone alone, by its formula"),
         *(column for name, what in _TIMINGS.items() for column in _timing(name, what)),
-        _whole("peak_allocated_bytes", "peak of a training step on an accelerator", unit="bytes"),
-        _whole("peak_reserved_bytes", "what the allocator holds", unit="bytes"),
-        _whole(
+        whole("peak_allocated_bytes", "peak of a training step on an accelerator", unit="bytes"),
+        whole("peak_reserved_bytes", "what the allocator holds", unit="bytes"),
+        whole(
             "peak_resident_growth_bytes",
             "on a CPU instead: growth of resident memory",
             unit="bytes",
         ),
-        _text("shown_allocated", "", "allocated MiB", In.READERS),
-        _text("shown_reserved", "", "reserved MiB", In.PAGES),
-        _text("shown_resident", "", "resident MiB", In.READERS),
-        _whole("weights_bytes", "of the peak", "weights MiB", _MORE, unit="bytes", shown=_in(MIB)),
-        _whole(
-            "gradients_bytes", "of the peak", "gradients MiB", _MORE, unit="bytes", shown=_in(MIB)
+        text("shown_allocated", "", "allocated MiB", In.READERS),
+        text("shown_reserved", "", "reserved MiB", In.PAGES),
+        text("shown_resident", "", "resident MiB", In.READERS),
+        whole(
+            "weights_bytes", "of the peak", "weights MiB", _MORE, unit="bytes", shown=in_unit(MIB)
         ),
-        _whole(
+        whole(
+            "gradients_bytes",
+            "of the peak",
+            "gradients MiB",
+            _MORE,
+            unit="bytes",
+            shown=in_unit(MIB),
+        ),
+        whole(
             "optimizer_state_bytes",
             "of the peak",
             "optimizer MiB",
             _MORE,
             unit="bytes",
-            shown=_in(MIB),
+            shown=in_unit(MIB),
         ),
-        _whole(
+        whole(
             "activations_bytes",
             "of the peak",
             "activations MiB",
             _MORE,
             unit="bytes",
-            shown=_in(MIB),
+            shown=in_unit(MIB),
         ),
-        _whole(
+        whole(
             "saved_for_backward_bytes",
             "tensors that autograd keeps; exact, and the same on every device",
             "saved MiB",
             _MORE,
             unit="bytes",
-            shown=_in(MIB),
+            shown=in_unit(MIB),
         ),
-        _number(
+        number(
             "train_joules_per_image",
             "energy that the device reports",
             "J/image",
@@ -606,9 +496,9 @@ def cost_columns() -> list[Column]:
             unit="J",
             **exact,
         ),
-        _text("merge_refusal", "why the method cannot be folded in"),
-        _text("energy_note", "why the energy is not known"),
-        _text("finished", "when; ISO 8601, UTC"),
-        _text("labels", "what the card says of itself", "notes", In.ALL, once=Once.SAME, left=True),
-        _text("error", "what ended it", "error", In.FILES | In.PAGES),
+        text("merge_refusal", "why the method cannot be folded in"),
+        text("energy_note", "why the energy is not known"),
+        text("finished", "when; ISO 8601, UTC"),
+        text("labels", "what the card says of itself", "notes", In.ALL, once=Once.SAME, left=True),
+        text("error", "what ended it", "error", In.FILES | In.PAGES),
     ]

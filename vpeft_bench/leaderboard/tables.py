@@ -15,14 +15,8 @@ from vpeft_bench.errors import nearest
 from vpeft_bench.formats import MIB, MISSING, percent, quantity, short_options
 from vpeft_bench.leaderboard.cards import told_apart
 from vpeft_bench.leaderboard.cells import ENTRY, in_order
-from vpeft_bench.leaderboard.columns import (
-    Column,
-    In,
-    cell_columns,
-    cost_columns,
-    run_columns,
-    summary_columns,
-)
+from vpeft_bench.leaderboard.column import Column, In
+from vpeft_bench.leaderboard.columns import cell_columns, cost_columns, run_columns, summary_columns
 from vpeft_bench.leaderboard.departures import departures, short_keys
 from vpeft_bench.leaderboard.runs import METRIC, PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.scores import Scores

@@ -16,7 +16,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from vpeft_bench.formats import MISSING, printable, printable_lines
-from vpeft_bench.leaderboard.columns import Column, In, Once
+from vpeft_bench.leaderboard.column import Column, In, Once
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.tables import Summary, Table, by_data
 

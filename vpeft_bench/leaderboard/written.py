@@ -18,14 +18,8 @@ from pyarrow.csv import CSVWriter, write_csv
 from vpeft_bench.files import replacing, write_atomically
 from vpeft_bench.formats import each, harmless, markdown, markdown_of, printable
 from vpeft_bench.leaderboard.cells import in_order
-from vpeft_bench.leaderboard.columns import (
-    Column,
-    In,
-    cell_columns,
-    cost_columns,
-    run_columns,
-    summary_columns,
-)
+from vpeft_bench.leaderboard.column import Column, In
+from vpeft_bench.leaderboard.columns import cell_columns, cost_columns, run_columns, summary_columns
 from vpeft_bench.leaderboard.tables import Summary, Table, run_table
 
 SCHEMA_VERSION = 1

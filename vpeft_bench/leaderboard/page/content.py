@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from vpeft_bench.formats import KIB, MISSING, quantity
-from vpeft_bench.leaderboard.columns import Column, In, Kind
+from vpeft_bench.leaderboard.column import Column, In, Kind
 from vpeft_bench.leaderboard.page.details import details
 from vpeft_bench.leaderboard.page.standings import (
     Condition,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from vpeft_bench.leaderboard.columns import Column, In, Kind
+from vpeft_bench.leaderboard.column import Column, In, Kind
 from vpeft_bench.leaderboard.page.view import (
     PLAIN,
     Cell,
