@@ -17,7 +17,9 @@ from vpeft_bench.leaderboard.cells import cells_of
 from vpeft_bench.leaderboard.column import In
 from vpeft_bench.leaderboard.runs import frame_of
 from vpeft_bench.leaderboard.scores import Scores
-from vpeft_bench.leaderboard.tables import Summary, Table
+from vpeft_bench.leaderboard.summaries import Summary
+from vpeft_bench.leaderboard.summaries import summaries as of_benchmarks
+from vpeft_bench.leaderboard.tables import Table
 from vpeft_bench.leaderboard.written import to_csv
 from vpeft_bench.records.cost_card import CostCard
 from vpeft_bench.records.run_record import RunRecord
@@ -66,4 +68,4 @@ def datasets(found: pd.DataFrame, protocol: str = "final", scores: Scores = SCOR
 
 
 def summaries(found: pd.DataFrame, benchmark: str | None = None) -> list[Summary]:
-    return tables.summaries(found, SCORES, benchmark)
+    return of_benchmarks(found, SCORES, benchmark)

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.leaderboard.as_rows import SCORES, cells
 from tests.leaderboard.conftest import make_run
 from vpeft_bench.leaderboard.figures import FORMATS, front, write_figures
-from vpeft_bench.leaderboard.tables import Summary, summaries
+from vpeft_bench.leaderboard.summaries import Summary, summaries
 from vpeft_bench.records.run_record import Parameters, RunRecord
 
 SETS = ("digits", "sprites_count", "sprites_location", "sprites_orientation")

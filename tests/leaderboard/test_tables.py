@@ -16,7 +16,8 @@ from vpeft_bench.config.choices import choices_on_disk, config_dir, use_folders
 from vpeft_bench.config.identity import asked_hash
 from vpeft_bench.data.composed import compose_data_configs
 from vpeft_bench.formats import shortest, to_csv, to_markdown
-from vpeft_bench.leaderboard.tables import Summary, best_first, strangers
+from vpeft_bench.leaderboard.summaries import Summary, strangers
+from vpeft_bench.leaderboard.tables import best_first
 from vpeft_bench.records.cost_card import CardStatus, CostCard
 from vpeft_bench.records.run_record import DataFacts, Diverged, Parameters, RunRecord, Status
 

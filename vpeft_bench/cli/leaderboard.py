@@ -11,7 +11,7 @@ import pandas as pd
 from rich.console import Console
 
 from vpeft_bench.cli.arguments import typed_folder
-from vpeft_bench.config.benchmarks import known
+from vpeft_bench.config.benchmarks import columns_of, known
 from vpeft_bench.config.choices import use_folders
 from vpeft_bench.errors import ConfigError, Problem, unknown_name
 from vpeft_bench.files import typed_path
@@ -22,15 +22,8 @@ from vpeft_bench.leaderboard.cells import cells_of
 from vpeft_bench.leaderboard.reading import find_runs, write_runs
 from vpeft_bench.leaderboard.runs import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.scores import Scores
-from vpeft_bench.leaderboard.tables import (
-    Summary,
-    Table,
-    columns_of,
-    cost_table,
-    dataset_table,
-    strangers,
-    summaries,
-)
+from vpeft_bench.leaderboard.summaries import Summary, strangers, summaries
+from vpeft_bench.leaderboard.tables import Table, cost_table, dataset_table
 from vpeft_bench.leaderboard.terminal import (
     print_costs,
     print_datasets,

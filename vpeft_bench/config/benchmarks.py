@@ -199,3 +199,16 @@ def _problems(raw: Any) -> Iterator[tuple[str, str, str]]:
         yield ", columns", f"{others[0]} is none of its data sets", f"there are: {', '.join(names)}"
     if isinstance(columns, dict) and len(set(columns.values())) < len(columns):
         yield ", columns", "names two data sets alike", ""
+
+
+def columns_of(benchmark: str, data: str, every: Mapping[str, Benchmark]) -> dict[str, str]:
+    """The benchmarks that a data set is part of, and its column in each.
+
+    That is the one that it says it belongs to, where that one names it; and all that name it word
+    for word, such as a user's own choice of data sets.
+    """
+    found = {n: b.members[data] for n, b in every.items() if data in b.members}
+    own = every.get(benchmark)
+    if own is not None and (column := own.member(data)) is not None:
+        found[benchmark] = column
+    return found

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from vpeft_bench.files import replacing
 from vpeft_bench.formats import MIB, printable
-from vpeft_bench.leaderboard.tables import Summary
+from vpeft_bench.leaderboard.summaries import Summary
 from vpeft_bench.metrics.names import heading
 
 FOLDER, FORMATS = "figures", ("svg", "pdf", "png")

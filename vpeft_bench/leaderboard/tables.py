@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
-from vpeft_bench.config.benchmarks import CUSTOM, FOLDER, ONE_GROUP, Benchmark, known
+from vpeft_bench.config.benchmarks import ONE_GROUP, columns_of, known
 from vpeft_bench.config.recipes import budget_of
-from vpeft_bench.errors import nearest
-from vpeft_bench.formats import MIB, MISSING, percent, quantity, short_options
+from vpeft_bench.formats import MIB, percent, quantity, short_options
 from vpeft_bench.leaderboard.cards import told_apart
 from vpeft_bench.leaderboard.cells import ENTRY, in_order
 from vpeft_bench.leaderboard.column import Column, In
-from vpeft_bench.leaderboard.columns import cell_columns, cost_columns, run_columns, summary_columns
+from vpeft_bench.leaderboard.columns import cell_columns, cost_columns, run_columns
 from vpeft_bench.leaderboard.departures import departures, short_keys
 from vpeft_bench.leaderboard.runs import METRIC, PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.scores import Scores
@@ -63,26 +62,6 @@ class Table:
         return {name: of for name, of in texts.items() if any(of)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Summary(Table):
-    """One benchmark under one protocol; best mean first, rows without a mean last.
-
-    Attributes:
-        benchmark: the data sets.
-        protocol: what was scored.
-        lines: by data set and row what is said of the cell, in the pieces it may be broken into.
-    """
-
-    benchmark: Benchmark
-    protocol: str
-    lines: Mapping[str, list[tuple[str, ...]]]
-
-    @property
-    def ambiguous(self) -> bool:
-        """Whether any cell has several configurations."""
-        return any(line[0] == "ambiguous" for lines in self.lines.values() for line in lines)
-
-
 # ---- data set by data set ------------------------------------------------------------------------
 
 
@@ -124,12 +103,12 @@ def _dataset_table(cells: pd.DataFrame, protocol: str, scores: Scores) -> Table:
         shown_config=cells["config_hash"].astype(object).str[:_SHORT_HASH].where(alike, ""),
         shown_metric=[title(name) if name else "" for name in _plain(cells["metric"])],
         shown_score=[
-            "diverged" if diverged else percent(_none(mean))
+            "diverged" if diverged else percent(none_of(mean))
             for mean, diverged in zip(cells["mean"], cells["diverged"], strict=True)
         ],
         labels=cells["label_list"].map(", ".join),
-        **_named(cells, cells["own_options"]),
-        **_scored(scores, score, cells["parameters_mean"], cells),
+        **named(cells, cells["own_options"]),
+        **scored(scores, score, cells["parameters_mean"], cells),
     )
     headlines = cells["metric"].dropna().unique()
     beside = {name for name in METRICS.names() if set(METRICS.get(name).beside) & set(headlines)}
@@ -147,7 +126,7 @@ def _dataset_table(cells: pd.DataFrame, protocol: str, scores: Scores) -> Table:
         columns=columns,
         settings=told.shared,
         cells=cells,
-        gains={next(c.title for c in columns if c.key == "shown_score"): _gain(cells)},
+        gains={next(c.title for c in columns if c.key == "shown_score"): gain_of(cells)},
         by_data=True,
     )
 
@@ -161,18 +140,18 @@ def best_first(cells: pd.DataFrame) -> pd.DataFrame:
         return every[benchmark].datasets.index(column) if column else -1
 
     pairs = cells[["benchmark", "data"]].drop_duplicates()
-    places = {pair: place(*pair) for pair in _pairs(pairs)}
+    places = {pair: place(*pair) for pair in pairs_of(pairs)}
     at = zip(cells["benchmark"], cells["data"], strict=True)
     keys = pd.DataFrame(index=cells.index)
     keys["benchmark"] = cells["benchmark"].astype(str)
     keys["place"] = [places[pair] for pair in at]
     keys["data"] = cells["data"].astype(str)
-    keys["gain"] = -_gain(cells).round(2)  # what is printed equal counts as equal
+    keys["gain"] = -gain_of(cells).round(2)  # what is printed equal counts as equal
     keys[[*ENTRY, "config_hash"]] = cells[[*ENTRY, "config_hash"]].astype(str)
     return cells.loc[keys.sort_values([*keys.columns], na_position="last").index]
 
 
-def _gain(cells: pd.DataFrame) -> pd.Series:
+def gain_of(cells: pd.DataFrame) -> pd.Series:
     """The mean of the headline metric, so that more is better."""
     signs = {name: METRICS.get(name).gain(1.0) for name in cells["metric"].dropna().unique()}
     return cells["mean"] * cells["metric"].astype(object).map(signs).astype(float)
@@ -186,205 +165,6 @@ def what_is_shown(protocol: str, cells: pd.DataFrame) -> str:
     what = title(headlines[0]) if len(headlines) == 1 else "headline metric"
     unit = f", {units.pop()}" if len(units) == 1 else ""
     return f"protocol {protocol}: {what} on {split} images{unit}, last epoch, mean ± std (n seeds)"
-
-
-# ---- benchmark by benchmark ----------------------------------------------------------------------
-
-
-def columns_of(benchmark: str, data: str, every: Mapping[str, Benchmark]) -> dict[str, str]:
-    """The benchmarks that a data set is part of, and its column in each.
-
-    That is the one that it says it belongs to, where that one names it; and all that name it word
-    for word, such as a user's own choice of data sets.
-    """
-    found = {n: b.members[data] for n, b in every.items() if data in b.members}
-    own = every.get(benchmark)
-    if own is not None and (column := own.member(data)) is not None:
-        found[benchmark] = column
-    return found
-
-
-def summaries(cells: pd.DataFrame, scores: Scores, benchmark: str | None = None) -> list[Summary]:
-    """One summary for each benchmark and protocol that has cells, in a fixed order.
-
-    Args:
-        cells: of any data sets.
-        scores: with the constants that are asked for.
-        benchmark: only this one.
-    """
-    every = known()
-    pairs = cells[["benchmark", "data"]].drop_duplicates().astype(str)
-    placed = [
-        (*pair, name, column)
-        for pair in _pairs(pairs)
-        for name, column in columns_of(*pair, every).items()
-        if benchmark in (None, name)
-    ]
-    names = ["benchmark", "data", "of", "column"]
-    found = cells.astype({"benchmark": str, "data": str}).merge(
-        pd.DataFrame(placed, columns=names, dtype=str), on=names[:2]
-    )
-    tables = _pairs(found[["of", "protocol"]].drop_duplicates())
-    return [
-        _summary(
-            every[name],
-            protocol,
-            found[(found["of"] == name) & (found["protocol"] == protocol)],
-            scores,
-        )
-        for name, protocol in sorted(tables)
-    ]
-
-
-def strangers(cells: pd.DataFrame) -> list[str]:
-    """Data sets that claim a benchmark that does not name them, or that there is not."""
-    every = known()
-    pairs = cells[["data", "benchmark"]].drop_duplicates().astype(str)
-    told = []
-    for data, benchmark in sorted(_pairs(pairs)):
-        if benchmark in columns_of(benchmark, data, every):
-            continue
-        if benchmark in every:
-            told.append(f"{data}: {benchmark} has no such data set")
-        elif benchmark != CUSTOM:
-            close = nearest(benchmark, every)
-            meant = f"; did you mean {close}?" if close else ""
-            what = f"no file {FOLDER}/{benchmark}.yaml says what {benchmark} is{meant}"
-            told.append(f"{data}: {what} (--config-dir names the folder that holds it)")
-    return told
-
-
-def _summary(benchmark: Benchmark, protocol: str, cells: pd.DataFrame, scores: Scores) -> Summary:
-    entries = cells.groupby(list(ENTRY), observed=True, sort=True, dropna=False)
-    cells = cells.assign(row=entries.ngroup())
-    rows = cells.drop_duplicates("row").set_index("row").sort_index()
-    alone = cells[~cells.duplicated(["row", "column"], keep=False)]
-    datasets = list(benchmark.datasets)
-    alone = alone.assign(gain=_gain(alone))
-    values, gains = (
-        alone.pivot(index="row", columns="column", values=name).reindex(
-            rows.index, columns=datasets
-        )
-        for name in ("mean", "gain")
-    )
-    means, mean_gains = _means(benchmark, values), _means(benchmark, gains)
-    first = next(iter(mean_gains.values())) if means else pd.Series(float("nan"), rows.index)
-    order = first.round(2).sort_values(ascending=False, kind="stable", na_position="last").index
-    by_row = cells.groupby("row")
-    told = departures(cells, cells["row"])
-    counts = by_row["parameters_mean"]
-    parameters = counts.mean().where(counts.count() == counts.size())
-    shared_card = by_row["card_id"].nunique(dropna=False) == 1
-    beside = [name for name in map(str, rows) if name.startswith("card_")]
-    lines = _lines(cells, rows.index, datasets)
-    columns: dict[str, Any] = {
-        "split": str(PROTOCOL_SPLIT[protocol]),
-        "name": by_row["name"].agg(lambda of: next((name for name in of if name), "")),
-        "chosen": by_row["chosen"].agg(lambda of: "; ".join(sorted({t for t in of if t}))),
-        **_tuned(by_row),
-        "parameters_method": by_row["parameters_method"].max(),
-        "departs": told.rows,
-        "shown_departs": told.rows.map(short_keys),
-        **means,
-        "complete": values.notna().sum(axis=1).map(lambda count: f"{count}/{len(datasets)}"),
-        **{name: values[name] for name in datasets},
-        **{f"shown {name}": lines[name].map(" ".join) for name in datasets},
-        "cells": _odd_cells(lines),
-        "labels": by_row["label_list"].agg(lambda of: ", ".join(sorted(set().union(*of)))),
-        **{name: rows[name].where(shared_card) for name in beside},
-    }
-    rows = rows.assign(**columns)
-    mean = means[next(iter(means))] if means else pd.Series(float("nan"), rows.index)
-    rows = rows.assign(**_named(rows, rows["options"]), **_scored(scores, mean, parameters, rows))
-    rows = rows.loc[order].assign(number=[str(n) for n in range(1, len(rows) + 1)])
-    return Summary(
-        name=f"{benchmark.name}_{protocol}_summary",
-        title=f"{benchmark.name}; {what_is_shown(protocol, cells)}",
-        rows=rows,
-        columns=summary_columns(means, datasets, bool(rows["card_id"].notna().any()), bool(means)),
-        settings=told.shared,
-        cells=cells,
-        gains={name: of.loc[order] for name, of in {**mean_gains, **gains}.items()},
-        benchmark=benchmark,
-        protocol=protocol,
-        lines={name: lines.loc[order, name].tolist() for name in datasets},
-    )
-
-
-def _tuned(by_row: Any) -> dict[str, Any]:
-    """What all searches of a row were and cost together; nothing where one does not say."""
-    whole = {
-        name: by_row[name].sum(min_count=1).where(by_row[name].count() == by_row.size())
-        for name in ("tuning_failed", "tuning_seconds")
-    }
-    texts = {
-        name: by_row[name].agg(lambda of: "; ".join(sorted({str(t) for t in of if t})))
-        for name in ("tuning_space", "tuning_device")
-    }
-    return {"tuning_budget": by_row["tuning_budget"].max(), **whole, **texts}
-
-
-def _means(benchmark: Benchmark, values: pd.DataFrame) -> dict[str, pd.Series]:
-    """The means of a benchmark by name, none unless every data set has a value.
-
-    The first one, over all data sets, orders the table.
-    """
-    if not benchmark.averaged:
-        return {}
-    means = {f"mean over {len(benchmark.datasets)} datasets": values.mean(axis=1, skipna=False)}
-    if len(benchmark.groups) > 1:
-        groups = {
-            f"mean of {name}": values[list(members)].mean(axis=1, skipna=False)
-            for name, members in benchmark.groups.items()
-        }
-        together = pd.DataFrame(groups).mean(axis=1, skipna=False)
-        means |= {f"mean over {len(groups)} groups": together, **groups}
-    return means
-
-
-def _lines(cells: pd.DataFrame, rows: pd.Index, datasets: Sequence[str]) -> pd.DataFrame:
-    """What a table says of each row on each data set, in the pieces it may be broken into."""
-    counts = cells.groupby(["row", "column"]).size()
-    names = ["mean", "std", "n", "failed", "diverged", "interrupted"]
-    one = cells.drop_duplicates(["row", "column"]).set_index(["row", "column"])[names]
-    said = [
-        ("ambiguous", f"({count} configurations)") if count > 1 else _line(*cell)
-        for count, cell in zip(
-            counts.reindex(one.index), one.itertuples(index=False, name=None), strict=True
-        )
-    ]
-    lines = pd.Series(said, one.index, dtype=object).unstack("column")
-    lines = lines.reindex(index=rows, columns=list(datasets))
-    return lines.map(lambda line: line if isinstance(line, tuple) else (MISSING,))
-
-
-def _line(
-    mean: float, std: float, n: int, failed: int, diverged: int, interrupted: int
-) -> tuple[str, ...]:
-    if diverged:
-        return ("diverged", f"({diverged} of {n + failed})")
-    word = "interrupted" if interrupted == failed else "failed"
-    if not n:
-        return (word,)
-    deviation = "" if pd.isna(std) else f"± {percent(std)} "
-    lost = (f"{failed} {word}",) if failed else ()
-    return (percent(_none(mean)), f"{deviation}({n})", *lost)
-
-
-def _odd_cells(lines: pd.DataFrame) -> pd.Series:
-    """Of each row the data sets that have no value, or not of every run, and why."""
-    return pd.Series(
-        [
-            "; ".join(
-                f"{name}: {' '.join(line) if line[0] != MISSING else 'no run'}"
-                for name, line in zip(lines.columns, row, strict=True)
-                if not (len(line) == 2 and line[0] not in ("ambiguous", "diverged"))
-            )
-            for row in lines.itertuples(index=False, name=None)
-        ],
-        lines.index,
-        dtype=object,
-    )
 
 
 # ---- costs and runs ------------------------------------------------------------------------------
@@ -422,7 +202,7 @@ def run_table(runs: pd.DataFrame) -> Table:
     pairs = runs[["benchmark", "data"]].drop_duplicates().astype(str)
     groups = {
         (benchmark, data): every[benchmark].group_of(data) if benchmark in every else ""
-        for benchmark, data in _pairs(pairs)
+        for benchmark, data in pairs_of(pairs)
     }
     told = {text: ", ".join(json.loads(text)) for text in runs["labels"].unique()}
     rows = runs.assign(
@@ -462,7 +242,7 @@ def for_statistics(runs: pd.DataFrame) -> pd.DataFrame:
     ended = rows["status"] == Status.OK
     cells = rows.assign(ended=ended).groupby(entry, observed=True)
     several = cells["config_hash"].transform("nunique") > 1
-    told = _named(rows, rows["options"])
+    told = named(rows, rows["options"])
     parts = [told[name] for name in ("shown_name", "shown_method", "shown_options")]
     rows = rows.assign(
         method=[" ".join(filter(None, of)) for of in zip(*parts, strict=True)],
@@ -478,7 +258,7 @@ def for_statistics(runs: pd.DataFrame) -> pd.DataFrame:
 # ---- what rows are called, and their scores ------------------------------------------------------
 
 
-def _named(rows: pd.DataFrame, options: pd.Series) -> dict[str, Any]:
+def named(rows: pd.DataFrame, options: pd.Series) -> dict[str, Any]:
     """What a reader is told that a row is: its name if every row has one of its own.
 
     Else, or where a name stands for different options or variants: method and options.
@@ -511,10 +291,10 @@ def _score_of(mean: float, metric: str | None) -> float | None:
     """The scores are defined for percentages of which more is better."""
     known_ = METRICS.get(metric) if isinstance(metric, str) else None
     is_share = known_ is not None and known_.higher_is_better and known_.unit == "%"
-    return _none(mean) if is_share else None
+    return none_of(mean) if is_share else None
 
 
-def _scored(
+def scored(
     scores: Scores, mean: Iterable[float | None], parameters: pd.Series, rows: pd.DataFrame
 ) -> dict[str, Any]:
     """Both scores of every row, and the constants that they were computed with."""
@@ -526,7 +306,7 @@ def _scored(
         strict=True,
     )
     found = [
-        (scores.ppt(_none(m), _none(p)), scores.pscp(_none(m), _none(p), flops, peak))
+        (scores.ppt(none_of(m), none_of(p)), scores.pscp(none_of(m), none_of(p), flops, peak))
         for m, p, flops, peak in costs
     ]
     return {
@@ -555,11 +335,13 @@ def _short(fingerprint: str) -> str:
     return fingerprint.rpartition(":")[2][:_SHORT_HASH]
 
 
-def _pairs(frame: pd.DataFrame) -> list[tuple[str, str]]:
+def pairs_of(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """The rows of two columns, as texts."""
     return [(str(one), str(other)) for one, other in frame.itertuples(index=False, name=None)]
 
 
-def _none(value: Any) -> Any:
+def none_of(value: Any) -> Any:
+    """None for what is not there, in whatever way it is said."""
     return None if value is None or pd.isna(value) else value
 
 

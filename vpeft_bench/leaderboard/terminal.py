@@ -18,7 +18,8 @@ from rich.text import Text
 from vpeft_bench.formats import MISSING, printable, printable_lines
 from vpeft_bench.leaderboard.column import Column, In, Once
 from vpeft_bench.leaderboard.scores import Scores
-from vpeft_bench.leaderboard.tables import Summary, Table, by_data
+from vpeft_bench.leaderboard.summaries import Summary
+from vpeft_bench.leaderboard.tables import Table, by_data
 
 MOST_ROWS = 60
 """Of a table that is printed."""

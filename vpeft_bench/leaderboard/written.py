@@ -20,7 +20,8 @@ from vpeft_bench.formats import each, harmless, markdown, markdown_of, printable
 from vpeft_bench.leaderboard.cells import in_order
 from vpeft_bench.leaderboard.column import Column, In
 from vpeft_bench.leaderboard.columns import cell_columns, cost_columns, run_columns, summary_columns
-from vpeft_bench.leaderboard.tables import Summary, Table, run_table
+from vpeft_bench.leaderboard.summaries import Summary
+from vpeft_bench.leaderboard.tables import Table, run_table
 
 SCHEMA_VERSION = 1
 JSON_NAME, SCHEMA_NAME = "leaderboard.json", "leaderboard.schema.json"

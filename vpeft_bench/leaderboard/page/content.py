@@ -34,7 +34,7 @@ from vpeft_bench.leaderboard.page.view import (
     number_of,
     told_once,
 )
-from vpeft_bench.leaderboard.tables import Summary
+from vpeft_bench.leaderboard.summaries import Summary
 from vpeft_bench.metrics.names import METRICS, heading
 from vpeft_bench.statistics.wording import Numbers, counted, places_text
 

@@ -12,7 +12,7 @@ from vpeft_bench.formats import MISSING, percent, short_options
 from vpeft_bench.leaderboard.origin import commands
 from vpeft_bench.leaderboard.page.standings import runs_of
 from vpeft_bench.leaderboard.page.view import OnData, number_of
-from vpeft_bench.leaderboard.tables import Summary
+from vpeft_bench.leaderboard.summaries import Summary
 
 _OF_RUNS = ("seed", "overrides", "device", "commit", "versions")
 _OF_CELLS = ("data", "column", "config_hash", "variant", "mean", "std", "n", "ci_low", "ci_high")

@@ -23,7 +23,8 @@ from vpeft_bench.leaderboard.page.content import panels
 from vpeft_bench.leaderboard.page.plain import plain_panel
 from vpeft_bench.leaderboard.page.standings import split_word
 from vpeft_bench.leaderboard.page.view import Panel, drawn, whisker_scale
-from vpeft_bench.leaderboard.tables import Summary, Table
+from vpeft_bench.leaderboard.summaries import Summary
+from vpeft_bench.leaderboard.tables import Table
 
 PAGE_NAME = "index.html"
 MOST_BYTES = 4_000_000
