@@ -130,17 +130,21 @@ def one_failed_and_one_ok(root: Path) -> None:
 
 def one_row_of_97(root: Path) -> None:
     (line,) = csv.DictReader((root / "tables" / "datasets_final.csv").open(encoding="utf-8"))
-    assert (line["n"], line["metric_mean"]) == ("1", "97.0000")
+    assert (line["n"], float(line["mean"])) == ("1", 97.0)
 
 
 def harmless_names(root: Path) -> None:
     for path in (root / "tables").iterdir():
+        if path.suffix == ".parquet":  # values as they are, for programs
+            continue
         text = path.read_text(encoding="utf-8")
         assert "\x1b" not in text
         if path.suffix == ".csv":
             fields = [field for row in csv.reader(text.splitlines()) for field in row]
             assert not [f for f in fields if f[:1] in ("=", "+", "@") or f[:2] == "-"]
-        else:
+        elif path.suffix == ".html":
+            assert text.count("<script") == 1, "the page's own"
+        elif path.suffix in (".md", ".tex"):
             assert "<script>" not in text
             assert not [line for line in text.splitlines()[1:] if line.startswith("#")]
 

@@ -19,7 +19,7 @@ from vpeft_bench.errors import ConfigError
 from vpeft_bench.heads.names import HEADS, Head, of_task
 from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.registry import build_method, method_class, own_methods
-from vpeft_bench.metrics.names import METRICS, Metric, beside
+from vpeft_bench.metric_names import METRICS, Metric, beside
 from vpeft_bench.records.run_record import Metrics, Split
 from vpeft_bench.registry import Registry
 from vpeft_bench.runs import validation

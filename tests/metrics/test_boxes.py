@@ -18,8 +18,8 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from tests.conftest import shared_path
+from vpeft_bench.metric_names import BoxMetric
 from vpeft_bench.metrics.boxes import BoxMetrics
-from vpeft_bench.metrics.names import BoxMetric
 
 Picture = dict[str, Tensor]
 BOX = (0.0, 0.0, 10.0, 100.0)

@@ -16,7 +16,7 @@ from vpeft_bench.config.choices import config_dir
 from vpeft_bench.config.identity import config_hash, scientific
 from vpeft_bench.config.schema import RunConfig, from_plain, plain
 from vpeft_bench.fields import setting
-from vpeft_bench.metrics.names import METRICS, Metric
+from vpeft_bench.metric_names import METRICS, Metric
 from vpeft_bench.runs import validation
 from vpeft_bench.tasks.names import TASKS, every_kind
 from vpeft_bench.tasks.retrieval.kind import RetrievalKind

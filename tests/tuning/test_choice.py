@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.leaderboard.conftest import make_run
-from vpeft_bench.metrics.names import METRICS
+from vpeft_bench.metric_names import METRICS
 from vpeft_bench.records.run_record import Metrics, Parameters, Seconds, Split
 from vpeft_bench.tuning.choice import DIVERGED, OK, Point, choose
 

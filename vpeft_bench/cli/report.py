@@ -7,7 +7,7 @@ from rich.table import Table
 
 from vpeft_bench.config.recipes import UNTUNED, how_chosen
 from vpeft_bench.formats import option_text
-from vpeft_bench.metrics.names import beside, shown, title
+from vpeft_bench.metric_names import beside, shown, title
 from vpeft_bench.records.run_record import Metrics, RunRecord, leaderboard_command
 from vpeft_bench.runs.run import Outcome, Result
 from vpeft_bench.runs.run_files import PREDICTIONS

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vpeft_bench.metrics.names import heading, shown
+from vpeft_bench.metric_names import heading, shown
 from vpeft_bench.tuning.choice import GIVEN_UP, OK, Choice, Point
 from vpeft_bench.tuning.search import NOT_RUN, Outcome, Search
 from vpeft_bench.tuning.space import Settings

@@ -13,7 +13,7 @@ from vpeft_bench.data.findings import Inspection
 from vpeft_bench.data.inspect_classes import PARTS, VALIDATION, tell_of_classes
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import Dataset, Objects, ObjectSplit
-from vpeft_bench.metrics.names import BoxMetric
+from vpeft_bench.metric_names import BoxMetric
 
 SHARE_TOLD = 0.01
 """A smaller share of ignored objects, or of boxes narrower than a pixel, is not worth a label."""

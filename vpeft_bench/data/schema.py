@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
 from vpeft_bench.fields import setting
-from vpeft_bench.metrics.names import BoxMetric
+from vpeft_bench.metric_names import BoxMetric
 
 
 class Reader(StrEnum):

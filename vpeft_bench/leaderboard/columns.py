@@ -8,7 +8,7 @@ from typing import Any
 
 from vpeft_bench.formats import GIGA, KIB, MIB, fraction, percent
 from vpeft_bench.leaderboard.column import Column, In, Once, in_unit, number, text, whole
-from vpeft_bench.metrics.names import METRICS, heading
+from vpeft_bench.metric_names import METRICS, heading
 
 # ---- what several tables have --------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from vpeft_bench.files import replacing
 from vpeft_bench.formats import MIB, printable
 from vpeft_bench.leaderboard.summaries import Summary
-from vpeft_bench.metrics.names import heading
+from vpeft_bench.metric_names import heading
 
 FOLDER, FORMATS = "figures", ("svg", "pdf", "png")
 GREY, BLUE, ORANGE = "0.6", "#0b5cad", "#b34700"

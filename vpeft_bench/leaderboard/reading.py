@@ -37,7 +37,7 @@ from vpeft_bench.leaderboard.runs import (
     table_of,
     to_pandas,
 )
-from vpeft_bench.metrics.names import METRICS
+from vpeft_bench.metric_names import METRICS
 from vpeft_bench.records.run_record import RECORD_NAME, read
 from vpeft_bench.records.strict_json import Place, below, read_or_say
 

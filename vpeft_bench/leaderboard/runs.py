@@ -22,7 +22,7 @@ from vpeft_bench.config.recipes import how_chosen
 from vpeft_bench.leaderboard.asked import subject, text_in, weights_identity
 from vpeft_bench.leaderboard.departures import settings_of
 from vpeft_bench.leaderboard.origin import origin, overrides
-from vpeft_bench.metrics.names import METRICS
+from vpeft_bench.metric_names import METRICS
 from vpeft_bench.records.run_record import RunRecord, Split, Status, WeightsLabel
 
 PROTOCOL_SPLIT = {"select": Split.VAL, "final": Split.TEST}

@@ -19,7 +19,7 @@ from vpeft_bench.leaderboard.columns import cell_columns, cost_columns, run_colu
 from vpeft_bench.leaderboard.departures import departures, short_keys
 from vpeft_bench.leaderboard.runs import METRIC, PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.scores import Scores
-from vpeft_bench.metrics.names import METRICS, title
+from vpeft_bench.metric_names import METRICS, title
 from vpeft_bench.records.run_record import Split, Status
 
 _SHORT_HASH = 8

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vpeft_bench.metric_names import BoxMetric
 from vpeft_bench.metrics import coco, voc
-from vpeft_bench.metrics.names import BoxMetric
 
 VOC = (BoxMetric.voc07, BoxMetric.voc12)
 

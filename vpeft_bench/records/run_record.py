@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from vpeft_bench.errors import Problem
-from vpeft_bench.metrics.names import METRICS
+from vpeft_bench.metric_names import METRICS
 from vpeft_bench.records import strict_json
 from vpeft_bench.records.data_facts import DataFacts
 from vpeft_bench.records.environment import Git, require_utc

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.files import write_atomically
-from vpeft_bench.metrics.names import shown, title
+from vpeft_bench.metric_names import shown, title
 from vpeft_bench.runs.loggers import Sink
 from vpeft_bench.tasks.base import Task
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vpeft_bench.files import replacing
 from vpeft_bench.formats import printable
-from vpeft_bench.metrics.names import heading
+from vpeft_bench.metric_names import heading
 from vpeft_bench.records.run_record import RunRecord
 from vpeft_bench.runs.run_files import EVALUATION
 

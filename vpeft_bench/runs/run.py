@@ -44,7 +44,7 @@ from vpeft_bench.errors import (
 from vpeft_bench.files import sha256
 from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.registry import build_method
-from vpeft_bench.metrics.names import METRICS
+from vpeft_bench.metric_names import METRICS
 from vpeft_bench.records import run_record as records
 from vpeft_bench.records.environment import processor_name
 from vpeft_bench.records.run_record import RunRecord, Status

@@ -27,7 +27,7 @@ from rich.text import Text
 from vpeft_bench.config.schema import RunConfig, typed
 from vpeft_bench.errors import ProblemsError, RecordError, VpeftBenchError
 from vpeft_bench.files import write_atomically
-from vpeft_bench.metrics.names import shown, title
+from vpeft_bench.metric_names import shown, title
 from vpeft_bench.records.run_record import LOCK, Status, leaderboard_command, read
 from vpeft_bench.registry import found
 from vpeft_bench.runs.interruption import Interrupted, received

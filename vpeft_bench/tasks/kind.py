@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vpeft_bench.errors import Problem
-from vpeft_bench.metrics.names import Metric
+from vpeft_bench.metric_names import Metric
 from vpeft_bench.options import typed, wrong_options
 
 if TYPE_CHECKING:

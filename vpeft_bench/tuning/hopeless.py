@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from vpeft_bench.metrics.names import METRICS
+from vpeft_bench.metric_names import METRICS
 from vpeft_bench.tuning.choice import Point
 
 ROUND = 5

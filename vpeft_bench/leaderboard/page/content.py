@@ -35,7 +35,7 @@ from vpeft_bench.leaderboard.page.view import (
     told_once,
 )
 from vpeft_bench.leaderboard.summaries import Summary
-from vpeft_bench.metrics.names import METRICS, heading
+from vpeft_bench.metric_names import METRICS, heading
 from vpeft_bench.statistics.wording import Numbers, counted, places_text
 
 SHARED = ("backbone", "shown_weights", "normalization", "precision")

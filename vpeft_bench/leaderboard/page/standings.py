@@ -15,7 +15,7 @@ from vpeft_bench.leaderboard.cells import ENTRY, PLACE
 from vpeft_bench.leaderboard.departures import departures
 from vpeft_bench.leaderboard.runs import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.summaries import Summary
-from vpeft_bench.metrics.names import METRICS
+from vpeft_bench.metric_names import METRICS
 from vpeft_bench.records.run_record import Status
 from vpeft_bench.statistics import Bootstrap, Interval, MethodSummary, Pair, Report
 from vpeft_bench.statistics.bootstrap import FEWEST_DATASETS

@@ -11,7 +11,7 @@ from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.errors import Problem
 from vpeft_bench.fields import setting
 from vpeft_bench.heads.names import HEADS, of_task
-from vpeft_bench.metrics.names import Metric
+from vpeft_bench.metric_names import Metric
 from vpeft_bench.registry import found
 from vpeft_bench.tasks.labelled import LabelledKind, labelled
 

@@ -10,8 +10,8 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from vpeft_bench.metric_names import METRICS
 from vpeft_bench.metrics.calibration import Calibration
-from vpeft_bench.metrics.names import METRICS
 from vpeft_bench.tasks.base import LabelledBatch, LabelledTask, Training
 
 

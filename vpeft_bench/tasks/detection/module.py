@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vpeft_bench.heads.detectors import Detector
+from vpeft_bench.metric_names import BoxMetric
 from vpeft_bench.metrics.boxes import BoxMetrics
-from vpeft_bench.metrics.names import BoxMetric
 from vpeft_bench.tasks.base import Task, Training
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vpeft_bench.config.schema import RunConfig, trained_split
 from vpeft_bench.errors import Problem
 from vpeft_bench.fields import setting
-from vpeft_bench.metrics.names import Metric
+from vpeft_bench.metric_names import Metric
 from vpeft_bench.tasks.labelled import LabelledKind, labelled
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.config.sections import HeadNorm, Inference
 from vpeft_bench.errors import Problem
-from vpeft_bench.metrics.names import Metric
+from vpeft_bench.metric_names import Metric
 from vpeft_bench.tasks.dense import DenseKind
 
 if TYPE_CHECKING:
