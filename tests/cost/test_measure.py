@@ -128,7 +128,7 @@ def test_a_swin_of_any_size_and_a_vit_of_another_one() -> None:
 
 
 def test_a_method_that_is_not_defined_on_the_backbone_gets_a_card() -> None:
-    card = card_of("vpt_deep", backbone=TINY_SWIN)
+    card = card_of("hst", backbone=TINY_SWIN)
     assert card.status is CardStatus.UNSUPPORTED
     assert card.measured is None
     assert card.error is not None
