@@ -248,6 +248,30 @@ def test_a_long_table_is_cut_in_the_terminal_alone(
     assert len((tmp_path / "out" / "datasets_final.md").read_text().splitlines()) > 70
 
 
+def test_statistics_of_the_runs_lie_beside_the_tables(run: Run, save: Save, tmp_path: Path) -> None:
+    """An ambiguous cell has no value there either; unlike epochs are not ranked together."""
+    made = [
+        run(value + seed, method=method, data=f"demo/{data}", benchmark="demo", seed=seed)
+        for method, value in (("lora", 80.0), ("ssf", 70.0), ("adapter", 60.0))
+        for data in ("digits", "sprites_count")
+        for seed in (0, 1)
+    ]
+    longer = {"lr": 1e-3, "epochs": 500}
+    made += [
+        run(99.0, method="mona", data=f"demo/{data}", benchmark="demo", train=longer)
+        for data in ("digits", "sprites_count")
+    ]
+    made.append(run(50.0, method="adapter", data="demo/digits", benchmark="demo", train=longer))
+    out = tmp_path / "out"
+    assert main(["--records", str(save(*made)), "--out", str(out), "--statistics"]) == 0
+    text = (out / "statistics" / "statements.md").read_text()
+    first, *others = text.split("\n## ")[1:]
+    assert "lora" in first
+    assert "mona" not in first
+    assert any("mona" in other and "epochs" in other for other in others)
+    assert (out / "statistics" / "matrix.svg").exists()
+
+
 def test_who_is_marked_in_figures_must_be_there(run: Run, save: Save, tmp_path: Path) -> None:
     wanted = ["--records", str(save(run(50.0))), "--out", str(tmp_path / "out"), "--highlight"]
     with pytest.raises(ConfigError) as caught:

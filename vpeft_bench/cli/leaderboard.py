@@ -23,7 +23,7 @@ from vpeft_bench.leaderboard.reading import find_runs, write_runs
 from vpeft_bench.leaderboard.runs import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.summaries import Summary, strangers, summaries
-from vpeft_bench.leaderboard.tables import Table, cost_table, dataset_table
+from vpeft_bench.leaderboard.tables import Table, cost_table, dataset_table, for_statistics
 from vpeft_bench.leaderboard.terminal import (
     print_costs,
     print_datasets,
@@ -126,6 +126,8 @@ def _metric_tables(
     written += [out / "seeds.csv", out / "runs.parquet"]
     written += write_json(datasets, overviews, costs, notes, out)
     written.append(_page(datasets, overviews, costs, runs, notes, out))
+    if options.statistics:
+        written += _statistics(runs, out / "statistics")
     if options.figures or options.highlight:
         from vpeft_bench.leaderboard.figures import write_figures
 
@@ -144,6 +146,21 @@ def _page(
     from vpeft_bench.leaderboard.page import write_page  # statistics take a second to import
 
     return write_page(datasets, summaries_, costs, runs, notes, out)
+
+
+def _statistics(runs: pd.DataFrame, out: Path) -> list[Path]:
+    """What `statistics` says of the runs of every benchmark and condition that has a value."""
+    from vpeft_bench.statistics import SETTINGS, analyse
+    from vpeft_bench.statistics.figures import matrices
+    from vpeft_bench.statistics.output import write_files
+
+    rows = for_statistics(runs)
+    alike = ["benchmark", *(name for name in SETTINGS if name in rows)]
+    rows = rows[rows.groupby(alike, observed=True, dropna=False)["value"].transform("count") > 0]
+    if rows.empty:
+        return []
+    reports = analyse(rows)
+    return [*write_files(reports, {"table": "run records"}, out), *matrices(reports, out)]
 
 
 def _write(table: Table, joined: Joined, scores: Scores, out: Path) -> list[Path]:
@@ -226,6 +243,11 @@ def _parser() -> argparse.ArgumentParser:
         "--figures",
         action="store_true",
         help="draw what methods reach against what they cost, into DIR/figures",
+    )
+    parser.add_argument(
+        "--statistics",
+        action="store_true",
+        help="say what the tables of benchmarks support, into DIR/statistics",
     )
     parser.add_argument(
         "--highlight",

@@ -29,6 +29,8 @@ _TOLD = {
     "hardware.precision",
 }
 """What rows tell in columns of their own."""
+BY_METHOD = ("train.lr", "train.weight_decay")
+"""Settings that differ between methods by design: what they are tuned by."""
 VARIES = "by data set"
 
 
@@ -91,6 +93,16 @@ def departures(cells: pd.DataFrame, row: pd.Series) -> Departures:
         odd = sorted({key for pair in of_row for key in differing[pair]})
         told[name] = " ".join(_one(key, {texts[one][key] for _, one in of_row}) for key in odd)
     return Departures(" ".join(shared), pd.Series(told, dtype=object))
+
+
+def beside_tuning(cells: pd.DataFrame) -> pd.DataFrame:
+    """``cells`` whose ``settings`` are without those that every method has of its own."""
+    texts = cells["settings"].astype(object)
+    kept = {
+        text: json.dumps({key: of for key, of in json.loads(text).items() if key not in BY_METHOD})
+        for text in texts.unique()
+    }
+    return cells.assign(settings=texts.map(kept))
 
 
 def short_keys(text: str) -> str:

@@ -16,7 +16,7 @@ from vpeft_bench.leaderboard.cards import told_apart
 from vpeft_bench.leaderboard.cells import ENTRY, in_order
 from vpeft_bench.leaderboard.column import Column, In
 from vpeft_bench.leaderboard.columns import cell_columns, cost_columns, run_columns
-from vpeft_bench.leaderboard.departures import departures, short_keys
+from vpeft_bench.leaderboard.departures import beside_tuning, departures, short_keys
 from vpeft_bench.leaderboard.runs import METRIC, PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.metric_names import METRICS, title
@@ -225,14 +225,16 @@ _STATISTICS = (
     "protocol",
     "split",
     "budget",
+    "settings",
 )
 
 
 def for_statistics(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs as :func:`vpeft_bench.statistics.table.tables_of` takes them, one row for each.
 
-    ``method`` is the name of the row, ``budget`` how many settings were tried for it. What
-    has no mean in a table of ours has no value: an ambiguous cell, one of which a seed diverged,
+    ``method`` is the name of the row, ``budget`` how many settings were tried for it, ``settings``
+    where it departs in anything but rate and decay from most rows of its benchmark. What has no
+    mean in a table of ours has no value: an ambiguous cell, one of which a seed diverged,
     one without any run that ended well.
     """
     rows = run_table(pd.concat([*in_order(runs, len(runs))])).rows
@@ -252,7 +254,22 @@ def for_statistics(runs: pd.DataFrame) -> pd.DataFrame:
         value=rows["value"].where(ended & ~several),
     )
     lost = ~ended & (rows["status"] != "diverged") & cells["ended"].transform("any")
-    return rows.loc[~lost, [*_STATISTICS]]
+    rows["settings"] = _settings_beside_tuning(rows, runs)
+    found = rows.loc[~lost, [*_STATISTICS]]
+    # The runs of an ambiguous cell stand for one that has no value.
+    return found.drop_duplicates([name for name in _STATISTICS if name != "value"])
+
+
+def _settings_beside_tuning(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
+    """Of each run what its row does otherwise than most rows of its benchmark."""
+    settings = runs.set_index("run_id")["settings"].astype(object)
+    made = rows.assign(settings=rows["run_id"].astype(object).map(settings))
+    said = pd.Series("", rows.index, dtype=object)
+    for _, part in made.groupby(["benchmark", "protocol"], observed=True):
+        row = part.groupby(["method", "backbone", "weights", "budget"], observed=True).ngroup()
+        told = departures(beside_tuning(part), row).rows
+        said[part.index] = row.map(told).fillna("")
+    return said
 
 
 # ---- what rows are called, and their scores ------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ import pandas as pd
 
 from vpeft_bench.config.recipes import budget_of
 from vpeft_bench.leaderboard.cells import ENTRY, PLACE
-from vpeft_bench.leaderboard.departures import departures
+from vpeft_bench.leaderboard.departures import beside_tuning, departures
 from vpeft_bench.leaderboard.runs import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.summaries import Summary
 from vpeft_bench.metric_names import METRICS
@@ -25,8 +24,6 @@ from vpeft_bench.statistics.wording import Numbers, counted, p_text, remarks, re
 
 MOST_ROWS = 64
 """Of a condition whose pairs are compared; of more, `statistics` says it."""
-_CHOSEN_BY_METHOD = ("train.lr", "train.weight_decay")
-"""Settings that differ between methods by design: what they are tuned by."""
 _SEARCHED = "tuned@"
 
 
@@ -108,14 +105,7 @@ def _marks(count: int) -> list[str]:
 
 def _made_alike(cells: pd.DataFrame, rows: pd.DataFrame) -> dict[int, str]:
     """By row under which conditions it was made, in words."""
-    kept = {
-        text: json.dumps(
-            {key: of for key, of in json.loads(text).items() if key not in _CHOSEN_BY_METHOD}
-        )
-        for text in cells["settings"].unique()
-    }
-    plain = cells.assign(settings=cells["settings"].astype(object).map(kept))
-    told = departures(plain, plain["row"]).rows
+    told = departures(beside_tuning(cells), cells["row"]).rows
     how: dict[int, set[str]] = {int(row): set() for row in rows.index}
     for row, chosen in zip(cells["row"], cells["chosen"].astype(object), strict=True):
         if isinstance(chosen, str) and chosen:
