@@ -44,7 +44,8 @@ class OpenedRotaryAttention(OpenedJoinedAttention):
     ) -> Tensor:
         """Tokens ``(B, N, D)``, the patches last; what is before them has no positions."""
         attention: Any = self
-        gate = None if attention.gate is None else attention.gate(x).sigmoid()
+        gate_of = getattr(attention, "gate", None)  # newer timm has one
+        gate = None if gate_of is None else gate_of(x).sigmoid()
         if is_causal:
             tokens = x.shape[1]
             future = x.new_full((tokens, tokens), -torch.inf).triu(1)

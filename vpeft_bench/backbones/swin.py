@@ -118,7 +118,9 @@ class OpenedSwin(OpenedWindowed, SwinTransformer):  # type: ignore[misc]  # take
     @property
     def runs_blocks(self) -> bool:
         """Also where the stream holds more than the map that timm's own takes it for."""
-        return super().runs_blocks or self.further_tokens > 0
+        return (
+            self.trunk is not None or self.further_tokens > 0
+        )  # no super(): it cannot be compiled
 
     def of_image(self, stream: Tensor) -> Tensor:
         """The map alone, ``(B, H, W, D)``."""
