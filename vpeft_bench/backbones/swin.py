@@ -118,9 +118,8 @@ class OpenedSwin(OpenedWindowed, SwinTransformer):  # type: ignore[misc]  # take
     @property
     def runs_blocks(self) -> bool:
         """Also where the stream holds more than the map that timm's own takes it for."""
-        return (
-            self.trunk is not None or self.further_tokens > 0
-        )  # no super(): it cannot be compiled
+        # Not by super(), which the torch.compile of older versions cannot follow.
+        return self.trunk is not None or self.further_tokens > 0
 
     def of_image(self, stream: Tensor) -> Tensor:
         """The map alone, ``(B, H, W, D)``."""
