@@ -231,6 +231,7 @@ def test_one_item(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # all of them, one after another
 def test_every_item(tmp_path: Path) -> None:
     done = call("--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
