@@ -102,6 +102,11 @@ def in_unit(unit: int) -> Callable[[Any], str]:
     return lambda value: quantity(value, unit)
 
 
+def if_known(value: Any) -> str:
+    """Shows a number that most rows need not have: a column of none of it is left out."""
+    return "" if value is None else quantity(value)
+
+
 def text(key: str, what: str, title: str = "", where: In = In.FILES, **more: Any) -> Column:
     """A column of texts."""
     return Column(key, what, title, where=where, **more)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from vpeft_bench.formats import GIGA, KIB, MIB, fraction, percent
-from vpeft_bench.leaderboard.column import Column, In, Once, in_unit, number, text, whole
+from vpeft_bench.leaderboard.column import Column, In, Once, if_known, in_unit, number, text, whole
 from vpeft_bench.metric_names import METRICS, heading
 
 # ---- what several tables have --------------------------------------------------------------------
@@ -55,10 +55,22 @@ _FROM_VARIANT = (
         left=True,
         shown=lambda chosen: (chosen or "").partition(", ")[0],
     ),
-    whole("tuning_budget", "points that `tune` tried to find the settings", "budget", In.ALL),
+    whole(
+        "tuning_budget",
+        "points that `tune` tried to find the settings",
+        "budget",
+        In.ALL,
+        shown=if_known,
+    ),
     text("tuning_space", "hash of what was searched, and in which order"),
-    whole("tuning_failed", "points of them that have no score", "failed points", In.ALL),
-    number("tuning_seconds", "recorded seconds of all points", "tuning s", In.ALL),
+    whole(
+        "tuning_failed",
+        "points of them that have no score",
+        "failed points",
+        In.ALL,
+        shown=if_known,
+    ),
+    number("tuning_seconds", "recorded seconds of all points", "tuning s", In.ALL, shown=if_known),
     text("tuning_device", "where the points ran"),
 )
 _DEPARTS = (

@@ -35,10 +35,18 @@ def rows_of(frame: pd.DataFrame) -> str:
     return f"{word} {shown}{more}" if len(frame) == 1 else f"{word}s {shown}{more}"
 
 
-def empty_names(frame: pd.DataFrame) -> Iterator[Problem]:
-    """Rows that do not say what they are of."""
-    for name in ("method", "data", "seed", "group"):
-        if name in frame and len(rows := frame[frame[name] == ""]):
+def empty_names(frame: pd.DataFrame, parts: Sequence[str]) -> Iterator[Problem]:
+    """Rows that do not say what they are of.
+
+    A table without any group has none; ``parts`` are the columns that part tables.
+    """
+    empty = {name: frame[name] == "" for name in ("method", "data", "seed") if name in frame}
+    if "group" in frame:
+        lacks = frame["group"] == ""
+        table = [frame[name] for name in parts] or [pd.Series(0, frame.index)]
+        empty["group"] = lacks & ~lacks.groupby(table).transform("all")
+    for name, of in empty.items():
+        if len(rows := frame[of]):
             yield Problem(
                 f"column {name}", f"is empty in {rows_of(rows)}", f"say which {name} it is"
             )

@@ -172,7 +172,7 @@ def tables_of(
     parts = ["benchmark"] if "benchmark" in frame else []
     key = [*parts, *present, "method", "data", *(["seed"] if "seed" in frame else [])]
     problems = [
-        *checks.empty_names(frame),
+        *checks.empty_names(frame, [name for name in ("benchmark",) if name in frame]),
         *checks.infinite(frame),
         *checks.duplicates(frame, key),
         *checks.changing_groups(frame, parts),
@@ -220,7 +220,8 @@ def _table(frame: pd.DataFrame, present: Sequence[str], lower_is_better: bool) -
         tuple(none if (m, d) in lost else np.sort(cells.get((m, d), none)) for d in datasets)
         for m in methods
     )
-    grouped = dict(zip(frame["data"], frame["group"], strict=True)) if "group" in frame else {}
+    in_groups = "group" in frame and frame["group"].any()
+    grouped = dict(zip(frame["data"], frame["group"], strict=True)) if in_groups else {}
     shared = {name: found[0] for name, found in values.items() if len(found) == 1}
     return Table(
         benchmark=frame["benchmark"].iloc[0] if "benchmark" in frame else "",
