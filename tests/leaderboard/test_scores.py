@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.leaderboard.as_rows import cells, datasets
 from vpeft_bench.formats import GIB
 from vpeft_bench.leaderboard.scores import Scores
-from vpeft_bench.records.cost_card import CardStatus, CostCard
+from vpeft_bench.records.cost_card import CostCard
+from vpeft_bench.records.run_record import RunRecord
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "ppt_verification.csv"
 with PUBLISHED.open(encoding="utf-8", newline="") as file:
@@ -102,23 +104,25 @@ def test_defaults_are_full_fine_tuning_of_a_vit_b16() -> None:
     assert scores.pscp_gib == pytest.approx((static + activations) / GIB, rel=0.005)
 
 
-def test_what_is_not_known_has_no_score(card: Callable[..., CostCard]) -> None:
+def test_what_is_not_known_has_no_score() -> None:
     scores = Scores()
     assert scores.ppt(None, 1) is None
     assert scores.ppt(1.0, None) is None
-    assert scores.of(50.0, 1e6, None).pscp is None
-    assert scores.of(50.0, 1e6, card(status=CardStatus.OOM)).pscp is None
-    assert scores.of(50.0, 1e6, card()).ppt == scores.ppt(50.0, 1e6)
     for missing in range(4):
         values = [None if place == missing else 1.0 for place in range(4)]
         assert scores.pscp(*values) is None
 
 
-def test_a_card_gives_the_operations_of_a_step_and_the_peak(card: Callable[..., CostCard]) -> None:
+def test_a_card_gives_the_operations_of_a_step_and_the_peak(
+    run: Callable[..., RunRecord], card: Callable[..., CostCard]
+) -> None:
     measured = card().measured
     assert measured is not None
-    by_hand = Scores().pscp(50.0, 1e6, 70_500_000_001, measured.memory.allocated)
-    assert Scores().of(50.0, 1e6, card()).pscp == by_hand is not None
+    found = cells(run(50.0), cards=[card()])
+    count = float(found["parameters_mean"].iloc[0])
+    by_hand = Scores().pscp(50.0, count, 70_500_000_001, measured.memory.allocated)
+    (row,) = datasets(found).rows.itertuples()
+    assert row.pscp_style == pytest.approx(by_hand)
 
 
 def test_the_constants_are_told() -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.leaderboard.as_rows import cells, datasets, gather, gather_cards, in_file, summaries
 from vpeft_bench.config.benchmarks import known
 from vpeft_bench.leaderboard.column import In
-from vpeft_bench.leaderboard.tables import cost_table, for_statistics, run_table
+from vpeft_bench.leaderboard.tables import cost_table, run_table
 from vpeft_bench.leaderboard.written import (
     column_docs,
     latex,
@@ -26,7 +26,6 @@ from vpeft_bench.leaderboard.written import (
 )
 from vpeft_bench.records.cost_card import CardStatus, CostCard
 from vpeft_bench.records.run_record import RunRecord, Status
-from vpeft_bench.statistics.table import tables_of
 
 Run = Callable[..., RunRecord]
 Card = Callable[..., CostCard]
@@ -143,23 +142,6 @@ def test_every_run_is_a_row_of_its_own(run: Run) -> None:
         ("2", "", "failed"),
     ]
     assert {line["method"] for line in lines} == {"lora"}
-
-
-def test_statistics_take_the_runs_as_they_are(run: Run) -> None:
-    lost = run(method="ssf", seed=7, status=Status.OOM)
-    alone = run(method="bitfit", status=Status.OOM)
-    (table,) = tables_of(for_statistics(gather(*demo_runs(run), lost, alone).rows))
-    assert table.benchmark == "demo"
-    assert table.methods == ("bitfit rank=8", "full rank=8", "lora rank=8", "ssf rank=8")
-    counts = [[len(values) for values in row] for row in table.runs]
-    assert counts == [[0, 0, 0, 0], [1, 1, 1, 1], [2, 2, 2, 2], [2, 2, 2, 2]]
-
-
-def test_an_ambiguous_cell_is_missing_in_statistics(run: Run) -> None:
-    runs = [run(60.0), run(99.0, train={"lr": 0.5}), run(70.0, method="ssf")]
-    frame = for_statistics(gather(*runs).rows)
-    assert frame.loc[frame["method"] == "lora rank=8", "value"].isna().all()
-    assert frame.loc[frame["method"] == "ssf rank=8", "value"].tolist() == [70.0]
 
 
 def test_markdown_has_no_column_that_is_empty(run: Run) -> None:

@@ -23,7 +23,7 @@ from vpeft_bench.leaderboard.reading import find_runs, write_runs
 from vpeft_bench.leaderboard.runs import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.summaries import Summary, strangers, summaries
-from vpeft_bench.leaderboard.tables import Table, cost_table, dataset_table, for_statistics
+from vpeft_bench.leaderboard.tables import Table, cost_table, dataset_table
 from vpeft_bench.leaderboard.terminal import (
     print_costs,
     print_datasets,
@@ -127,7 +127,7 @@ def _metric_tables(
     written += write_json(datasets, overviews, costs, notes, out)
     written.append(_page(datasets, overviews, costs, runs, notes, out))
     if options.statistics:
-        written += _statistics(runs, out / "statistics")
+        written += _statistics(overviews, runs, out / "statistics")
     if options.figures or options.highlight:
         from vpeft_bench.leaderboard.figures import write_figures
 
@@ -148,19 +148,16 @@ def _page(
     return write_page(datasets, summaries_, costs, runs, notes, out)
 
 
-def _statistics(runs: pd.DataFrame, out: Path) -> list[Path]:
-    """What `statistics` says of the runs of every benchmark and condition that has a value."""
-    from vpeft_bench.statistics import SETTINGS, analyse
+def _statistics(summaries: Sequence[Summary], runs: pd.DataFrame, out: Path) -> list[Path]:
+    """What the statistics say of the rows of every summary that were made alike."""
+    from vpeft_bench.leaderboard.standings import reports
     from vpeft_bench.statistics.figures import matrices
     from vpeft_bench.statistics.output import write_files
 
-    rows = for_statistics(runs)
-    alike = ["benchmark", *(name for name in SETTINGS if name in rows)]
-    rows = rows[rows.groupby(alike, observed=True, dropna=False)["value"].transform("count") > 0]
-    if rows.empty:
+    found = [report for summary in summaries for report in reports(summary, runs)]
+    if not found:
         return []
-    reports = analyse(rows)
-    return [*write_files(reports, {"table": "run records"}, out), *matrices(reports, out)]
+    return [*write_files(found, {"table": "run records"}, out), *matrices(found, out)]
 
 
 def _write(table: Table, joined: Joined, scores: Scores, out: Path) -> list[Path]:

@@ -100,6 +100,8 @@ class Plan:
             if status := self._run(some, left, flags):
                 return status
             tried += some
+            if len(tried) == len(jobs):
+                break
             points = [outcome.points for outcome in self._outcomes(tried)]
             worse = hopeless([[one for one in row if one.number in left] for row in points])
             left = [number for number in left if number not in worse]

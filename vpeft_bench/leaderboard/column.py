@@ -74,7 +74,7 @@ class Column:
 
     def texts(self, frame: pd.DataFrame) -> list[str]:
         """The values for a reader."""
-        values = _plain(frame[self.key])
+        values = plain(frame[self.key])
         shown = self.shown or (lambda value: "" if value is None else str(value))
         said = {value: shown(value) for value in set(values)}
         return [said[value] for value in values]
@@ -91,7 +91,7 @@ class Column:
         return pc.if_else(pc.equal(texts, ""), None, texts)
 
 
-def _plain(values: pd.Series) -> list[Any]:
+def plain(values: pd.Series) -> list[Any]:
     """Python's own values; None for what is not there."""
     listed: list[Any] = values.astype(object).where(values.notna(), None).tolist()
     return listed

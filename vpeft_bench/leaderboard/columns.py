@@ -12,6 +12,8 @@ from vpeft_bench.metric_names import METRICS, heading
 
 # ---- what several tables have --------------------------------------------------------------------
 
+_NOT_IN_PRINT = In.FILES | In.PAGES
+"""Of columns for which a terminal has no room."""
 _PROTOCOL = (
     text("protocol", "`final` scores test images, `select` validation images"),
     text("split", "the images that were scored"),
@@ -80,7 +82,6 @@ _DEPARTS = (
 _LABELS = text(
     "labels", "what the runs say of themselves", "notes", In.ALL, once=Once.SAME, left=True
 )
-_OWN = In.FILES | In.READERS
 _SCORES = (
     number(
         "ppt",
@@ -151,7 +152,7 @@ def cell_columns(
     score = heading(ranked[0]) if len(ranked) == 1 else "value"
     # One kind of timing per table: where a card says what training costs, the runs' own are left
     # to the files.
-    own = In.FILES | In.PAGES if with_cards else In.ALL
+    own = _NOT_IN_PRINT if with_cards else In.ALL
     return [
         text("benchmark", "benchmark of the data set; `custom` for a user's own"),
         text("data", "name of the data set", "data", In.ALL, once=Once.SAME, left=True),
@@ -198,13 +199,13 @@ def cell_columns(
         whole(
             "parameters_method", "trained by the method, the largest of its runs", "params", In.ALL
         ),
-        whole("parameters_head", "trained in the head", "head params", In.FILES | In.PAGES),
+        whole("parameters_head", "trained in the head", "head params", _NOT_IN_PRINT),
         whole("parameters_total", "both"),
         whole(
             "stored_delta_bytes",
             "size of the delta checkpoint",
             "delta KiB",
-            In.FILES | In.PAGES,
+            _NOT_IN_PRINT,
             unit="bytes",
             shown=in_unit(KIB),
         ),
@@ -325,7 +326,7 @@ def _metric_mean(name: str, headlines: Sequence[str]) -> Column:
     key, what = f"{name}_mean", "mean of that metric over the runs that finished"
     if name not in METRICS or not set(METRICS.get(name).beside) & set(headlines):
         return number(key, what, unit="metric's")
-    where = In.FILES | In.PAGES if name == _LONG else In.ALL
+    where = _NOT_IN_PRINT if name == _LONG else In.ALL
     return number(key, what, heading(name), where, unit="metric's", shown=percent, once=Once.NEVER)
 
 
@@ -380,9 +381,6 @@ def _timing(name: str, what: str) -> list[Column]:
     ]
 
 
-_MORE = In.FILES | In.PAGES
-
-
 def cost_columns() -> list[Column]:
     """Of a table with one row per cost card."""
     exact: dict[str, Any] = {"digits": None}
@@ -391,15 +389,15 @@ def cost_columns() -> list[Column]:
         text("method", "what was measured", "method", In.ALL, left=True),
         text("options", "options of the method"),
         text("shown_options", "", "options", In.READERS, left=True),
-        text("backbone", "name of the backbone", "backbone", In.FILES | In.PAGES),
+        text("backbone", "name of the backbone", "backbone", _NOT_IN_PRINT),
         text("network", "what of the backbone decides its cost"),
         text(
             "resolution",
             "height and width; `own resolution` is that of the weights",
             "resolution",
-            In.FILES | In.PAGES,
+            _NOT_IN_PRINT,
         ),
-        text("precision", "arithmetic", "precision", In.FILES | In.PAGES),
+        text("precision", "arithmetic", "precision", _NOT_IN_PRINT),
         text("device", "name of the device"),
         text("shown_device", "", "device", In.PAGES),
         text("device_kind", "`cpu` or `cuda`"),
@@ -411,7 +409,7 @@ def cost_columns() -> list[Column]:
             "batch_size",
             "images per training step",
             "batch",
-            In.FILES | In.PAGES,
+            _NOT_IN_PRINT,
             shown=str,
             once=Once.NEVER,
         ),
@@ -427,14 +425,14 @@ def cost_columns() -> list[Column]:
             left=True,
         ),
         whole("parameters_method", "trained by the method", "params", In.ALL),
-        whole("parameters_head", "trained in the head", "head params", _MORE),
-        whole("parameters_total", "both", "all params", _MORE),
+        whole("parameters_head", "trained in the head", "head params", _NOT_IN_PRINT),
+        whole("parameters_total", "both", "all params", _NOT_IN_PRINT),
         whole("parameters_model", "of the model, trained or frozen"),
         whole(
             "stored_delta_bytes",
             "size of the delta checkpoint",
             "stored KiB",
-            _MORE,
+            _NOT_IN_PRINT,
             unit="bytes",
             shown=in_unit(KIB),
         ),
@@ -466,13 +464,18 @@ def cost_columns() -> list[Column]:
         text("shown_reserved", "", "reserved MiB", In.PAGES),
         text("shown_resident", "", "resident MiB", In.READERS),
         whole(
-            "weights_bytes", "of the peak", "weights MiB", _MORE, unit="bytes", shown=in_unit(MIB)
+            "weights_bytes",
+            "of the peak",
+            "weights MiB",
+            _NOT_IN_PRINT,
+            unit="bytes",
+            shown=in_unit(MIB),
         ),
         whole(
             "gradients_bytes",
             "of the peak",
             "gradients MiB",
-            _MORE,
+            _NOT_IN_PRINT,
             unit="bytes",
             shown=in_unit(MIB),
         ),
@@ -480,7 +483,7 @@ def cost_columns() -> list[Column]:
             "optimizer_state_bytes",
             "of the peak",
             "optimizer MiB",
-            _MORE,
+            _NOT_IN_PRINT,
             unit="bytes",
             shown=in_unit(MIB),
         ),
@@ -488,7 +491,7 @@ def cost_columns() -> list[Column]:
             "activations_bytes",
             "of the peak",
             "activations MiB",
-            _MORE,
+            _NOT_IN_PRINT,
             unit="bytes",
             shown=in_unit(MIB),
         ),
@@ -496,7 +499,7 @@ def cost_columns() -> list[Column]:
             "saved_for_backward_bytes",
             "tensors that autograd keeps; exact, and the same on every device",
             "saved MiB",
-            _MORE,
+            _NOT_IN_PRINT,
             unit="bytes",
             shown=in_unit(MIB),
         ),
@@ -512,5 +515,5 @@ def cost_columns() -> list[Column]:
         text("energy_note", "why the energy is not known"),
         text("finished", "when; ISO 8601, UTC"),
         text("labels", "what the card says of itself", "notes", In.ALL, once=Once.SAME, left=True),
-        text("error", "what ended it", "error", In.FILES | In.PAGES),
+        text("error", "what ended it", "error", _NOT_IN_PRINT),
     ]

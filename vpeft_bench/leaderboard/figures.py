@@ -27,7 +27,7 @@ class Cost:
     Attributes:
         name: of the file.
         title: with the unit.
-        column: of the rows of a summary, or of its cells.
+        column: of the rows of a summary.
         unit: what a value is divided by.
     """
 
@@ -66,10 +66,10 @@ def write_figures(summaries: Sequence[Summary], highlight: Sequence[str], out: P
             points = _points(summary, cost)
             if len(points) < 2:
                 continue
+            folder.mkdir(parents=True, exist_ok=True)
             figure = _figure(summary, cost, points, set(highlight))
             for kind in FORMATS:
                 path = folder / f"{summary.benchmark.name}_{summary.protocol}_{cost.name}.{kind}"
-                folder.mkdir(parents=True, exist_ok=True)
                 with (
                     replacing(path) as fresh,
                     matplotlib.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none"}),
@@ -100,21 +100,17 @@ def front(points: pd.DataFrame) -> pd.DataFrame:
 def _points(summary: Summary, cost: Cost) -> pd.DataFrame:
     """``name``, ``method``, ``cost``, ``value`` and ``gain`` of the rows that have all of them."""
     rows = summary.rows
-    means = [name for name in rows if str(name).startswith("mean over")]
-    if not means:
+    if not summary.means or cost.column not in rows:
         return pd.DataFrame()
-    costs = rows.get(cost.column)
-    if costs is None:
-        by_row = summary.cells.groupby("row")[cost.column]
-        costs = by_row.max().where(by_row.count() == by_row.size()).reindex(rows.index)
+    mean = summary.means[0]
     points = pd.DataFrame(
         {
             "name": _names(rows),
             "method": rows["method"].astype(str),
             "backbone": rows["backbone"].astype(str),
-            "cost": pd.to_numeric(costs, errors="coerce").astype(float) / cost.unit,
-            "value": rows[means[0]].astype(float),
-            "gain": summary.gains[str(means[0])].astype(float),
+            "cost": pd.to_numeric(rows[cost.column], errors="coerce").astype(float) / cost.unit,
+            "value": rows[mean].astype(float),
+            "gain": summary.gains[mean].astype(float),
         }
     )
     return points.dropna()

@@ -7,17 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import NamedTuple
 
 from vpeft_bench.formats import GIB, GIGA, shortest
-from vpeft_bench.records.cost_card import CostCard
-
-
-class Scored(NamedTuple):
-    """The scores of one row; None where something that a score needs is not known."""
-
-    ppt: float | None
-    pscp: float | None
 
 
 @dataclass(frozen=True)
@@ -56,19 +47,6 @@ class Scores:
             if not math.isfinite(value) or value < 0 or (value == 0 and not weight):
                 rule = "0 or more" if weight else "more than 0"
                 raise ValueError(f"{constant.name} is {value:g}; it must be {rule}")
-
-    def of(self, percent: float | None, parameters: float | None, card: CostCard | None) -> Scored:
-        """Both scores.
-
-        Args:
-            percent: the metric.
-            parameters: trained parameters without the head.
-            card: what training costs.
-        """
-        measured = card.measured if card else None
-        flops = measured.flops.training_step if measured else None
-        peak = measured.memory.peak if measured else None
-        return Scored(self.ppt(percent, parameters), self.pscp(percent, parameters, flops, peak))
 
     def ppt(self, percent: float | None, parameters: float | None) -> float | None:
         """Performance and parameters trade-off; None where one of them is not known.

@@ -35,11 +35,13 @@ class Summary(Table):
         benchmark: the data sets.
         protocol: what was scored.
         lines: by data set and row what is said of the cell, in the pieces it may be broken into.
+        means: columns of means, that which orders the rows first; none where there is no mean.
     """
 
     benchmark: Benchmark
     protocol: str
     lines: Mapping[str, list[tuple[str, ...]]]
+    means: tuple[str, ...]
 
     @property
     def ambiguous(self) -> bool:
@@ -115,7 +117,7 @@ def _summary(benchmark: Benchmark, protocol: str, cells: pd.DataFrame, scores: S
     order = first.round(2).sort_values(ascending=False, kind="stable", na_position="last").index
     by_row = cells.groupby("row")
     told = departures(cells, cells["row"])
-    counts = by_row["parameters_mean"]
+    counts, sizes = by_row["parameters_mean"], by_row["stored_delta_bytes"]
     parameters = counts.mean().where(counts.count() == counts.size())
     shared_card = by_row["card_id"].nunique(dropna=False) == 1
     beside = [name for name in map(str, rows) if name.startswith("card_")]
@@ -126,6 +128,7 @@ def _summary(benchmark: Benchmark, protocol: str, cells: pd.DataFrame, scores: S
         "chosen": by_row["chosen"].agg(lambda of: "; ".join(sorted({t for t in of if t}))),
         **_tuned(by_row),
         "parameters_method": by_row["parameters_method"].max(),
+        "stored_delta_bytes": sizes.max().where(sizes.count() == sizes.size()),
         "departs": told.rows,
         "shown_departs": told.rows.map(short_keys),
         **means,
@@ -151,6 +154,7 @@ def _summary(benchmark: Benchmark, protocol: str, cells: pd.DataFrame, scores: S
         benchmark=benchmark,
         protocol=protocol,
         lines={name: lines.loc[order, name].tolist() for name in datasets},
+        means=tuple(means),
     )
 
 

@@ -9,18 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from vpeft_bench.config.benchmarks import ONE_GROUP, columns_of, known
-from vpeft_bench.config.recipes import budget_of
+from vpeft_bench.config.benchmarks import columns_of, known
 from vpeft_bench.formats import MIB, percent, quantity, short_options
 from vpeft_bench.leaderboard.cards import told_apart
-from vpeft_bench.leaderboard.cells import ENTRY, in_order
-from vpeft_bench.leaderboard.column import Column, In
+from vpeft_bench.leaderboard.cells import ENTRY
+from vpeft_bench.leaderboard.column import Column, In, plain
 from vpeft_bench.leaderboard.columns import cell_columns, cost_columns, run_columns
-from vpeft_bench.leaderboard.departures import beside_tuning, departures, short_keys
+from vpeft_bench.leaderboard.departures import departures, short_keys
 from vpeft_bench.leaderboard.runs import METRIC, PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.metric_names import METRICS, title
-from vpeft_bench.records.run_record import Split, Status
+from vpeft_bench.records.run_record import Split
 
 _SHORT_HASH = 8
 _SPLIT_WORD = {Split.TEST: "test", Split.VAL: "validation"}
@@ -101,7 +100,7 @@ def _dataset_table(cells: pd.DataFrame, protocol: str, scores: Scores) -> Table:
         shown_data_fingerprint=_where_several(cells, "data_fingerprint", _shorts),
         shown_image_format=_where_several(cells, "image_format", str),
         shown_config=cells["config_hash"].astype(object).str[:_SHORT_HASH].where(alike, ""),
-        shown_metric=[title(name) if name else "" for name in _plain(cells["metric"])],
+        shown_metric=[title(name) if name else "" for name in plain(cells["metric"])],
         shown_score=[
             "diverged" if diverged else percent(none_of(mean))
             for mean, diverged in zip(cells["mean"], cells["diverged"], strict=True)
@@ -179,7 +178,7 @@ def cost_table(cards: pd.DataFrame) -> Table:
         """A device measures its peak in one way, and leaves the columns of the other empty."""
         return [
             quantity(value, MIB) if fits else ""
-            for value, fits in zip(_plain(cards[name]), way, strict=True)
+            for value, fits in zip(plain(cards[name]), way, strict=True)
         ]
 
     rows = cards.assign(
@@ -211,65 +210,6 @@ def run_table(runs: pd.DataFrame) -> Table:
     )
     metrics = [name for name in METRICS.names() if f"{METRIC}{name}" in runs]
     return Table("seeds", "Every run", rows, run_columns(metrics))
-
-
-_STATISTICS = (
-    "method",
-    "data",
-    "seed",
-    "value",
-    "benchmark",
-    "group",
-    "backbone",
-    "weights",
-    "protocol",
-    "split",
-    "budget",
-    "settings",
-)
-
-
-def for_statistics(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs as :func:`vpeft_bench.statistics.table.tables_of` takes them, one row for each.
-
-    ``method`` is the name of the row, ``budget`` how many settings were tried for it, ``settings``
-    where it departs in anything but rate and decay from most rows of its benchmark. What has no
-    mean in a table of ours has no value: an ambiguous cell, one of which a seed diverged,
-    one without any run that ended well.
-    """
-    rows = run_table(pd.concat([*in_order(runs, len(runs))])).rows
-    variant = rows["variant"].astype(str)
-    entry = [rows[name] for name in (*ENTRY, "benchmark", "data") if name != "options"]
-    entry.append(rows["options"].astype(str).where(variant == "", ""))
-    ended = rows["status"] == Status.OK
-    cells = rows.assign(ended=ended).groupby(entry, observed=True)
-    several = cells["config_hash"].transform("nunique") > 1
-    told = named(rows, rows["options"])
-    parts = [told[name] for name in ("shown_name", "shown_method", "shown_options")]
-    rows = rows.assign(
-        method=[" ".join(filter(None, of)) for of in zip(*parts, strict=True)],
-        budget=rows["chosen"].astype(str).map(budget_of),
-        split=rows["protocol"].astype(str).map(PROTOCOL_SPLIT),  # of a run that scored none as well
-        group=rows["group"].replace("", ONE_GROUP),
-        value=rows["value"].where(ended & ~several),
-    )
-    lost = ~ended & (rows["status"] != "diverged") & cells["ended"].transform("any")
-    rows["settings"] = _settings_beside_tuning(rows, runs)
-    found = rows.loc[~lost, [*_STATISTICS]]
-    # The runs of an ambiguous cell stand for one that has no value.
-    return found.drop_duplicates([name for name in _STATISTICS if name != "value"])
-
-
-def _settings_beside_tuning(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.Series:
-    """Of each run what its row does otherwise than most rows of its benchmark."""
-    settings = runs.set_index("run_id")["settings"].astype(object)
-    made = rows.assign(settings=rows["run_id"].astype(object).map(settings))
-    said = pd.Series("", rows.index, dtype=object)
-    for _, part in made.groupby(["benchmark", "protocol"], observed=True):
-        row = part.groupby(["method", "backbone", "weights", "budget"], observed=True).ngroup()
-        told = departures(beside_tuning(part), row).rows
-        said[part.index] = row.map(told).fillna("")
-    return said
 
 
 # ---- what rows are called, and their scores ------------------------------------------------------
@@ -318,8 +258,8 @@ def scored(
     costs = zip(
         mean,
         parameters,
-        _plain(rows["card_train_step_flops_per_image"]),
-        _plain(rows["card_peak"]),
+        plain(rows["card_train_step_flops_per_image"]),
+        plain(rows["card_peak"]),
         strict=True,
     )
     found = [
@@ -360,7 +300,3 @@ def pairs_of(frame: pd.DataFrame) -> list[tuple[str, str]]:
 def none_of(value: Any) -> Any:
     """None for what is not there, in whatever way it is said."""
     return None if value is None or pd.isna(value) else value
-
-
-def _plain(values: pd.Series) -> list[Any]:
-    return values.astype(object).where(values.notna(), None).tolist()

@@ -147,12 +147,16 @@ def _pair(
     )
 
 
-def signed_rank(differences: np.ndarray) -> float | None:
+def signed_rank(differences: np.ndarray, *, below: bool = False) -> float | None:
     """Two-sided p of Wilcoxon's signed-rank test; zeros are dropped, as Wilcoxon did.
 
     As scipy does by itself: exact up to 50 differences where no two are equally large and none is
     zero, exact up to 13 in any case, else by the normal approximation. 1 where all are zero, None
     for fewer than two.
+
+    Args:
+        differences: one for each data set.
+        below: one-sided: whether they are below zero.
     """
     if differences.size < 2:
         return None
@@ -161,12 +165,14 @@ def signed_rank(differences: np.ndarray) -> float | None:
     if differences.size > _FEW:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # older versions tell of the approximation
-            return float(wilcoxon(differences).pvalue)
+            return float(wilcoxon(differences, alternative="less" if below else "two-sided").pvalue)
     # Scipy permutes here, which takes it a second; there are at most 2^13 ways to choose signs.
     differences = differences[differences != 0]
     ranks = rankdata(np.abs(differences))
     sums = _signs(differences.size) @ ranks
     observed = ranks[differences > 0].sum()
+    if below:
+        return float((sums <= observed).mean())
     return float(min(1.0, 2 * min((sums <= observed).mean(), (sums >= observed).mean())))
 
 

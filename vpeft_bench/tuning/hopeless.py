@@ -51,16 +51,17 @@ def hopeless(tried: Sequence[Sequence[Point]]) -> dict[int, float]:
 
 def _p(gains: Sequence[float | None], best: Sequence[float]) -> float:
     """Of the hypothesis that ``gains`` are not below ``best``."""
-    from scipy.stats import wilcoxon  # takes a second
+    import numpy as np
+
+    from vpeft_bench.statistics.pairs import signed_rank  # with scipy: takes a second
 
     known = [gain - other for gain, other in zip(gains, best, strict=True) if gain is not None]
     worst = min([0.0, *known]) - 1.0
     differences = [
         worst if gain is None else gain - other for gain, other in zip(gains, best, strict=True)
     ]
-    if not any(differences):
-        return 1.0
-    return float(wilcoxon(differences, alternative="less").pvalue)
+    p = signed_rank(np.array(differences), below=True)
+    return 1.0 if p is None else p
 
 
 def _gain(point: Point) -> float | None:

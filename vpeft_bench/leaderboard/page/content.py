@@ -9,18 +9,7 @@ import pandas as pd
 
 from vpeft_bench.formats import KIB, MISSING, quantity
 from vpeft_bench.leaderboard.column import Column, In, Kind
-from vpeft_bench.leaderboard.page.details import details
-from vpeft_bench.leaderboard.page.standings import (
-    Condition,
-    alike,
-    cautions,
-    conditions,
-    interval_of,
-    pair_text,
-    split_word,
-    verdict,
-    win_share,
-)
+from vpeft_bench.leaderboard.page.details import Origins, details, origins_of
 from vpeft_bench.leaderboard.page.view import (
     TUNING,
     Cell,
@@ -33,6 +22,20 @@ from vpeft_bench.leaderboard.page.view import (
     Panel,
     number_of,
     told_once,
+)
+from vpeft_bench.leaderboard.standings import (
+    MOST_ROWS,
+    AlikeRows,
+    cautions,
+    interval_of,
+    like_backbones,
+    of_alike_rows,
+    pair_text,
+    row_names,
+    runs_of,
+    split_word,
+    verdict,
+    win_share,
 )
 from vpeft_bench.leaderboard.summaries import Summary
 from vpeft_bench.metric_names import METRICS, heading
@@ -57,11 +60,13 @@ def panels(summary: Summary, runs: pd.DataFrame, notes: Sequence[str], at: int) 
         notes: what holds for the whole page.
         at: number of the first table on the page.
     """
-    pieces = list(alike(summary.rows))
+    pieces = like_backbones(summary.rows)
+    scored = runs_of(summary.cells, runs)
+    origins = origins_of(runs)
     columns = [one for one in summary.columns if one.key in SHARED]
     differ = [one for one in columns if len({of[one.key].iloc[0] for of in pieces}) > 1]
     return [
-        _panel(summary, rows, runs, notes, f"t{at + number}", _in_words(differ, rows))
+        _panel(summary, rows, scored, origins, notes, f"t{at + number}", _in_words(differ, rows))
         for number, rows in enumerate(pieces)
     ]
 
@@ -74,14 +79,15 @@ def _in_words(columns: Iterable[Column], rows: pd.DataFrame) -> str:
 def _panel(
     summary: Summary,
     rows: pd.DataFrame,
-    runs: pd.DataFrame,
+    scored: pd.DataFrame,
+    origins: Origins,
     notes: Sequence[str],
     name: str,
     apart: str,
 ) -> Panel:
-    names = _names(rows)
-    groups = conditions(summary, rows, names, runs)
-    # Best first, as in the summary, but those of unlike conditions one after the other.
+    names = row_names(rows)
+    groups = of_alike_rows(summary, rows, scored, MOST_ROWS)
+    # Best first, as in the summary, but those that were made unlike one after the other.
     marks = {row: one.mark for one in groups for row in one.rows}
     there = set(rows.index)
     best_first = [row for row in summary.rows.index if row in there]
@@ -89,7 +95,7 @@ def _panel(
     cells = summary.cells[summary.cells["row"].isin(rows.index)]
     columns = _columns(summary, rows, groups, cells)
     ids = {int(row): f"{name}r{n}" for n, row in enumerate(rows.index, 1)}
-    more = details(summary, rows, cells, runs)
+    more = details(summary, rows, cells, scored, origins)
     columns, same = told_once(columns, len(rows))
     lines = [
         Line(
@@ -131,22 +137,8 @@ def _panel(
     )
 
 
-def _names(rows: pd.DataFrame) -> dict[int, str]:
-    """What each row is called, none twice."""
-    pieces = rows[["shown_name", "shown_method", "shown_options"]].astype(str)
-    short = [" ".join(filter(None, line)) for line in pieces.itertuples(index=False, name=None)]
-    taken = pd.Series(short)
-    whole = [
-        name if not twice else f"{name} ({options})"
-        for name, twice, options in zip(
-            short, taken.duplicated(keep=False), rows["options"].astype(str), strict=True
-        )
-    ]
-    return {int(row): name for row, name in zip(rows.index, whole, strict=True)}
-
-
 def _columns(
-    summary: Summary, rows: pd.DataFrame, groups: Sequence[Condition], cells: pd.DataFrame
+    summary: Summary, rows: pd.DataFrame, groups: Sequence[AlikeRows], cells: pd.DataFrame
 ) -> list[Filled]:
     """The columns that say something, with a cell for each row."""
     datasets = set(summary.benchmark.datasets)
@@ -168,7 +160,7 @@ def _columns(
     ]
     first = next((n for n, (one, _) in enumerate(found) if one.role == "score"), 0)
     found[first + 1 : first + 1] = _standing(rows, groups)
-    found += _stored(rows, cells)
+    found += _stored(rows)
     order = ["Result", "Standing", "Cost", "Score", TUNING, "Data sets", "About"]
     return sorted(found, key=lambda item: order.index(item[0].group))
 
@@ -177,7 +169,7 @@ _COSTS = {"parameters_method", "card_train_step_ms_median", "card_peak"}
 _MORE_COSTS = {"card_train_step_images_per_second", "card_train_step_flops_per_image"}
 
 
-def _of(column: Column, rows: pd.DataFrame, groups: Sequence[Condition]) -> Filled:
+def _of(column: Column, rows: pd.DataFrame, groups: Sequence[AlikeRows]) -> Filled:
     """A column of the summary."""
     texts, number = column.texts(rows), column.kind is not Kind.TEXT
     values = rows[column.key].tolist()
@@ -213,7 +205,7 @@ def _of(column: Column, rows: pd.DataFrame, groups: Sequence[Condition]) -> Fill
     return one, of
 
 
-def _lower(groups: Iterable[Condition]) -> bool:
+def _lower(groups: Iterable[AlikeRows]) -> bool:
     return any(one.report is not None and one.report.table.lower_is_better for one in groups)
 
 
@@ -256,7 +248,7 @@ def _reasons(cells: pd.DataFrame) -> dict[tuple[int, str], str]:
     return {(int(row), str(column)): str(why) for row, column, why in found}
 
 
-def _standing(rows: pd.DataFrame, groups: Sequence[Condition]) -> list[Filled]:
+def _standing(rows: pd.DataFrame, groups: Sequence[AlikeRows]) -> list[Filled]:
     """What the statistics say of each row, within its condition."""
     of = {row: one for one in groups for row in one.rows}
     found: list[Filled] = []
@@ -309,7 +301,7 @@ def _standing(rows: pd.DataFrame, groups: Sequence[Condition]) -> list[Filled]:
     return found
 
 
-def _whisker(condition: Condition, summary: Any) -> Cell:
+def _whisker(condition: AlikeRows, summary: Any) -> Cell:
     found = interval_of(summary)
     if found is None or condition.report is None:
         return Cell(MISSING)
@@ -333,13 +325,11 @@ def _decimal(value: float | None, digits: int) -> Cell:
     return Cell(MISSING) if value is None else Cell(f"{value:.{digits}f}", float(value))
 
 
-def _stored(rows: pd.DataFrame, cells: pd.DataFrame) -> list[Filled]:
+def _stored(rows: pd.DataFrame) -> list[Filled]:
     """Size of the delta checkpoint: the largest of a row's cells, none unless all are known."""
-    sizes = cells.groupby("row")["stored_delta_bytes"]
-    known = sizes.max().where(sizes.count() == sizes.size())
     of = {}
     for row in map(int, rows.index):
-        value = number_of(known.get(row))
+        value = number_of(rows.at[row, "stored_delta_bytes"])
         of[row] = Cell(quantity(value, KIB), value)
     if all(cell.missing for cell in of.values()):
         return []
@@ -368,7 +358,7 @@ def _shade(lines: Sequence[Line], fields: Sequence[Field]) -> None:
 # ---- pairs ---------------------------------------------------------------------------------------
 
 
-def _group(condition: Condition) -> Group:
+def _group(condition: AlikeRows) -> Group:
     return Group(
         mark=condition.mark,
         what=condition.what or "the records do not say",
@@ -379,7 +369,7 @@ def _group(condition: Condition) -> Group:
     )
 
 
-def _matrix(condition: Condition) -> Matrix | None:
+def _matrix(condition: AlikeRows) -> Matrix | None:
     if condition.report is None or len(condition.rows) < 2 or not condition.report.pairs:
         return None
     place = {one.method: n for n, one in enumerate(condition.report.summaries)}

@@ -10,7 +10,6 @@ import pandas as pd
 
 from vpeft_bench.formats import MISSING, percent, short_options
 from vpeft_bench.leaderboard.origin import commands
-from vpeft_bench.leaderboard.page.standings import runs_of
 from vpeft_bench.leaderboard.page.view import OnData, number_of
 from vpeft_bench.leaderboard.summaries import Summary
 
@@ -27,17 +26,35 @@ _SEARCH = {
 """What a search for settings was and cost, by column."""
 
 
-def details(
-    summary: Summary, rows: pd.DataFrame, cells: pd.DataFrame, runs: pd.DataFrame
-) -> dict[int, dict[str, Any]]:
-    """Of each row its runs and where they come from, as the fields of a line of the page."""
-    scored: dict[tuple[int, str], list[tuple[int, float]]] = defaultdict(list)
-    found = runs_of(cells, runs)[["row", "config_hash", "seed", "value"]]
-    for row, name, seed, value in _tuples(found):
-        scored[row, name].append((seed, value))
+Origins = Mapping[tuple[str, str], Sequence[Any]]
+"""By hash and variant, of each run what `_OF_RUNS` names."""
+
+
+def origins_of(runs: pd.DataFrame) -> Origins:
+    """Where runs come from."""
     origins: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for name, variant, *of in _tuples(runs[["config_hash", "variant", *_OF_RUNS]]):
         origins[name, variant].append(of)
+    return origins
+
+
+def details(
+    summary: Summary,
+    rows: pd.DataFrame,
+    cells: pd.DataFrame,
+    scored: pd.DataFrame,
+    origins: Origins,
+) -> dict[int, dict[str, Any]]:
+    """Of each row its runs and where they come from, as the fields of a line of the page.
+
+    Args:
+        scored: of :func:`vpeft_bench.leaderboard.standings.runs_of`.
+        origins: of all runs.
+    """
+    values: dict[tuple[int, str], list[tuple[int, float]]] = defaultdict(list)
+    found = scored.loc[scored["row"].isin(rows.index), ["row", "config_hash", "seed", "value"]]
+    for row, name, seed, value in _tuples(found):
+        values[row, name].append((seed, value))
     order = {name: n for n, name in enumerate(summary.benchmark.datasets)}
     by_row: dict[int, list[dict[str, Any]]] = defaultdict(list)
     names = ["row", *_OF_CELLS, _WHY]
@@ -48,11 +65,11 @@ def details(
     told = {}
     for row, *of_facts in zip(map(int, rows.index), *(rows[name] for name in facts), strict=True):
         of_row = sorted(by_row[row], key=lambda cell: (order[cell["column"]], cell["config_hash"]))
-        made = [origins[cell["config_hash"], cell["variant"]] for cell in of_row]
+        made = [origins.get((cell["config_hash"], cell["variant"]), ()) for cell in of_row]
         runs_of_row = [dict(zip(_OF_RUNS, one, strict=True)) for of in made for one in of]
         told[row] = {
             "facts": _facts(dict(zip(facts, of_facts, strict=True)), runs_of_row),
-            "on_data": [_on_data(cell, scored[row, cell["config_hash"]]) for cell in of_row],
+            "on_data": [_on_data(cell, values[row, cell["config_hash"]]) for cell in of_row],
             "commands": commands(
                 (str(cell["data"]), str(of[0][1]), [one[0] for one in of])
                 for cell, of in zip(of_row, made, strict=True)
@@ -100,7 +117,7 @@ def _on_data(cell: Mapping[str, Any], runs: Iterable[tuple[int, float]]) -> OnDa
         data=str(cell["column"]),
         shown=f"{shown} ({cell['n']})",
         interval=f"{percent(low)} to {percent(high)}" if known else MISSING,
-        runs=" · ".join(f"{seed}: {percent(value)}" for seed, value in sorted(runs)),
+        runs=" · ".join(f"{seed}: {percent(number_of(value))}" for seed, value in sorted(runs)),
         config=str(cell["config_hash"]),
         why=_text(cell[_WHY]),
     )

@@ -21,8 +21,8 @@ from vpeft_bench.files import write_atomically
 from vpeft_bench.formats import printable
 from vpeft_bench.leaderboard.page.content import panels
 from vpeft_bench.leaderboard.page.plain import plain_panel
-from vpeft_bench.leaderboard.page.standings import split_word
 from vpeft_bench.leaderboard.page.view import Panel, drawn, whisker_scale
+from vpeft_bench.leaderboard.standings import split_word
 from vpeft_bench.leaderboard.summaries import Summary
 from vpeft_bench.leaderboard.tables import Table
 
@@ -113,7 +113,9 @@ def _nothing(found: list[Panel]) -> list[Panel]:
 
 
 def _matrices(found: list[Panel]) -> list[Panel]:
-    note = "Win rates of pairs are left out, for size: python -m vpeft_bench statistics seeds.csv"
+    note = (
+        "Win rates of pairs are left out, for size: python -m vpeft_bench leaderboard --statistics"
+    )
     return [
         replace(one, groups=[replace(g, matrix=None) for g in one.groups], notes=[*one.notes, note])
         for one in found

@@ -149,11 +149,6 @@ class Panel:
     groups: list[Group] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def column_groups(self) -> list[str]:
-        """In the order of the columns."""
-        return list(dict.fromkeys(one.group for one in self.fields))
-
 
 Filled = tuple[Field, dict[int, Cell]]
 """A column, and its cell by row."""

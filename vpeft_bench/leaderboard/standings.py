@@ -1,8 +1,11 @@
-"""What the statistics say of the rows of one table; rows of unlike conditions stand apart."""
+"""What the statistics say of the rows of a summary; only rows that were made alike are compared.
+
+The page and ``leaderboard --statistics`` both show these.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from vpeft_bench.config.recipes import budget_of
-from vpeft_bench.leaderboard.cells import ENTRY, PLACE
+from vpeft_bench.leaderboard.cells import ENTRY
 from vpeft_bench.leaderboard.departures import beside_tuning, departures
 from vpeft_bench.leaderboard.runs import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.summaries import Summary
@@ -23,17 +26,18 @@ from vpeft_bench.statistics.table import Table as Values
 from vpeft_bench.statistics.wording import Numbers, counted, p_text, remarks, rests_on
 
 MOST_ROWS = 64
-"""Of a condition whose pairs are compared; of more, `statistics` says it."""
-_SEARCHED = "tuned@"
+"""Of rows whose pairs the page compares; of more, ``leaderboard --statistics`` says it."""
+_APART = [key for key in ENTRY if key not in ("protocol", "variant", "method", "options")]
+"""What rows of one table on the page have in common."""
 
 
 @dataclass(frozen=True)
-class Condition:
+class AlikeRows:
     """Rows of one table that were made alike, and what the statistics say of them.
 
     Attributes:
         mark: a letter; empty where all rows of the table are alike.
-        what: how its settings were chosen, and what else sets it apart.
+        what: how their settings were chosen, and what else sets them apart.
         rows: by index of the table's rows, the name of each.
         report: None where nothing can be compared; ``why`` says the reason.
     """
@@ -68,10 +72,10 @@ class Condition:
         return {one.method: one for one in self.report.summaries} if self.report else {}
 
 
-def conditions(
-    summary: Summary, rows: pd.DataFrame, names: Mapping[int, str], runs: pd.DataFrame
-) -> list[Condition]:
-    """The rows of a table by condition, that with most rows first.
+def of_alike_rows(
+    summary: Summary, rows: pd.DataFrame, scored: pd.DataFrame, most_rows: int | None = None
+) -> list[AlikeRows]:
+    """The rows of a table in groups that were made alike, the largest first.
 
     Two rows are alike if their settings were chosen with the same budget and nothing that counts
     differs but learning rate, weight decay and options of the method.
@@ -79,9 +83,10 @@ def conditions(
     Args:
         summary: the table.
         rows: those of its rows that share backbone, weights, normalisation and precision.
-        names: of each, none twice.
-        runs: those that the cells of the table are made of.
+        scored: :func:`runs_of` its cells.
+        most_rows: of a group that is compared; None: any number.
     """
+    names = row_names(rows)
     cells = summary.cells[summary.cells["row"].isin(rows.index)]
     made = _made_alike(cells, rows)
     grouped: dict[str, list[int]] = {}
@@ -92,9 +97,39 @@ def conditions(
     found = []
     for mark, (what, members) in zip(marks, ordered, strict=True):
         called = {row: names[row] for row in members}
-        done, why = _statistics(summary, cells, called, runs)
-        found.append(Condition(mark, what, called, done, why))
+        done, why = _too_many(members, most_rows) or _statistics(
+            summary, rows, cells, called, scored, what
+        )
+        found.append(AlikeRows(mark, what, called, done, why))
     return found
+
+
+def reports(summary: Summary, runs: pd.DataFrame) -> list[Report]:
+    """The statistics of all groups of rows of a summary that can be compared."""
+    scored = runs_of(summary.cells, runs)
+    groups = (of_alike_rows(summary, rows, scored) for rows in like_backbones(summary.rows))
+    return [one.report for of in groups for one in of if one.report is not None]
+
+
+def row_names(rows: pd.DataFrame) -> dict[int, str]:
+    """What each row is called, none twice."""
+    pieces = rows[["shown_name", "shown_method", "shown_options"]].astype(str)
+    short = [" ".join(filter(None, line)) for line in pieces.itertuples(index=False, name=None)]
+    taken = pd.Series(short)
+    whole = [
+        name if not twice else f"{name} ({options})"
+        for name, twice, options in zip(
+            short, taken.duplicated(keep=False), rows["options"].astype(str), strict=True
+        )
+    ]
+    return {int(row): name for row, name in zip(rows.index, whole, strict=True)}
+
+
+def _too_many(rows: Sequence[int], most: int | None) -> tuple[None, str] | None:
+    if most is None or len(rows) <= most:
+        return None
+    command = "python -m vpeft_bench leaderboard --statistics"
+    return None, f"{len(rows)} rows: more than {most} are compared by {command}"
 
 
 def _marks(count: int) -> list[str]:
@@ -111,24 +146,23 @@ def _made_alike(cells: pd.DataFrame, rows: pd.DataFrame) -> dict[int, str]:
         if isinstance(chosen, str) and chosen:
             how[int(row)].add(budget_of(chosen))
     found = {}
-    for row, variant in zip(map(int, rows.index), rows["variant"].astype(str), strict=True):
-        searched = variant.rpartition("/")[2] if _SEARCHED in variant else ""
-        parts = [searched or "; ".join(sorted(how[row])), str(told.get(row, "") or "")]
+    for row in map(int, rows.index):
+        parts = ["; ".join(sorted(how[row])), str(told.get(row, "") or "")]
         found[row] = "; ".join(filter(None, parts))
     return found
 
 
 def _statistics(
-    summary: Summary, cells: pd.DataFrame, names: Mapping[int, str], runs: pd.DataFrame
+    summary: Summary,
+    rows: pd.DataFrame,
+    cells: pd.DataFrame,
+    names: Mapping[int, str],
+    scored: pd.DataFrame,
+    what: str,
 ) -> tuple[Report | None, str]:
     """The report of some rows, or why there is none."""
     if not summary.benchmark.averaged:
         return None, "its data sets have different metrics, which have no mean and no rank"
-    if len(names) > MOST_ROWS:
-        return None, (
-            f"{len(names)} rows: more than {MOST_ROWS} are compared by "
-            "python -m vpeft_bench statistics seeds.csv"
-        )
     used = cells[cells["row"].isin(names)]
     used = used[~used.duplicated(["row", "column"], keep=False) & used["mean"].notna()]
     if used.empty:
@@ -140,13 +174,22 @@ def _statistics(
     datasets = tuple(sorted(summary.benchmark.datasets))
     values = {
         at: np.sort(found["value"].to_numpy(dtype=float))
-        for at, found in runs_of(used, runs).groupby(["row", "data"])
+        for at, found in _of_cells(scored, used).groupby(["row", "data"])
     }
+    shared = rows[["shown_weights" if key == "weights" else key for key in _APART]].iloc[0]
     by_name = sorted(names.items(), key=lambda item: item[1])
     none = np.empty(0)
     table = Values(
         benchmark=summary.benchmark.name,
-        settings={},
+        settings={
+            **{
+                key: str(shared["shown_weights" if key == "weights" else key])
+                for key in _APART
+                if key != "weights_fingerprint"
+            },
+            "protocol": summary.protocol,
+            "settings": what,
+        },
         mixed={},
         methods=tuple(name for _, name in by_name),
         datasets=datasets,
@@ -159,9 +202,23 @@ def _statistics(
     return report(table, Bootstrap()), ""
 
 
+def _of_cells(scored: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """The runs of some cells alone."""
+    at = pd.MultiIndex.from_frame(cells[["row", "column"]])
+    return scored[pd.MultiIndex.from_frame(scored[["row", "data"]]).isin(at)]
+
+
 def runs_of(cells: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Runs that finished: ``row``, ``data`` (its column), ``config_hash``, ``seed``, ``value``."""
-    keys = ["protocol", "variant", "method", "config_hash", "weights_fingerprint", *PLACE[:2]]
+    keys = [
+        "protocol",
+        "variant",
+        "method",
+        "config_hash",
+        "weights_fingerprint",
+        "benchmark",
+        "data",
+    ]
     names = [*keys, "row", "column"]
     wanted = cells[names].astype(dict.fromkeys(keys, str))
     finished = runs[runs["status"].astype(str) == str(Status.OK)]
@@ -173,11 +230,11 @@ def runs_of(cells: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 # ---- in words ------------------------------------------------------------------------------------
 
 
-def verdict(condition: Condition) -> str:
+def verdict(rows: AlikeRows) -> str:
     """Which rows are best and how sure that is, in a sentence or two."""
-    report = condition.report
+    report = rows.report
     if report is None:
-        return f"Nothing is ranked: {condition.why}."
+        return f"Nothing is ranked: {rows.why}."
     complete = [one for one in report.summaries if not one.missing]
     if len(report.table.methods) < 2:
         return "One row: nothing to compare it with."
@@ -238,11 +295,11 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + more
 
 
-def cautions(condition: Condition) -> list[str]:
+def cautions(rows: AlikeRows) -> list[str]:
     """What a reader must know of the statistics, and what they rest on."""
-    if condition.report is None:
+    if rows.report is None:
         return []
-    found = [rests_on(condition.report.table), *remarks(condition.report)]
+    found = [rests_on(rows.report.table), *remarks(rows.report)]
     return [f"{text}." for text in found]  # some begin with a name, which keeps its letters
 
 
@@ -276,10 +333,9 @@ def interval_of(summary: MethodSummary | None) -> tuple[Interval, str] | None:
     return None
 
 
-def alike(rows: pd.DataFrame) -> Iterable[pd.DataFrame]:
+def like_backbones(rows: pd.DataFrame) -> list[pd.DataFrame]:
     """Rows of a table in pieces of one backbone, weights, normalisation and precision."""
-    keys = [k for k in ENTRY if k not in ("protocol", "variant", "method", "options")]
-    return [piece for _, piece in rows.groupby(keys, observed=True, sort=True, dropna=False)]
+    return [piece for _, piece in rows.groupby(_APART, observed=True, sort=True, dropna=False)]
 
 
 def split_word(protocol: str) -> str:
