@@ -5,11 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 _COLUMNS_OF_A_FILE = 120
+_UNLIMITED = 10_000
+"""Columns, more than any table needs."""
 
 
 class Terminal(Console):
@@ -24,6 +29,13 @@ class Terminal(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def print_whole(self, table: Table) -> None:
+        """Print a table of numbers: where it is too wide, lines break, but no digit is lost."""
+        needed = self.measure(table, options=self.options.update_width(_UNLIMITED)).minimum
+        if needed > self.width:
+            table.width = needed
+        self.print(table, crop=False)
 
     def on_broken_pipe(self) -> None:
         """What read the output has left (``| head``): an error like others, no exit of rich's own.

@@ -81,7 +81,8 @@ def test_what_a_detector_stores_draws_the_same_picture(
     before = drawn.read_bytes()
     shown = cli("show", str(drawn.parent))
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.strip() == str(drawn)
+    # A detector has no matrix of confusion; its curves are drawn as any run's.
+    assert shown.stdout.splitlines()[:2] == [str(drawn), str(drawn.with_name("curves.png"))]
     assert drawn.read_bytes() == before
     assert cli("show", str(drawn.parent), "--root", "nowhere").returncode == 2
 
@@ -106,7 +107,10 @@ def test_a_segmenter_learns_and_is_shown(cli: Cli, tmp_path: Path, head: str) ->
     assert record["happened"]["curves"]["val_miou"] == [pytest.approx(last["values"]["miou"])]
     shown = cli("show", str(next(tmp_path.rglob("record.json"))), "--pictures", "2")
     assert shown.returncode == 0, shown.stderr
-    with Image.open(shown.stdout.strip()) as sheet:
+    pictures, curves, confusion, *weakest = shown.stdout.splitlines()
+    assert (Path(curves).name, Path(confusion).name) == ("curves.png", "confusion.png")
+    assert any("weakest of 10 classes" in line for line in weakest)
+    with Image.open(pictures) as sheet:
         assert sheet.width > 3 * 240
         colours = sheet.getcolors(sheet.width * sheet.height)
         assert colours is not None

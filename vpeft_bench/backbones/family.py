@@ -84,7 +84,7 @@ class Family(ABC):
     def attended_tokens(self, backbone: Backbone, block: Block) -> int:
         """Tokens that attend to each other in a block."""
 
-    # For families with Trait.FURTHER_TOKENS:
+    # Of families with Trait.FURTHER_TOKENS; no method calls them on another one.
 
     def token_place(self, at: int | None) -> TokenPlace:
         """Where further tokens stand in the stream.

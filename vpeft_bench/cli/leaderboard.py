@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
 
 from vpeft_bench.cli.arguments import typed_folder
 from vpeft_bench.config.benchmarks import columns_of, known
@@ -32,7 +31,7 @@ from vpeft_bench.leaderboard.terminal import (
 )
 from vpeft_bench.leaderboard.written import write_json, write_seeds, write_table
 from vpeft_bench.records.cost_card import find as find_cards
-from vpeft_bench.terminal import to_output
+from vpeft_bench.terminal import Terminal, to_output
 
 DEFAULT_RECORDS = Path("results/runs")
 DEFAULT_CARDS = Path("results/cost")
@@ -99,7 +98,7 @@ def main(argv: Sequence[str], own: Path | None = None) -> int:
 
 
 def _metric_tables(
-    console: Console,
+    console: Terminal,
     runs: pd.DataFrame,
     joined: Joined,
     costs: Table | None,

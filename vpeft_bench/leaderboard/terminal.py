@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rich import box
-from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -20,15 +19,15 @@ from vpeft_bench.leaderboard.column import Column, In, Once
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.summaries import Summary
 from vpeft_bench.leaderboard.tables import Table, by_data
+from vpeft_bench.terminal import Terminal
 
 MOST_ROWS = 60
 """Of a table that is printed."""
 _ROWS_BY_DATA = 400
 """Of all tables of single data sets, if each has ten."""
-_UNLIMITED = 10_000
 
 
-def print_notes(console: Console, notes: Sequence[str]) -> None:
+def print_notes(console: Terminal, notes: Sequence[str]) -> None:
     """Print what holds for all tables that follow."""
     for note in notes:
         console.print(Text(printable(note), style="dim"))
@@ -36,7 +35,7 @@ def print_notes(console: Console, notes: Sequence[str]) -> None:
         console.print()
 
 
-def print_costs(console: Console, table: Table) -> None:
+def print_costs(console: Terminal, table: Table) -> None:
     """Print one table for each backbone, precision and setting; the cards of each come together."""
     of = ["backbone", "network", "input_size", "head_options", "precision", "measured_with"]
     for _, rows in table.rows.groupby(of, sort=False):
@@ -51,7 +50,7 @@ def print_costs(console: Console, table: Table) -> None:
         _print(console, title, replace(table, rows=rows), errors)
 
 
-def print_summary(console: Console, summary: Summary) -> None:
+def print_summary(console: Terminal, summary: Summary) -> None:
     """Print one benchmark under one protocol: the means, then the data sets group by group."""
     _print(console, summary.title, summary, [f"settings: {summary.settings}"])
     names = [c for c in summary.columns if c.key in ("number", "shown_name", "shown_method")]
@@ -70,7 +69,7 @@ def print_summary(console: Console, summary: Summary) -> None:
         console.print(Text(hint, style="dim"))
 
 
-def print_datasets(console: Console, table: Table, scores: Scores) -> None:
+def print_datasets(console: Terminal, table: Table, scores: Scores) -> None:
     """Print one table for each data set."""
     most = min(MOST_ROWS, max(10, _ROWS_BY_DATA // table.rows["data"].nunique()))
     for piece in by_data(table, scores, most):
@@ -81,7 +80,7 @@ def _broken(line: tuple[str, ...]) -> str:
     return "\n".join(line).replace("± ", "±").replace("configurations", "configs")
 
 
-def _print(console: Console, title: str, table: Table, below: Sequence[str] = ()) -> None:
+def _print(console: Terminal, title: str, table: Table, below: Sequence[str] = ()) -> None:
     grid = Grid(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     columns: list[list[str]] = []
     remarks: list[str] = []
@@ -101,11 +100,7 @@ def _print(console: Console, title: str, table: Table, below: Sequence[str] = ()
     for line in zip(*columns, strict=True):
         grid.add_row(*map(Text, line))
     console.print(Text(printable(title), style="bold"))
-    # A terminal that is too narrow may break lines, but no number loses its last digits.
-    needed = console.measure(grid, options=console.options.update_width(_UNLIMITED)).minimum
-    if needed > console.width:
-        grid.width = needed
-    console.print(grid, crop=False)
+    console.print_whole(grid)
     if unmeasured:
         remarks.append(f"not measured: {', '.join(unmeasured)}")
     if remarks:

@@ -108,7 +108,10 @@ class MergeableModule(nn.Module):
         return None
 
     def merge_into(self, leaf: nn.Module) -> None:
-        """Change ``leaf``'s own weights so that it alone gives what both gave together."""
+        """Change ``leaf``'s own weights so that it alone gives what both gave together.
+
+        A method whose modules do not say how names the reason in ``not_mergeable``.
+        """
         raise NotImplementedError
 
 
@@ -157,6 +160,8 @@ class Method:
     not_dense: ClassVar[str | None] = None
     batch_statistics: ClassVar[bool] = False
     version: ClassVar[int] = 1
+
+    # Each method has these two; a dataclass is easier to subclass than an abstract one.
 
     def place(self, backbone: Backbone) -> None:
         """Place modules on the backbone; every original parameter is frozen when this is called."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -24,13 +23,13 @@ from vpeft_bench.statistics.wording import (
     rests_on,
     span_text,
 )
+from vpeft_bench.terminal import Terminal
 
-_UNLIMITED = 10_000
 _LEAST_WIDTH = 7
 _MOST_IN_A_MATRIX = 20
 
 
-def print_report(console: Console, report: Report) -> None:
+def print_report(console: Terminal, report: Report) -> None:
     """Print one table: each method, each against the best, every pair, and all together."""
     table, numbers = report.table, Numbers(report.table)
     _say(console, [": ".join(filter(None, [name_of(table), rests_on(table)]))], "bold")
@@ -120,7 +119,7 @@ def against_best(report: Report, numbers: Numbers) -> list[Row]:
     return rows
 
 
-def _print_matrix(console: Console, report: Report, numbers: Numbers) -> None:
+def _print_matrix(console: Terminal, report: Report, numbers: Numbers) -> None:
     """The upper half of the multi-comparison matrix, in pieces that fit the terminal.
 
     The lower half says the same with the other sign.
@@ -145,12 +144,12 @@ def _print_matrix(console: Console, report: Report, numbers: Numbers) -> None:
         _print(console, rows, width)
 
 
-def _say(console: Console, lines: Sequence[str], style: str) -> None:
+def _say(console: Terminal, lines: Sequence[str], style: str) -> None:
     for line in lines:
         console.print(Text(printable(line), style=style))
 
 
-def _print(console: Console, rows: Sequence[Row], width: int | None = None) -> None:
+def _print(console: Terminal, rows: Sequence[Row], width: int | None = None) -> None:
     """A grid, without the columns in which nothing is known.
 
     Args:
@@ -174,8 +173,4 @@ def _print(console: Console, rows: Sequence[Row], width: int | None = None) -> N
         columns.append(texts)
     for line in zip(*columns, strict=True):
         grid.add_row(*map(Text, line))
-    # A terminal that is too narrow may break lines, but no number loses its last digits.
-    needed = console.measure(grid, options=console.options.update_width(_UNLIMITED)).minimum
-    if needed > console.width:
-        grid.width = needed
-    console.print(grid, crop=False)
+    console.print_whole(grid)

@@ -7,6 +7,7 @@ without folded variants or a table that reads well when nothing runs; so these a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -154,7 +155,8 @@ def _long(found: list[Panel]) -> list[Panel]:
 # ---- HTML ----------------------------------------------------------------------------------------
 
 
-def _html(found: Sequence[Panel]) -> str:
+@functools.cache
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -163,11 +165,19 @@ def _html(found: Sequence[Panel]) -> str:
         finalize=_shown,
     )
     environment.globals.update(drawn=drawn, whisker_scale=whisker_scale)
-    return environment.get_template("page.html").render(
-        panels=found,
-        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
-        made_by=f"vpeft-bench {version('vpeft-bench')}",
+    return environment
+
+
+def _html(found: Sequence[Panel]) -> str:
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            panels=found,
+            style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+            script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
+            made_by=f"vpeft-bench {version('vpeft-bench')}",
+        )
     )
 
 
