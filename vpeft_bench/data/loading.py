@@ -157,7 +157,11 @@ def build_loader(
 
 
 class EpochSampler(Sampler[BatchKey]):
-    """Yields (epoch, indices) per batch, so that worker processes need no state of their own."""
+    """Yields (epoch, indices) per batch, so that worker processes need no state of their own.
+
+    Attributes:
+        parts: each batch comes in this number of parts, of sizes that differ by one at most.
+    """
 
     def __init__(self, size: int, batch_size: int, seed: int, *, shuffle: bool) -> None:
         """Batches of ``batch_size`` from ``size`` pictures, the last one of what remains."""
@@ -166,20 +170,37 @@ class EpochSampler(Sampler[BatchKey]):
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
+        self.parts = 1
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of the next pass."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Number of batches."""
-        return -(-self.size // self.batch_size)
+        """Number of batches, or of their parts."""
+        return self.batches * self.parts
 
     def __iter__(self) -> Iterator[BatchKey]:
-        """The batches of the chosen epoch."""
+        """The batches of the chosen epoch, or their parts in turn."""
         order = self.order()
         for start in range(0, self.size, self.batch_size):
-            yield self.epoch, order[start : start + self.batch_size]
+            batch = order[start : start + self.batch_size]
+            for part in np.array_split(batch, self.parts):
+                yield self.epoch, part
+
+    @property
+    def batches(self) -> int:
+        """Number of whole batches; the last may be smaller."""
+        return -(-self.size // self.batch_size)
+
+    def share(self, index: int) -> float:
+        """Pictures of the ``index``-th part of an epoch, relative to the mean part of its batch.
+
+        The mean over a batch is the mean over its parts of their own means, each times its share.
+        """
+        batch, part = divmod(index, self.parts)
+        pictures = min(self.batch_size, self.size - batch * self.batch_size)
+        return (pictures // self.parts + (part < pictures % self.parts)) * self.parts / pictures
 
     def order(self) -> NDArray[np.int64]:
         """All indices in the order of the chosen epoch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,17 @@ def device_of(accelerator: str) -> torch.device:
 
 
 def build_task(
-    config: RunConfig, dataset: Dataset, model: Model, steps_per_epoch: int | None = None
+    config: RunConfig,
+    dataset: Dataset,
+    model: Model,
+    steps_per_epoch: int | None = None,
+    share: Callable[[int], float] = lambda _: 1.0,
 ) -> Task:
     """The task on top of a model whose method is placed.
 
     Args:
         steps_per_epoch: batches per epoch; None where nothing is to be trained.
+        share: see :class:`vpeft_bench.tasks.base.Training`.
     """
     kind = kind_of(config)
     network = kind.network(config, dataset, model)
@@ -94,7 +100,7 @@ def build_task(
         trained = trained_parameters(model.attached, network, config.train)
         penalty = model.attached.penalty
         fused = config.hardware.fused_optimizer
-        training = Training(config.train, trained, steps_per_epoch, penalty, fused)
+        training = Training(config.train, trained, steps_per_epoch, penalty, fused, share)
     return kind.module(config, dataset, model, network, training)
 
 

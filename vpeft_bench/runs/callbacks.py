@@ -22,6 +22,11 @@ from vpeft_bench.runs.loggers import Sink
 from vpeft_bench.tasks.base import Task
 
 
+def _part(trainer: pl.Trainer, batch_idx: int) -> int:
+    """Which part of a batch comes next, from 0; see ``hardware.accumulate``."""
+    return batch_idx % trainer.accumulate_grad_batches
+
+
 class StepSeed(pl.Callback):
     """Make dropout and drop-path a function of (seed, step), so that a resumed run repeats them.
 
@@ -35,7 +40,7 @@ class StepSeed(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Seed every step anew: what draws random numbers between steps does not matter."""
-        seed = self.seed * 1_000_003 + trainer.global_step
+        seed = self.seed * 1_000_003 + trainer.global_step + (_part(trainer, batch_idx) << 40)
         # Not torch.manual_seed(): it asks every kind of accelerator, which takes longer than the
         # step of a linear probe.
         torch.default_generator.manual_seed(seed)
@@ -57,8 +62,9 @@ class MethodSteps(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Before the step."""
-        self.attached.before_step(trainer.global_step, self.steps)
+        """Before the step, of which there is one for all parts of a batch."""
+        if _part(trainer, batch_idx) == 0:
+            self.attached.before_step(trainer.global_step, self.steps)
 
     def on_train_batch_end(
         self,
@@ -69,7 +75,8 @@ class MethodSteps(pl.Callback):
         batch_idx: int,
     ) -> None:
         """After the optimizer's step; Lightning clears the gradients before the next."""
-        self.attached.after_step(trainer.global_step - 1, self.steps)
+        if _part(trainer, batch_idx + 1) == 0:
+            self.attached.after_step(trainer.global_step - 1, self.steps)
 
     def state_dict(self) -> dict[str, Any]:
         """What the method remembers from step to step."""
@@ -157,7 +164,8 @@ class Curves(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add one row to the curves, rewrite the CSV, feed the loggers."""
-        loss = torch.stack(self._losses).mean().item()  # waits for the device
+        # Losses of a batch's parts are divided by their number already. This waits for the device.
+        loss = torch.stack(self._losses).mean().item() * trainer.accumulate_grad_batches
         seconds = time.perf_counter() - self._epoch_start - self._epoch_eval_seconds
         self.train_seconds += seconds
         self.eval_seconds += self._epoch_eval_seconds
@@ -197,7 +205,7 @@ class ProgressBar(pl.Callback):
         """Draw the bar."""
         epochs = trainer.max_epochs or 0
         if not self.console.is_terminal:
-            steps = trainer.num_training_batches
+            steps = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
             self.console.print(f"{self.title}: epochs: {epochs}, steps per epoch: {steps}")
             return
         self.progress = Progress(

@@ -66,10 +66,11 @@ class Divergence(pl.Callback):
         """Keep the numbers of the step; now and then look at them."""
         assert isinstance(pl_module, Task)
         assert self.every is not None
-        self._numbers.append(_Number("loss", batch_idx + 1, outputs["loss"].detach()))
+        step = batch_idx // trainer.accumulate_grad_batches + 1
+        self._numbers.append(_Number("loss", step, outputs["loss"].detach()))
         norm = pl_module.gradient_norm
         if norm is not None and trainer.precision != "16-mixed":
-            self._numbers.append(_Number("gradient norm", batch_idx + 1, norm))
+            self._numbers.append(_Number("gradient norm", step, norm))
         if (batch_idx + 1) % self.every == 0:
             epoch = trainer.current_epoch + 1
             self._look(epoch)

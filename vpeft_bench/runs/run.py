@@ -278,7 +278,8 @@ class _Run:
             self._select(model)
 
         train_loader, eval_loader = self._loaders(model)
-        task = build_task(self.config, self.dataset, model, len(train_loader))
+        sampler: Any = train_loader.sampler
+        task = build_task(self.config, self.dataset, model, sampler.batches, sampler.share)
         self._note_setup(model, task)
         if self.config.hardware.compile:
             compile_in_place(model.attached, any_size=self.kind.any_size)
@@ -320,6 +321,8 @@ class _Run:
             evaluation = batches(config, dataset, preprocessing, eval_split, train=False)
             self.state.data_seconds = time.perf_counter() - start
             loaders = train, evaluation
+        sampler: Any = loaders[0].sampler
+        sampler.parts = self.config.hardware.accumulate
         self._compare_content(train_split, eval_split, loaders)
         return loaders
 
@@ -387,6 +390,7 @@ class _Run:
             precision=LIGHTNING_PRECISION[self.config.hardware.precision],  # type: ignore[arg-type]
             max_epochs=self.config.train.epochs,
             gradient_clip_val=self.config.train.clip_norm,
+            accumulate_grad_batches=self.config.hardware.accumulate,
             limit_val_batches=1.0 if validate else 0,
             num_sanity_val_steps=0,
             callbacks=[

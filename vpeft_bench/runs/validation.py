@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vpeft_bench.config import variants
 from vpeft_bench.config.schema import RunConfig, trained_split
@@ -29,6 +29,9 @@ from vpeft_bench.files import in_the_way
 from vpeft_bench.runs.loggers import LOGGERS
 from vpeft_bench.tasks.kind import TaskKind
 from vpeft_bench.tasks.names import TASKS
+
+if TYPE_CHECKING:
+    from vpeft_bench.data.dataset import Dataset
 
 NOT_EMPTY = ("backbone.name", "backbone.model", "backbone.weights")
 FOLDERS = ("results_dir", "hardware.feature_cache_dir", "cost.results_dir")
@@ -314,6 +317,7 @@ def _data(config: RunConfig, seen: Seen) -> Iterator[Problem]:
                 f"of {pictures} pictures in batches of {size} one is alone, and has no deviation",
                 f"train.batch_size={fits}, or {instead}",
             )
+    yield from _parts(config, dataset)
     if kind is not None:
         yield from kind.data_problems(config, dataset)
 
@@ -335,6 +339,25 @@ def _background(config: RunConfig) -> Iterator[Problem]:
         fix = [f"did you mean data.background={close}"] if close else []
         fix.append("a name, e.g. data.background=white, or 'data.background=\"#rrggbb\"'")
         yield Problem(where, "is no opaque colour", "\n".join(fix))
+
+
+def _parts(config: RunConfig, dataset: Dataset) -> Iterator[Problem]:
+    """Batches that cannot be computed in parts."""
+    parts, size = config.hardware.accumulate, config.train.batch_size
+    if parts == 1:
+        return
+    where = f"hardware.accumulate={parts}"
+    kind = _kind(config)
+    if kind is not None and not kind.in_parts:
+        what = f"the loss of {kind.name} compares all pictures of a batch"
+        yield Problem(where, what, "hardware.accumulate=1, and a smaller train.batch_size")
+    for option, instead in _batch_norms(config):
+        what = f"has no effect on the statistics of a batch, which {option} trains with"
+        yield Problem(where, what, f"hardware.accumulate=1, or {instead}")
+    smallest = len(dataset.split(trained_split(config))) % size or size
+    if parts > smallest:
+        what = f"a batch has {smallest} pictures" + (", the last one" if smallest < size else "")
+        yield Problem(where, what, f"hardware.accumulate={smallest} or less")
 
 
 def _batch_norms(config: RunConfig) -> Iterator[tuple[str, str]]:

@@ -42,6 +42,7 @@ class Training:
         steps_per_epoch: batches per epoch, for the schedule.
         penalty: gives a further term of the training loss, or None.
         fused_optimizer: update all parameters in one kernel.
+        share: the weight of the ``i``-th loss of an epoch, where batches come in parts.
     """
 
     config: TrainConfig
@@ -49,6 +50,7 @@ class Training:
     steps_per_epoch: int
     penalty: Callable[[], Tensor | None] = lambda: None
     fused_optimizer: bool = True
+    share: Callable[[int], float] = lambda _: 1.0
 
 
 Inputs = Tensor | dict[str, Tensor]
@@ -150,11 +152,13 @@ class Task(pl.LightningModule):
     # ---- what Lightning calls ------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of one batch, and the penalty where there is one."""
+        """The loss of one batch, and the penalty where there is one; of a part, by its share."""
         assert self.training_plan is not None
         loss = self.loss(batch)
         penalty = self.training_plan.penalty()
-        return loss if penalty is None else loss + penalty
+        loss = loss if penalty is None else loss + penalty
+        share = self.training_plan.share(batch_idx)
+        return loss if share == 1 else loss * share
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Score one batch."""

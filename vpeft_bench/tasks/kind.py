@@ -49,6 +49,7 @@ class TaskKind(ABC):
             say of themselves what they are by :func:`vpeft_bench.fields.setting`.
         any_size: pictures of any size reach the backbone, and a head reads its feature maps.
         classifies: a run gives one logit for each class of a picture.
+        in_parts: its loss is a mean over the pictures of a batch, which may come in parts.
         legend: of pictures of its truth, what follows a title.
     """
 
@@ -57,6 +58,7 @@ class TaskKind(ABC):
     options: ClassVar[type] = NoOptions
     any_size: ClassVar[bool] = False
     classifies: ClassVar[bool] = False
+    in_parts: ClassVar[bool] = True
     legend: ClassVar[str] = ""
 
     # ---- its options -----------------------------------------------------------------------------

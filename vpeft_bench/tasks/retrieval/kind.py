@@ -61,6 +61,7 @@ class RetrievalKind(LabelledKind):
 
     name = "retrieval"
     options = RetrievalOptions
+    in_parts = False
     metrics = {
         "recall_at_1": Metric("R@1", share=True),
         **{f"recall_at_{k}": Metric(f"R@{k}", beside=("recall_at_1",)) for k in FIRST[1:]},
