@@ -8,7 +8,9 @@ version, or of other code, and nothing is said where it cannot be written.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -178,18 +180,31 @@ def _table(places: Sequence[Place]) -> tuple[pa.Table, list[Problem]]:
     """Some records as a table with their keys, and those that could not be read."""
     maker = Rows()
     rows, keys, problems = [], [], []
-    for place in places:
-        read_ = read_or_say(Path(place.path), lambda path: maker.row(read(path)))
-        if isinstance(read_, Problem):
-            problems.append(read_)
-        else:
-            rows.append(read_)
-            keys.append(place)
-    table = table_of(rows)
+    with _no_collection():
+        for place in places:
+            read_ = read_or_say(Path(place.path), lambda path: maker.row(read(path)))
+            if isinstance(read_, Problem):
+                problems.append(read_)
+            else:
+                rows.append(read_)
+                keys.append(place)
+        table = table_of(rows)
     for i, (name, kind) in enumerate(_KEY):
         column = pa.array([key[i] for key in keys], kind)
         table = table.add_column(i, name, column)
     return table, problems
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the search for cycles, which records have none of: it takes a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 # ---- the cache -----------------------------------------------------------------------------------
