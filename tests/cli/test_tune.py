@@ -295,3 +295,26 @@ def test_a_run_does_not_read_it(cli: Cli) -> None:
     done = cli("tune.budget=4", "cost.steps=3")
     assert done.returncode == 2
     assert "python -m vpeft_bench tune ... reads it" in done.stderr
+
+
+def test_points_of_tpe_follow_from_the_scores_of_those_before(
+    cli: Cli, tmp_path: Path, tiny: tuple[str, ...]
+) -> None:
+    """The first four are those of the sequence; the same command finds the others again."""
+    pytest.importorskip("optuna")
+    asked = ("tune", "method=linear", "tune.budget=6", "tune.sampler=tpe", *tiny)
+    done = cli(*asked)
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = variant(tmp_path, "linear/tpe@6")["tuning"]["per_data"]["imagelist"]
+    assert len(set(facts["runs"])) == 6
+    rates = {r["config_hash"]: r["asked"]["train"]["lr"] for r in records(tmp_path)}
+    assert [rates[run] for run in facts["runs"]][:4] == [0.1, 0.0661, 0.205, 0.467]
+    again = cli(*asked)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "6 of 6 points tried, 0 failed, 6 run before" in again.stdout
+    assert len(records(tmp_path)) == 6
+    plan = cli(*asked, "--plan")
+    assert "the other 2 follow from the scores of those before them" in plan.stdout
+    refused = cli(*asked, "tune.stop_hopeless=true")
+    assert refused.returncode == 2
+    assert "with tpe no two data sets have the same points" in refused.stderr

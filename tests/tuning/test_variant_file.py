@@ -25,10 +25,12 @@ def outcome(results: Path, *overrides: str) -> Outcome:
     options = ("method=lora", "method.rank=4", "train.epochs=3", "tune.budget=2", fixed)
     config = config_of(*options, f"results_dir={results}", "protocol=select", *overrides)
     search = Search(config)
-    first = replace(point(0, 90.0, 0.0), settings=search.settings(0))
+    first = replace(point(0, 90.0, 0.0), settings=search.defaults)
     assert first.record is not None
     first = replace(first, record=replace(first.record, config_hash="12345e6789"))
-    return Outcome(search, (first, Point(1, search.settings(1), 0.5, REFUSED, "no")))
+    return Outcome(
+        search, (first, Point(1, search.settings(1, search.coordinates(1)), 0.5, REFUSED, "no"))
+    )
 
 
 def test_it_is_read_as_it_was_meant(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ flags
 keys (python -m vpeft_bench tune --cfg job prints all with their values)
   tune.budget            points for each method and data set
   tune.fixed=[train.lr]  keys that are not searched; what is typed, as method.rank=4, is not either
+  tune.sampler=tpe       points that follow from scores (Optuna); default: the same for everyone
   tune.stop_hopeless     over more than 5 data sets: do not run points that are worse on the first
   tune.name              of the variant, where tuned@BUDGET is taken by another search
 

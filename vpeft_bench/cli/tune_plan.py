@@ -8,13 +8,14 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 
 from vpeft_bench.cli.flags import Line
 from vpeft_bench.cli.jobs import Axis, Job, gathered
-from vpeft_bench.cli.launch import RUN, Command
+from vpeft_bench.cli.launch import EXIT_FAILED, RUN, Command
 from vpeft_bench.cli.launch import main as launch
 from vpeft_bench.cli.overrides import Checked, check_overrides
 from vpeft_bench.cli.purpose import Purpose
@@ -27,7 +28,7 @@ from vpeft_bench.runs.sweep import Note
 from vpeft_bench.terminal import Terminal
 from vpeft_bench.tuning.hopeless import hopeless, rounds
 from vpeft_bench.tuning.search import Outcome, Search
-from vpeft_bench.tuning.space import fixed_problems, searchable, space_of
+from vpeft_bench.tuning.space import TPE, Coordinates, fixed_problems, searchable, space_of
 from vpeft_bench.tuning.variant_file import Told, file_of, place_of, write
 from vpeft_bench.tuning.variant_file import problems as file_problems
 
@@ -74,6 +75,8 @@ class Plan:
         """Run all points of all searches, and tell what became of them; the exit status."""
         jobs, tune = [job for job, _ in self.searches], self.searches[0][1].config.tune
         try:
+            if tune.sampler == TPE:
+                return max(self._run_in_turn(*one, flags) for one in self.searches)
             if not tune.stop_hopeless:
                 return self._run(jobs, range(tune.budget), flags)
             return max(self._run_in_rounds(some, flags) for some in self._by_variant().values())
@@ -81,16 +84,38 @@ class Plan:
             if self.notes:
                 self._conclude(Terminal())
 
-    def _run(self, jobs: Sequence[Job], points: Iterable[int], flags: Sequence[str]) -> int:
-        """Run some points of the searches of ``jobs``; the exit status."""
+    def _run(
+        self,
+        jobs: Sequence[Job],
+        points: Iterable[int],
+        flags: Sequence[str],
+        at: Coordinates | None = None,
+    ) -> int:
+        """Run some points of the searches of ``jobs``, or one that lies ``at`` a place.
+
+        Returns:
+            the exit status.
+        """
         fixed = ",".join(self.searches[0][1].config.tune.fixed)
         overrides = [
             *self.checked.hydras,
             *self._common(jobs, lambda key: key == "tune.fixed"),
             *("predictions=true", f"tune.fixed=[{fixed}]"),
             f"tune.point={','.join(map(str, points))}",
+            *([] if at is None else [f"tune.at=[{','.join(map(str, at))}]"]),
         ]
         return launch([*flags, *overrides], points_command(self._note))
+
+    def _run_in_turn(self, job: Job, search: Search, flags: Sequence[str]) -> int:
+        """Run the points of one search one after another, each after what those before it gave."""
+        for number in range(search.config.tune.budget):
+            (outcome,) = self._outcomes([job])
+            at = search.coordinates(number, outcome.points[:number])
+            if at is None:  # of one before it nothing is known
+                return EXIT_FAILED
+            if status := self._run([job], [number], flags, at if number else None):
+                return status
+        return 0
 
     def _run_in_rounds(self, jobs: Sequence[Job], flags: Sequence[str]) -> int:
         """Run the searches of one variant, without the points that prove hopeless."""
@@ -252,7 +277,7 @@ def planned(line: Line, command: str) -> Plan:
 def _of_tune(checked: Checked) -> Iterator[Problem]:
     """What is wrong with keys of the search itself."""
     for axis in checked.jobs.axes:
-        if axis.key == "tune.point":
+        if axis.key in ("tune.point", "tune.at"):
             fix = "tune.budget=N tries the first N"
             yield Problem(axis.override(axis.values[0]), "is set for every run of a search", fix)
         elif axis.key.startswith("tune.") and len(axis.values) > 1:
@@ -283,6 +308,13 @@ def _quick_problems(config: RunConfig) -> Iterator[Problem]:
     if config.variant.name:  # of an experiment
         what = "a search makes a variant, and starts from none"
         yield Problem(f"variant={config.variant.name}", what, "variant=null")
+    if config.tune.sampler == TPE:
+        where = f"tune.sampler={TPE}"
+        if find_spec("optuna") is None:
+            yield Problem(where, "needs Optuna", "pip install 'vpeft-bench[tpe]'")
+        if config.tune.stop_hopeless:
+            what = "has no effect: with tpe no two data sets have the same points"
+            yield Problem("tune.stop_hopeless=true", what, "leave it out; tune.sampler=sobol")
     name = config.tune.name
     if name and not re.fullmatch(r"[^\W_][\w.@+-]*", name):
         what = "must be a letter or digit, then letters, digits and ._@+-"

@@ -24,10 +24,16 @@ def print_plan(searches: Sequence[Search], console: Console) -> None:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in ("point", *map(_heading, search.space.keys)):
             table.add_column(column, justify="right")
-        for number in range(search.config.tune.budget):
-            table.add_row(str(number), *map(_text, search.settings(number).values()))
+        budget, unknown = search.config.tune.budget, 0
+        for number in range(budget):
+            if settings := search.settings(number, search.coordinates(number)):
+                table.add_row(str(number), *map(_text, settings.values()))
+            else:
+                unknown += 1
         console.print(f"\n{_title(search)}", soft_wrap=True)
         console.print(table)
+        if unknown:
+            console.print(f"the other {unknown} follow from the scores of those before them")
     count = sum(search.config.tune.budget for search in searches)
     console.print(f"{count} runs; nothing was run")
 
@@ -49,7 +55,7 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
         rows.append(
             [
                 str(point.number),
-                *map(_text, point.settings.values()),
+                *(_text(point.settings.get(key, "")) for key in search.space.keys),
                 _score(point),
                 f"{point.distance:.2f}",
                 f"{point.seconds:.1f}" if point.record is not None else "",

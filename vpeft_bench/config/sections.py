@@ -388,15 +388,21 @@ class TuneConfig:
 
     Attributes:
         budget: points that are tried for each method and data set, the default among them.
+        sampler: ``sobol``: a sequence that is the same for every method; ``tpe``: each point
+            follows from the scores of those before it, see :mod:`vpeft_bench.tuning.tpe`.
         point: which of them a run is, counted from 0; null: it is no point of a search.
+        at: where that point lies, coordinates in [0, 1); null: its number says it.
         fixed: keys that are not searched; those that were typed on the command line are added.
-        name: of the variant that comes out of it, after the method's; empty: ``tuned@BUDGET``.
+        name: of the variant that comes out of it, after the method's; empty: ``tuned@BUDGET``,
+            or ``tpe@BUDGET``.
         stop_hopeless: search data sets in rounds, and give a point up that is worse than the best
             one on those so far, see :mod:`vpeft_bench.tuning.hopeless`.
     """
 
     budget: int = setting(8, minimum=1, maximum=1024)
+    sampler: str = setting("sobol", choices=("sobol", "tpe"))
     point: int | None = setting(None, minimum=0)
+    at: list[float] | None = None
     fixed: list[str] = field(default_factory=list)
     name: str = ""
     stop_hopeless: bool = False

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from vpeft_bench.metric_names import METRICS
 from vpeft_bench.records.run_record import Metrics, RunRecord
-from vpeft_bench.tuning.space import Settings
+from vpeft_bench.tuning.space import Coordinates, Settings
 
 RULE = "best val; within one standard error the most central, then the cheapest"
 """As variants tell it, see :func:`choose`."""
@@ -29,6 +29,7 @@ class Point:
         reason: why it has no score.
         reused: whether its run was there before.
         record: of its run, if there is one.
+        at: where it lies in the space; empty where that is not known yet.
     """
 
     number: int
@@ -38,6 +39,15 @@ class Point:
     reason: str = ""
     reused: bool = False
     record: RunRecord | None = None
+    at: Coordinates = ()
+
+    @property
+    def gain(self) -> float | None:
+        """How good its score is: more is better; None of a point without one."""
+        metrics = self.metrics
+        if metrics is None or metrics.value is None:
+            return None
+        return METRICS.get(metrics.headline).gain(metrics.value)
 
     @property
     def metrics(self) -> Metrics | None:
@@ -88,12 +98,7 @@ def choose(points: Sequence[Point]) -> Choice | None:
     (:meth:`vpeft_bench.tuning.space.Space.distance`, to two decimals); of several, the cheapest:
     the fewest trained parameters, then the shortest recorded training; then the first.
     """
-    scored = [(point, point.metrics) for point in points]
-    gains = {
-        point.number: METRICS.get(metrics.headline).gain(metrics.value)
-        for point, metrics in scored
-        if metrics is not None and metrics.value is not None
-    }
+    gains = {point.number: point.gain for point in points if point.gain is not None}
     if not gains:
         return None
     known = {point.number: point for point in points}

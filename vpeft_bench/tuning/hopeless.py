@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from vpeft_bench.metric_names import METRICS
 from vpeft_bench.tuning.choice import Point
 
 ROUND = 5
@@ -40,7 +39,7 @@ def hopeless(tried: Sequence[Sequence[Point]]) -> dict[int, float]:
     gains: dict[int, list[float | None]] = {}
     for points in tried:
         for point in points:
-            gains.setdefault(point.number, []).append(_gain(point))
+            gains.setdefault(point.number, []).append(point.gain)
     whole = {n: [g for g in some if g is not None] for n, some in gains.items() if None not in some}
     if not whole:
         return {}
@@ -62,10 +61,3 @@ def _p(gains: Sequence[float | None], best: Sequence[float]) -> float:
     ]
     p = signed_rank(np.array(differences), below=True)
     return 1.0 if p is None else p
-
-
-def _gain(point: Point) -> float | None:
-    metrics = point.metrics
-    if metrics is None or metrics.value is None:
-        return None
-    return METRICS.get(metrics.headline).gain(metrics.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,16 @@ from vpeft_bench.config.schema import RunConfig, plain
 from vpeft_bench.records import run_record as records
 from vpeft_bench.runs.sweep import Note
 from vpeft_bench.tuning.choice import GIVEN_UP, TRIED, Choice, Point, choose
-from vpeft_bench.tuning.space import Settings, Space, defaults_of, space_of
+from vpeft_bench.tuning.space import (
+    SOBOL,
+    TPE,
+    Coordinates,
+    Settings,
+    Space,
+    defaults_of,
+    space_of,
+)
+from vpeft_bench.tuning.tpe import START, following
 
 DONE, SKIPPED, NOT_RUN = "done", "skipped", "not run"
 
@@ -39,7 +48,8 @@ class Search:
     def name(self) -> str:
         """Of the variant that comes out of it."""
         tune = self.config.tune
-        return f"{self.config.method['name']}/{tune.name or f'tuned@{tune.budget}'}"
+        usual = f"{'tpe' if tune.sampler == TPE else 'tuned'}@{tune.budget}"
+        return f"{self.config.method['name']}/{tune.name or usual}"
 
     @cached_property
     def id(self) -> str:
@@ -48,27 +58,40 @@ class Search:
         text = json.dumps(asked, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
-    def settings(self, number: int) -> Settings:
-        """Of a point."""
-        return self.space.point(number, self.defaults)
+    def coordinates(self, number: int, before: Sequence[Point] = ()) -> Coordinates | None:
+        """Where a point lies; None where it follows from others that are not tried yet."""
+        space = self.space
+        if space.sampler == SOBOL or number < START:
+            return space.coordinates(number, self.defaults)
+        if len(before) < number or any(point.result not in TRIED for point in before):
+            return None
+        used = [dimension is not None for dimension in space.dimensions]
+        return following(used, [(point.at, point.gain) for point in before])
 
-    def point(self, number: int, note: Note | None) -> Point:
+    def settings(self, number: int, at: Coordinates | None) -> Settings:
+        """Of a point that lies there; none where that is not known yet."""
+        if number == 0 or at is None:
+            return self.defaults if number == 0 else {}
+        return self.space.at(at, self.defaults)
+
+    def point(self, number: int, note: Note | None, before: Sequence[Point] = ()) -> Point:
         """What is known of a point from the note of its job, and from the record it names.
 
         Raises:
             RecordError: the record cannot be read.
         """
-        settings = self.settings(number)
-        distance = self.space.distance(settings, self.defaults)
+        at = self.coordinates(number, before)
+        settings = self.settings(number, at)
+        distance = self.space.distance(settings, self.defaults) if settings else 0.0
         if note is None:
-            return Point(number, settings, distance, NOT_RUN)
+            return Point(number, settings, distance, NOT_RUN, at=at or ())
         path = None if note.file is None else Path(note.file)
         record = records.read(path) if path is not None and path.is_file() else None
         reused = note.result == SKIPPED
         ran = record is not None and note.result in (DONE, SKIPPED)
         result = record.outcome if record is not None and ran else note.result
         reason = record.error if record is not None and ran else note.reason
-        return Point(number, settings, distance, result, reason or "", reused, record)
+        return Point(number, settings, distance, result, reason or "", reused, record, at or ())
 
 
 @dataclass(frozen=True)
@@ -87,9 +110,9 @@ class Outcome:
             notes: of the jobs.
             given_up: of points that are not run, and why.
         """
-        points = []
+        points: list[Point] = []
         for number in range(search.config.tune.budget):
-            point = search.point(number, notes.get(number))
+            point = search.point(number, notes.get(number), points)
             if number in given_up and point.result == NOT_RUN:
                 point = replace(point, result=GIVEN_UP, reason=given_up[number])
             points.append(point)

@@ -4,7 +4,8 @@ Every method is searched over its learning rate and weight decay, and over the o
 declares beside them (``option(..., search=...)``), at most two. Point 0 is the default
 configuration. Point k is the k-th of a Sobol sequence of a fixed seed, whose first two coordinates
 are the learning rate and the weight decay of every method: the k-th point is the same for everyone,
-and a budget is the beginning of each larger one. Importing this module imports neither torch nor
+and a budget is the beginning of each larger one. (With ``tune.sampler=tpe`` points follow from
+scores, :mod:`vpeft_bench.tuning.tpe`.) Importing this module imports neither torch nor
 scipy.
 """
 
@@ -22,7 +23,7 @@ from vpeft_bench.catalogue import facts
 from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.errors import ConfigError, Problem, nearest
 
-SAMPLER = "sobol"
+SOBOL, TPE = "sobol", "tpe"
 SEED = 0
 """Of the scrambled sequence: no setting, so that nobody's points are luckier than others'."""
 OWN = 2
@@ -32,6 +33,8 @@ DIGITS = 3
 
 Settings = dict[str, Any]
 """Values by key, as typed on the command line."""
+Coordinates = tuple[float, ...]
+"""Where a point lies in [0, 1)^4: learning rate, weight decay, options of the method's own."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,11 @@ class Space:
     Attributes:
         dimensions: what is searched; None where a coordinate of the sequence is not used, because
             the key is fixed or the method has fewer options.
+        sampler: what chooses the points.
     """
 
     dimensions: tuple[Dimension | None, ...]
+    sampler: str = SOBOL
 
     @property
     def searched(self) -> list[Dimension]:
@@ -115,7 +120,7 @@ class Space:
         return [dimension.key for dimension in self.searched]
 
     def point(self, number: int, defaults: Mapping[str, Any]) -> Settings:
-        """The settings of a point.
+        """The settings of a point whose number says where it lies.
 
         Args:
             number: of the point, from 0, the default configuration.
@@ -123,7 +128,19 @@ class Space:
         """
         if number == 0:
             return {key: defaults[key] for key in self.keys}
-        coordinates = sequence(number)[number - 1]
+        return self.at(self.coordinates(number, defaults), defaults)
+
+    def coordinates(self, number: int, defaults: Mapping[str, Any]) -> Coordinates:
+        """Where a point of the sequence lies; the default lies where its values do."""
+        if number:
+            return sequence(number)[number - 1]
+        return tuple(
+            0.0 if d is None else d.position(defaults[d.key], defaults[d.key])
+            for d in self.dimensions
+        )
+
+    def at(self, coordinates: Sequence[float], defaults: Mapping[str, Any]) -> Settings:
+        """The settings at some coordinates."""
         return {
             dimension.key: dimension.value(u, defaults[dimension.key])
             for dimension, u in zip(self.dimensions, coordinates, strict=True)
@@ -148,7 +165,7 @@ class Space:
         """Eight hex digits naming the space and the order of its points."""
         said = {
             "dimensions": [None if d is None else d.described() for d in self.dimensions],
-            "sampler": SAMPLER,
+            "sampler": self.sampler,
             "points": [[round(u, 6) for u in point] for point in sequence(8)],
         }
         text = json.dumps(said, sort_keys=True, separators=(",", ":"))
@@ -156,7 +173,7 @@ class Space:
 
 
 @functools.cache
-def sequence(count: int) -> tuple[tuple[float, ...], ...]:
+def sequence(count: int) -> tuple[Coordinates, ...]:
     """The first ``count`` points of the sequence in [0, 1)^4."""
     from scipy.stats import qmc  # takes a second
 
@@ -176,7 +193,7 @@ def space_of(config: RunConfig) -> Space:
     if not any(kept):
         what = "leaves nothing to search"
         raise ConfigError([Problem(f"tune.fixed=[{','.join(fixed)}]", what, "fix fewer keys")])
-    return replace(whole, dimensions=tuple(kept))
+    return replace(whole, dimensions=tuple(kept), sampler=config.tune.sampler)
 
 
 def searchable(method: str) -> list[str]:
@@ -216,7 +233,9 @@ def value_at(config: RunConfig, key: str) -> Any:
 def at_point(config: RunConfig, number: int) -> RunConfig:
     """The config of a point of the search of ``config``; of point 0 it is the config itself."""
     space = space_of(config)
-    return with_settings(config, space.point(number, defaults_of(config, space)))
+    defaults, at = defaults_of(config, space), config.tune.at
+    settings = space.point(number, defaults) if at is None else space.at(at, defaults)
+    return with_settings(config, settings)
 
 
 def with_settings(config: RunConfig, settings: Settings) -> RunConfig:

@@ -24,7 +24,6 @@ from vpeft_bench.formats import option_text
 from vpeft_bench.records.run_record import directory_name
 from vpeft_bench.tuning.choice import RULE
 from vpeft_bench.tuning.search import Outcome, Search
-from vpeft_bench.tuning.space import SAMPLER
 
 FOLDER = "tuned"
 
@@ -67,7 +66,8 @@ class Told:
             if key not in search.space.keys and (section == "method" or trained):
                 kept[key] = _at(asked, key)
         budget = search.config.tune.budget
-        return cls(budget, search.space.hash, SAMPLER, search.space.keys, kept)
+        space = search.space
+        return cls(budget, space.hash, space.sampler, space.keys, kept)
 
 
 def problems(search: Search, told: Told) -> list[Problem]:
