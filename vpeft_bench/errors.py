@@ -163,6 +163,39 @@ class RecordError(VpeftBenchError):
         return type(self), (self.path, self.what)
 
 
+class ClaimedError(VpeftBenchError):
+    """Another process works on what was asked for.
+
+    Args:
+        path: its claim.
+        holder: which process that is.
+    """
+
+    def __init__(self, path: Path, holder: str) -> None:
+        self.path, self.holder = path, holder
+        super().__init__(f"{holder}, is working on it")
+
+    def __reduce__(self) -> tuple[type[ClaimedError], tuple[Path, str]]:
+        """Pickled with what its constructor takes."""
+        return type(self), (self.path, self.holder)
+
+
+class ClaimLostError(VpeftBenchError):
+    """This process gave no sign of life for so long that another has taken its work over.
+
+    Args:
+        path: the claim that was its own.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(f"{path} is gone, or another process's now: it has taken over from here")
+
+    def __reduce__(self) -> tuple[type[ClaimLostError], tuple[Path]]:
+        """Pickled with what its constructor takes."""
+        return type(self), (self.path,)
+
+
 class DeviceBusyError(VpeftBenchError):
     """Something else uses the device, and a measurement would show it.
 

@@ -9,7 +9,6 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from vpeft_bench.cli.flags import config_dir_flag
@@ -21,6 +20,7 @@ from vpeft_bench.cost.process import measure
 from vpeft_bench.cost.request import Request, request_of
 from vpeft_bench.cost.tables import Row, card_table, sweep_table
 from vpeft_bench.errors import (
+    ClaimedError,
     ConfigError,
     DeviceBusyError,
     Problem,
@@ -28,9 +28,12 @@ from vpeft_bench.errors import (
 )
 from vpeft_bench.records import cost_card as cards
 from vpeft_bench.records.cost_card import CardStatus, CostCard
-from vpeft_bench.records.run_record import LOCK
+from vpeft_bench.records.run_record import CLAIM
 from vpeft_bench.runs import validation
+from vpeft_bench.runs.claim import claimed
+from vpeft_bench.runs.rounds import Standing
 from vpeft_bench.runs.sweep import Answer, Note
+from vpeft_bench.runs.validation import Seen
 
 USAGE = """\
 usage: python -m vpeft_bench cost [-m] [method=NAME] [backbone=NAME] [hardware=NAME] [KEY=VALUE ...]
@@ -116,10 +119,11 @@ def ask(config: RunConfig, console: Console) -> MeasuredCard:
         return answered
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(LOCK), timeout=0):
+        with claimed(path.with_name(CLAIM)):
             return _answered(config, path) or _measured(request, path, console)
-    except Timeout:
-        return MeasuredCard(Result.BUSY, reason="another process is measuring this")
+    except ClaimedError as error:
+        what = f"another process is measuring this ({error})"
+        return MeasuredCard(Result.BUSY, path=path, reason=what)
     except OSError as error:
         what = f"cannot be written to: {error}"
         raise ConfigError([Problem(where, what)]) from error
@@ -134,6 +138,15 @@ def _measured(request: Request, path: Path, console: Console) -> MeasuredCard:
         return MeasuredCard(Result.BUSY, reason=str(error))
     result = Result.MEASURED if card.status is CardStatus.OK else Result(card.status.value)
     return MeasuredCard(result, card, path, card.error or "")
+
+
+def find(config: RunConfig, seen: Seen, elsewhere: bool = False) -> Standing:
+    """Where the card lies or will lie, and whether it answers the request already."""
+    if elsewhere:  # on a device that is not here
+        return Standing()
+    path = request_of(config).card_path(seen(_device_name, config.hardware.accelerator))
+    kept = _answered(config, path)
+    return Standing(path, None if kept is None else _answer(kept))
 
 
 def _identity(config: RunConfig) -> Hashable:
@@ -171,7 +184,10 @@ def _kept(path: Path, busy_will_do: bool) -> CostCard | None:
 
 def answer(config: RunConfig, console: Console) -> Answer:
     """One measurement, for whoever asked and for the notes of a sweep."""
-    outcome = ask(config, console)
+    return _answer(ask(config, console))
+
+
+def _answer(outcome: MeasuredCard) -> Answer:
     return Answer(
         outcome.result.value,
         outcome.result in ANSWERED,
@@ -194,7 +210,8 @@ def _show(outcome: MeasuredCard, console: Console) -> None:
 
 def _summarise(notes: Sequence[Note], console: Console) -> None:
     """One row per measurement, and where the cards lie."""
-    paths = [None if note.file is None else Path(note.file) for note in notes]
+    files = [None if note.file is None else Path(note.file) for note in notes]
+    paths = [file if file is not None and file.is_file() else None for file in files]
     rows = [
         Row(note.overrides, note.result, note.reason, None if path is None else cards.read(path))
         for note, path in zip(notes, paths, strict=True)
@@ -209,6 +226,7 @@ COST = Command(
     "vpeft_bench.cli.cost:answer",
     validation.quick_measurement_problems,
     validation.measurement_problems,
+    find,
     _identity,
     _summarise,
     "the measurement was dropped, cards are whole",

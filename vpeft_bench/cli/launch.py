@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,10 +30,11 @@ from vpeft_bench.errors import (
     VpeftBenchError,
     told,
 )
-from vpeft_bench.records.run_record import RECORD_NAME
+from vpeft_bench.records.run_record import RECORD_NAME, RunRecord
 from vpeft_bench.runs import sweep, validation
 from vpeft_bench.runs.interruption import Interrupted
-from vpeft_bench.runs.sweep import Answer, Note, OneJob
+from vpeft_bench.runs.rounds import Standing, Sweep, SweepJob, sweep_in_rounds
+from vpeft_bench.runs.sweep import SKIPPED, Answer, Note, OneJob
 from vpeft_bench.runs.validation import Seen
 from vpeft_bench.terminal import Terminal
 
@@ -50,6 +51,8 @@ class Command:
         quick_problems: what is wrong with a composed config and can be told at once.
         problems: everything wrong with it, given what was seen already and whether it will run on
             another machine.
+        find: looks for the result of a config, given what was seen already and (``elsewhere``)
+            whether it will run on another machine, see :data:`vpeft_bench.runs.rounds.Find`.
         identity: equal for configs that ask for the same thing.
         summarise: shows what became of the jobs of a sweep.
         interrupted: what the user should know who interrupts it.
@@ -59,6 +62,7 @@ class Command:
     ask: str
     quick_problems: Callable[[RunConfig], Iterable[Problem]]
     problems: Callable[[RunConfig, Seen, bool], Iterable[Problem]]
+    find: Callable[..., Standing]
     identity: Callable[[RunConfig], Hashable]
     summarise: Callable[[Sequence[Note], Console], None]
     interrupted: str = "the same command resumes from the last whole epoch"
@@ -78,7 +82,7 @@ def main(
     console = Terminal(stderr=True)
     try:
         line = replace(read_line(arguments), further_folders=folders)
-        went_well = _hydra(_checked(line, command, console), command)
+        went_well = _hydra(*_checked(line, command, console), command)
     except VpeftBenchError as error:
         console.print(f"error: {error}", soft_wrap=True)
         return EXIT_WRONG_INPUT if isinstance(error, ProblemsError) else EXIT_FAILED
@@ -96,8 +100,13 @@ def main(
     return 0 if went_well else EXIT_FAILED
 
 
-def _hydra(arguments: Sequence[str], command: Command) -> bool:
+def _hydra(arguments: Sequence[str], jobs: Sweep | None, command: Command) -> bool:
     """Let Hydra compose and launch; whether all of it went well.
+
+    Args:
+        arguments: in Hydra's grammar.
+        jobs: of a sweep over every combination.
+        command: what is done with each config.
 
     Raises:
         VpeftBenchError: of the only job.
@@ -108,7 +117,9 @@ def _hydra(arguments: Sequence[str], command: Command) -> bool:
     # Hydra would print its errors itself, with advice on its own settings.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        one = OneJob(command.ask)
+        one = OneJob(command.ask, jobs)
+        if jobs is not None:
+            sweep_in_rounds()
         job(plugins.Carrying(one, plugins.named()))()
     except OSError as error:
         place = sweep.NoteSweep.directory
@@ -126,15 +137,18 @@ def _hydra(arguments: Sequence[str], command: Command) -> bool:
 # ---- looking before anything runs ----------------------------------------------------------------
 
 
-def _checked(line: Line, command: Command, console: Console) -> list[str]:
+def _checked(line: Line, command: Command, console: Console) -> tuple[list[str], Sweep | None]:
     """The arguments for Hydra, in its grammar, of a command line that has no problem.
+
+    Returns:
+        They, and the jobs of a sweep over every combination.
 
     Raises:
         ConfigError: with everything wrong with the overrides. Of a sweep every combination is
             looked at; of a single run, what needs torch or the data is told when it starts.
     """
     if not line.checked:
-        return [*line.flags, *line.overrides]
+        return [*line.flags, *line.overrides], None
     with console.status("reading the command line"):  # a second for ten combinations
         checked = check_overrides(line.overrides, line.search_path, line.multirun, command.purpose)
     jobs, axes = checked.jobs.valid, checked.jobs.axes
@@ -146,21 +160,29 @@ def _checked(line: Line, command: Command, console: Console) -> list[str]:
         raise ConfigError(problems)
     arguments = [*line.flags, *checked.hydras]
     if line.prints or not (checked.sweep and checked.grid):
-        return [*arguments, *checked.arguments]
-    _check_combinations(checked, command, console)
+        return [*arguments, *checked.arguments], None
+    seen = Seen()
+    _check_combinations(checked, command, seen, console)
     kept, repeated = once_each(checked.jobs, command.identity)
     for problem in repeated:
         console.print(f"note: {problem}", soft_wrap=True)
-    return [*arguments, *(axis.override(",".join(axis.values)) for axis in kept)]
+    arguments += [axis.override(",".join(axis.values)) for axis in kept]
+    once = {axis.key: axis.values for axis in kept}
+    distinct = [
+        SweepJob([axis.override(job.combination[axis.key]) for axis in kept], job.config)
+        for job in jobs
+        if all(value in once[key] for key, value in job.combination.items())
+    ]
+    find = partial(command.find, elsewhere=checked.elsewhere)
+    return arguments, Sweep(distinct, command.ask, find, seen)
 
 
-def _check_combinations(checked: Checked, command: Command, console: Console) -> None:
+def _check_combinations(checked: Checked, command: Command, seen: Seen, console: Console) -> None:
     """Every combination of a sweep, before its first job.
 
     Raises:
         ConfigError: one of the values is wrong, or nothing but incompatible choices is left.
     """
-    seen = Seen()
     jobs, axes = checked.jobs.valid, checked.jobs.axes
     with console.status(f"checking {len(jobs)} combinations"):
         found = [
@@ -197,18 +219,42 @@ def ask_for_run(config: RunConfig, console: Console) -> Answer:
     from vpeft_bench.runs.run import Result, run
 
     outcome = run(config, console)
-    last = outcome.record.happened.last_epoch if outcome.record else None
-    value = last.value if last else None
-    return Answer(
-        outcome.result.value,
-        outcome.result in (Result.DONE, Result.SKIPPED),
-        outcome.reason,
-        outcome.directory / RECORD_NAME,
-        last.headline if last else None,
-        value,
-        value if config.protocol.name is Protocol.select else None,
-        partial(print_outcome, outcome),
-    )
+    answer = answer_of(config, outcome.result.value, outcome.reason, outcome.record)
+    file, show = outcome.directory / RECORD_NAME, partial(print_outcome, outcome)
+    well = outcome.result in (Result.DONE, Result.SKIPPED)
+    return replace(answer, went_well=well, file=file, show=show)
+
+
+def answer_of(config: RunConfig, result: str, reason: str, record: RunRecord | None) -> Answer:
+    """What became of a run that went well, with the score of its record."""
+    last = record.happened.last_epoch if record is not None else None
+    metric, value = (last.headline, last.value) if last is not None else (None, None)
+    optimised = value if config.protocol.name is Protocol.select else None
+    return Answer(result, True, reason, None, metric, value, optimised)
+
+
+def find_run(
+    config: RunConfig, seen: Seen, elsewhere: bool = False, settled: Collection[str] = ()
+) -> Standing:
+    """Where the record of a run lies or will lie, and whether nothing is left to be done.
+
+    Args:
+        config: asks for it.
+        seen: what was looked at already.
+        elsewhere: it will run on another machine, whose data may not be here.
+        settled: outcomes beside ``ok`` after which it is not tried again.
+    """
+    from vpeft_bench.runs.identified import finished, identify, why_skipped
+
+    try:
+        asked = identify(config, seen)
+    except (VpeftBenchError, OSError):  # which the run tells when its turn comes
+        return Standing()
+    file, record = asked.directory / RECORD_NAME, finished(asked.config, asked.directory, settled)
+    if record is None:
+        return Standing(file)
+    reason = why_skipped(asked.directory, record)
+    return Standing(file, replace(answer_of(config, SKIPPED, reason, record), file=file))
 
 
 def _identity(config: RunConfig) -> Hashable:
@@ -228,6 +274,7 @@ RUN = Command(
     "vpeft_bench.cli.launch:ask_for_run",
     validation.quick_problems,
     validation.problems,
+    find_run,
     _identity,
     _summarise,
 )

@@ -7,23 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from vpeft_bench import plugins
 from vpeft_bench.cli.flags import Line, config_dir_flag, read_line
 from vpeft_bench.cli.launch import EXIT_FAILED
 from vpeft_bench.cli.launch import main as launch
 from vpeft_bench.cli.tune_plan import check_seeds, planned, points_command
-from vpeft_bench.cli.tune_tables import print_plan, settings_text
-from vpeft_bench.config.schema import RunConfig
-from vpeft_bench.errors import ConfigError
-from vpeft_bench.records.run_record import RECORD_NAME
-from vpeft_bench.runs import validation
-from vpeft_bench.runs.sweep import Answer
-from vpeft_bench.runs.validation import Seen
+from vpeft_bench.cli.tune_tables import print_plan
 from vpeft_bench.terminal import Terminal
-from vpeft_bench.tuning.choice import DIVERGED, REFUSED
-from vpeft_bench.tuning.space import at_point, space_of, value_at
 
 USAGE = """\
 usage: python -m vpeft_bench tune [-m] [method=NAME] [data=NAME] [tune.budget=8] [KEY=VALUE ...]
@@ -127,38 +117,3 @@ def _flags(line: Line) -> list[str]:
     """The flags of a sweep."""
     kept = [flag for flag in line.flags if flag not in ("--run", "--multirun")]
     return ["--multirun", *kept]
-
-
-# ---- one point -----------------------------------------------------------------------------------
-
-
-def ask(config: RunConfig, console: Console) -> Answer:
-    """Run one point of a search, unless its record exists or says that it diverged.
-
-    Raises:
-        ConfigError: with everything wrong with the search itself.
-        VpeftBenchError: it failed in a way that says nothing of the point.
-    """
-    seen = Seen()
-    if found := list(validation.problems(config, seen)):
-        raise ConfigError(found)
-    number = config.tune.point or 0
-    point = at_point(config, number)
-    if wrong := list(validation.problems(point, seen)):
-        return Answer(REFUSED, True, "; ".join(f"{p.where}: {p.what}" for p in wrong))
-    settings = {key: value_at(point, key) for key in space_of(config).keys}
-    name, data = config.method["name"], config.data.name
-    count = f"{number + 1} of {config.tune.budget}"
-    told = f"{name} on {data}: point {number} ({count}): {settings_text(settings)}"
-    console.print(told, soft_wrap=True)
-    from vpeft_bench.runs.run import Result, run
-
-    outcome = run(point, console, settled=(DIVERGED,))
-    record, result = outcome.record, outcome.result.value
-    if outcome.result is Result.FAILED and record is not None:
-        result = record.outcome
-    last = record.happened.last_epoch if record is not None else None
-    metric, value = (last.headline, last.value) if last is not None else (None, None)
-    well = outcome.result is not Result.BUSY
-    file = outcome.directory / RECORD_NAME
-    return Answer(result, well, outcome.reason, file, metric, value, value)

@@ -19,6 +19,7 @@ from vpeft_bench.cli.launch import EXIT_FAILED, RUN, Command
 from vpeft_bench.cli.launch import main as launch
 from vpeft_bench.cli.overrides import Checked, check_overrides
 from vpeft_bench.cli.purpose import Purpose
+from vpeft_bench.cli.tune_point import find
 from vpeft_bench.cli.tune_tables import print_outcome
 from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.errors import ConfigError, Problem
@@ -336,9 +337,10 @@ def points_command(summarise: Callable[[Sequence[Note], Console], None]) -> Comm
     """What runs the points of searches, one job each."""
     return Command(
         Purpose.TUNE,
-        "vpeft_bench.cli.tune:ask",
+        "vpeft_bench.cli.tune_point:ask",
         validation.quick_problems,
         validation.problems,  # of the default configuration; a point may be refused by itself
+        find,
         _identity,
         summarise,
         "the same command goes on from there",

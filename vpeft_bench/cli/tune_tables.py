@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from vpeft_bench.metric_names import heading, shown
+from vpeft_bench.runs.sweep import BUSY, NOT_RUN
 from vpeft_bench.tuning.choice import GIVEN_UP, OK, Choice, Point
-from vpeft_bench.tuning.search import NOT_RUN, Outcome, Search
+from vpeft_bench.tuning.search import Outcome, Search
 from vpeft_bench.tuning.space import Settings
 
-COLOURS = {OK: "green", "busy": "yellow", NOT_RUN: "yellow", GIVEN_UP: "cyan"}
+COLOURS = {OK: "green", BUSY: "yellow", NOT_RUN: "yellow", GIVEN_UP: "cyan"}
 
 
 def print_plan(searches: Sequence[Search], console: Console) -> None:

@@ -25,8 +25,8 @@ from vpeft_bench.records.upgrades import with_method_facts
 
 SCHEMA_VERSION = 7
 RECORD_NAME = "record.json"
-LOCK = "run.lock"
-"""Beside a record; the process that works on the run holds it."""
+CLAIM = "run.claim"
+"""Beside a record or a card, while a process works on it: :mod:`vpeft_bench.runs.claim`."""
 
 
 class Status(StrEnum):

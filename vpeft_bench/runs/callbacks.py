@@ -18,6 +18,7 @@ from torch import Tensor
 from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.files import write_atomically
 from vpeft_bench.metric_names import shown, title
+from vpeft_bench.runs.claim import Claim
 from vpeft_bench.runs.loggers import Sink
 from vpeft_bench.tasks.base import Task
 
@@ -25,6 +26,24 @@ from vpeft_bench.tasks.base import Task
 def _part(trainer: pl.Trainer, batch_idx: int) -> int:
     """Which part of a batch comes next, from 0; see ``hardware.accumulate``."""
     return batch_idx % trainer.accumulate_grad_batches
+
+
+class StillOurs(pl.Callback):
+    """Ends a training that another process has taken over, see :mod:`vpeft_bench.runs.claim`."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at what is known; the claim's own thread finds it out."""
+        if self.claim.lost:
+            self.claim.require()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make sure of it: checkpoint and curves are written next."""
+        self.claim.require()
 
 
 class StepSeed(pl.Callback):

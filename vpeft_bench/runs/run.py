@@ -9,31 +9,26 @@ import time
 import warnings
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from vpeft_bench import plugins
 from vpeft_bench.attaching.attachment import Attached
-from vpeft_bench.backbones.load import traits_of
-from vpeft_bench.backbones.weights import weights_source
 from vpeft_bench.config import benchmarks
-from vpeft_bench.config.identity import config_hash
 from vpeft_bench.config.schema import RunConfig, plain, trained_split
 from vpeft_bench.config.sections import FeatureCache, Precision, Protocol, evaluated_split
-from vpeft_bench.data.dataset import Dataset, open_dataset
+from vpeft_bench.data.dataset import Dataset
 from vpeft_bench.data.inspect_content import compare_content
-from vpeft_bench.data.inspect_pictures import data_identity
-from vpeft_bench.data.inspection import inspect
 from vpeft_bench.data.loading import Preprocessing
 from vpeft_bench.errors import (
+    ClaimedError,
+    ClaimLostError,
     ConfigError,
     DamagedError,
     DivergedError,
@@ -43,7 +38,6 @@ from vpeft_bench.errors import (
 )
 from vpeft_bench.files import sha256
 from vpeft_bench.methods.base import Method
-from vpeft_bench.methods.registry import build_method
 from vpeft_bench.metric_names import METRICS
 from vpeft_bench.records import run_record as records
 from vpeft_bench.records.environment import processor_name
@@ -57,8 +51,9 @@ from vpeft_bench.runs.build import (
     head_parameters,
     head_state,
 )
-from vpeft_bench.runs.callbacks import Curves, MethodSteps, ProgressBar, StepSeed
+from vpeft_bench.runs.callbacks import Curves, MethodSteps, ProgressBar, StepSeed, StillOurs
 from vpeft_bench.runs.checkpoint import EpochCheckpoint, WholeFiles, whole_epochs
+from vpeft_bench.runs.claim import Claim, claimed
 from vpeft_bench.runs.divergence import Divergence
 from vpeft_bench.runs.evaluation import write_evaluation
 from vpeft_bench.runs.feature_cache import (
@@ -69,6 +64,7 @@ from vpeft_bench.runs.feature_cache import (
     worth_keeping,
 )
 from vpeft_bench.runs.host import flush_denormals, keep_freed_memory
+from vpeft_bench.runs.identified import identify, wants_predictions, why_skipped
 from vpeft_bench.runs.loggers import open_sinks
 from vpeft_bench.runs.predictions import store_again, storing
 from vpeft_bench.runs.run_files import RunFiles
@@ -139,31 +135,8 @@ def run(config: RunConfig, console: Console, settled: Collection[str] = ()) -> O
 
 
 def _run(config: RunConfig, console: Console, settled: Collection[str]) -> Outcome:
-    options = dict(config.method)
-    method = build_method(options.pop("name"), options)
-    # Every option as the method itself has it: 8 and 8.0 are the same alpha, a default is no other
-    # method than its value.
-    method_options = {"name": method.name, **method.options()}
-    config = replace(config, method=method_options, plugins=plugins.named())
-    dataset = open_dataset(config.data)
-    most = config.head.max_detections if config.head else None
-    evaluated = evaluated_split(config.protocol.name)
-    inspectors = kind_of(config).inspectors()
-    inspection = inspect(dataset, config.data, inspectors, max_detections=most, evaluated=evaluated)
-    inspection.require_sound()
-    dataset = replace(dataset, fingerprint=data_identity(dataset, inspection))
-    weights = weights_source(config.backbone.weights, config.backbone.model).identity()
-    uncounted = method.uncounted(traits_of(config.backbone.model))
-    hash_ = config_hash(config, dataset.fingerprint, weights, uncounted, method.version)
-    directory = records.run_directory(
-        Path(config.results_dir),
-        config.protocol.name.value,
-        config.data.name,
-        config.backbone.name,
-        method.name,
-        hash_,
-        config.seed,
-    )
+    asked = identify(config)
+    config, dataset, directory = asked.config, asked.dataset, asked.directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except (NotADirectoryError, FileExistsError) as error:
@@ -171,38 +144,37 @@ def _run(config: RunConfig, console: Console, settled: Collection[str]) -> Outco
         raise ConfigError([Problem(f"results_dir={config.results_dir}", what)]) from error
     files = RunFiles(directory, console)
     try:
-        with FileLock(directory / records.LOCK, timeout=0):
+        with claimed(directory / records.CLAIM) as claim:
             files.sweep()
             if config.rerun:
                 files.forget_progress()
             elif (done := files.finished(settled)) is not None:
-                ok = done.outcome == Status.OK
-                if ok and config.predictions and not files.predictions.is_dir():
+                if wants_predictions(config, done, directory):
                     _prepare(config)
                     said = store_again(config, dataset, done, directory)
                     _tell(console, f"predictions: stored by the weights of the finished run{said}")
-                reason = "a finished record exists"
-                if altered := files.altered(done):
-                    reason += f" ({', '.join(altered)} beside it: gone or changed since)"
-                return Outcome(Result.SKIPPED, directory, done, reason)
+                return Outcome(Result.SKIPPED, directory, done, why_skipped(directory, done))
+            evaluated = evaluated_split(config.protocol.name)
             state = RunState(
                 run_id=run_id(directory, config.results_dir),
-                config_hash=hash_,
+                config_hash=asked.config_hash,
                 asked=plain(config),
-                variant=config.variant.name or method.described(),
-                uncounted=uncounted,
-                method_version=method.version,
-                weights_identity=weights,
+                variant=config.variant.name or asked.method.described(),
+                uncounted=asked.uncounted,
+                method_version=asked.method.version,
+                weights_identity=asked.weights,
                 data_fingerprint=dataset.fingerprint,
-                data=inspection.facts,
-                labels=list(inspection.notices),
+                data=asked.inspection.facts,
+                labels=list(asked.inspection.notices),
                 curves=Curves(files.metrics, []),
                 eval_split=records.Split(evaluated),
                 eval_images=len(dataset.split(evaluated)),
             )
-            return _Run(config, method, dataset, state, files, console, settled).execute()
-    except Timeout:
-        return Outcome(Result.BUSY, directory, None, "another process is working on this run")
+            one = _Run(config, asked.method, dataset, state, files, console, settled, claim)
+            return one.execute()
+    except (ClaimedError, ClaimLostError) as error:
+        reason = f"another process is working on this run ({error})"
+        return Outcome(Result.BUSY, directory, None, reason)
 
 
 class _Run:
@@ -217,6 +189,7 @@ class _Run:
         files: RunFiles,
         console: Console,
         settled: Collection[str],
+        claim: Claim,
     ) -> None:
         self.config = config
         self.method = method
@@ -226,6 +199,7 @@ class _Run:
         self.directory = files.directory
         self.console = console
         self.settled = settled
+        self.claim = claim
         self.kind = kind_of(config)
         self.curves = state.curves
 
@@ -247,6 +221,8 @@ class _Run:
             if (signal := interruption.received()) is not None:
                 # Whatever else was raised since, in tidying up, has this for its cause.
                 caught = interruption.Interrupted(signal)
+            if not self.claim.touch():  # nothing here is this process's to write any more
+                raise caught
             status, error = _ending(caught)
             if isinstance(caught, DivergedError):
                 what = records.Diverged(caught.quantity, caught.epoch, caught.step)
@@ -263,6 +239,7 @@ class _Run:
         raise caught
 
     def _record(self, status: Status, error: str | None) -> RunRecord:
+        self.claim.require()
         record = self.state.record(status, error)
         records.write(record, self.files.record)
         return record
@@ -394,6 +371,7 @@ class _Run:
             limit_val_batches=1.0 if validate else 0,
             num_sanity_val_steps=0,
             callbacks=[
+                StillOurs(self.claim),  # before anything is written of a step or an epoch
                 StepSeed(self.config.seed),
                 MethodSteps(attached),
                 Divergence(),  # before anything is kept of an epoch
@@ -482,6 +460,7 @@ class _Run:
 
     def _store(self, attached: Attached, task: Task) -> None:
         """Delta, head, and what the score is made of, on the disk before the record."""
+        self.claim.require()
         files = self.files
         files.record.unlink(missing_ok=True)  # an old one vouches for the files that go now
         attached.save(files.delta)

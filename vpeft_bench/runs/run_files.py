@@ -22,7 +22,7 @@ VOUCHED_FOR = (DELTA, HEAD, EVALUATION)
 
 
 class RunFiles:
-    """The files of one run; only the process that holds its lock may change them.
+    """The files of one run; only the process that holds its claim may change them.
 
     Attributes:
         record, metrics, delta, head, evaluation: what stays.
@@ -85,16 +85,6 @@ class RunFiles:
             return None
         return record if record.outcome in (Status.OK, *settled) else None
 
-    def altered(self, record: RunRecord) -> list[str]:
-        """The files that ``record`` vouches for and that are gone or of another size."""
-        sizes = {DELTA: record.happened.stored_bytes.delta, HEAD: record.happened.stored_bytes.head}
-        return [
-            name
-            for name in record.happened.checksums
-            if not (path := self.directory / name).is_file()
-            or (sizes.get(name) is not None and path.stat().st_size != sizes[name])
-        ]
-
     def set_aside(self, path: Path, what: str) -> None:
         """Give a file that cannot be used another name, and say so in one line."""
         reason = " ".join(what.split())
@@ -104,6 +94,17 @@ class RunFiles:
             "without it",
             soft_wrap=True,
         )
+
+
+def altered(directory: Path, record: RunRecord) -> list[str]:
+    """The files of a run that ``record`` vouches for and that are gone or of another size."""
+    sizes = {DELTA: record.happened.stored_bytes.delta, HEAD: record.happened.stored_bytes.head}
+    return [
+        name
+        for name in record.happened.checksums
+        if not (path := directory / name).is_file()
+        or (sizes.get(name) is not None and path.stat().st_size != sizes[name])
+    ]
 
 
 def require_unaltered(directory: Path, record: RunRecord, name: str) -> Path:

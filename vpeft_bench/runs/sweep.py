@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -28,13 +27,18 @@ from vpeft_bench.config.schema import RunConfig, typed
 from vpeft_bench.errors import ProblemsError, RecordError, VpeftBenchError
 from vpeft_bench.files import write_atomically
 from vpeft_bench.metric_names import shown, title
-from vpeft_bench.records.run_record import LOCK, Status, leaderboard_command, read
+from vpeft_bench.records.run_record import Status, leaderboard_command, read
 from vpeft_bench.registry import found
 from vpeft_bench.runs.interruption import Interrupted, received
 from vpeft_bench.terminal import Terminal
 
+if TYPE_CHECKING:
+    from vpeft_bench.runs.rounds import Sweep
+
 NOTE = "outcome.json"
 JOB = "job.json"
+PLAN = "sweep.json"
+DONE, SKIPPED, BUSY, NOT_RUN = "done", "skipped", "busy", "not run"
 FAILED, DIED, INTERRUPTED = "failed", "died", "interrupted"
 
 
@@ -73,6 +77,7 @@ class Note:
     Attributes:
         overrides: of the job.
         file: path of the record or the card, if any.
+        place: name of the folder of the job in that of the sweep.
     """
 
     overrides: list[str]
@@ -82,6 +87,38 @@ class Note:
     file: str | None = None
     metric: str | None = None
     value: float | None = None
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job that a sweep was asked for.
+
+    Attributes:
+        overrides: of the job.
+        file: of the record or the card, from the sweep's directory; null where that was not known.
+        method, data: their names.
+    """
+
+    overrides: list[str]
+    file: str | None
+    method: str
+    data: str
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What a sweep was asked for, as JSON in its directory.
+
+    Attributes:
+        ask: what does a job, see :data:`Ask`, as ``module:function``.
+        results_dir: from the sweep's directory.
+        jobs: all of them.
+    """
+
+    ask: str
+    results_dir: str
+    jobs: list[PlannedJob]
 
 
 class OneJob:
@@ -89,16 +126,22 @@ class OneJob:
 
     Args:
         ask: ``module:function`` that does it: launchers send this object to other processes.
+        sweep: all jobs, where there are several; it stays in this process.
 
     Attributes:
         answer: of the only job, where there is no sweep: Hydra hands it to nobody.
         error: that the only job raised; Hydra would show a traceback.
     """
 
-    def __init__(self, ask: str) -> None:
+    def __init__(self, ask: str, sweep: Sweep | None = None) -> None:
         self.ask = ask
+        self.sweep = sweep
         self.answer: Answer | None = None
         self.error: VpeftBenchError | None = None
+
+    def __reduce__(self) -> tuple[type[OneJob], tuple[str]]:
+        """Pickled as what does a job, and nothing that became of any."""
+        return type(self), (self.ask,)
 
     def __call__(self, config: DictConfig) -> float | None:
         """Do one job; of a sweep, note what became of it."""
@@ -125,16 +168,13 @@ def _noted(
         What a sweeper may optimise.
     """
 
-    def note(answer: Answer, name: str = NOTE) -> None:
-        file = None if answer.file is None else str(answer.file)
-        told = (answer.result, answer.went_well, answer.reason, file, answer.metric, answer.value)
-        content = json.dumps(asdict(Note(overrides, *told)), indent=1)
-        write_atomically(directory / name, content.encode())
+    def note(answer: Answer) -> None:
+        write_note(directory, overrides, answer)
 
     directory.mkdir(parents=True, exist_ok=True)
-    note(Answer(DIED, False, "the process ended abruptly"), JOB)
+    write_note(directory, overrides, Answer(DIED, False, "the process ended abruptly"), JOB)
     try:
-        answer = ask(typed(config), console)
+        answer = _failed_meanwhile(directory, overrides) or ask(typed(config), console)
     except (Interrupted, KeyboardInterrupt) as error:
         note(Answer(INTERRUPTED, False, str(error) or INTERRUPTED))
         raise
@@ -150,6 +190,37 @@ def _noted(
     if not answer.went_well:
         console.print(f"{answer.result}: {answer.reason}", soft_wrap=True)
     return answer.optimised
+
+
+def write_note(directory: Path, overrides: list[str], answer: Answer, name: str = NOTE) -> None:
+    """Note in the folder of a job what became of it.
+
+    Args:
+        name: of the file.
+    """
+    file = None if answer.file is None else str(answer.file)
+    told = (answer.result, answer.went_well, answer.reason, file, answer.metric, answer.value)
+    content = asdict(Note(overrides, *told, directory.name))
+    write_atomically(directory / name, json.dumps(content, indent=1).encode())
+
+
+def _failed_meanwhile(directory: Path, overrides: list[str]) -> Answer | None:
+    """How a run failed in another process since the sweep began: it is not tried by each of them.
+
+    Both times are of the file system's clock.
+    """
+    try:
+        plan = read_plan(directory.parent)
+        began = (directory.parent / PLAN).stat().st_mtime
+        names = next(job.file for job in plan.jobs if set(job.overrides) == set(overrides))
+        path = directory.parent / (names or "")
+        record = read(path) if path.stat().st_mtime > began else None
+    except (OSError, RecordError, StopIteration):
+        return None
+    if record is None or record.outcome in (Status.OK, Status.INTERRUPTED):
+        return None
+    path = Path(os.path.relpath(path))
+    return Answer(FAILED, False, f"{record.error} (in another process)", path)
 
 
 class NoteSweep(Callback):
@@ -172,40 +243,44 @@ def summarise(show: Callable[[Sequence[Note], Console], None]) -> int:
     """
     if NoteSweep.directory is None:
         return 0
-    notes = [_looked_at_again(note) for note in read_notes(NoteSweep.directory)]
+    notes = notes_of(NoteSweep.directory)
     if notes:
         show(notes, Terminal())
     return 0 if all(note.went_well for note in notes) else 1
 
 
-def read_notes(directory: Path) -> list[Note]:
-    """The notes of every job below ``directory``, by job number; a job without one died."""
-    notes = []
-    for started in sorted(directory.glob(f"*/{JOB}"), key=lambda path: _number(path.parent.name)):
-        ended = started.with_name(NOTE)
+def notes_of(directory: Path) -> list[Note]:
+    """One note for each job of a sweep, in the order they were asked for."""
+    notes = last_notes(directory)
+    try:
+        plan = read_plan(directory)
+    except OSError:  # of a sweeper that chooses values itself: those that it chose
+        return list(notes.values())
+    return [notes.get(frozenset(job.overrides), Note(job.overrides, NOT_RUN)) for job in plan.jobs]
+
+
+def read_plan(directory: Path) -> SweepPlan:
+    """What a sweep was asked for.
+
+    Raises:
+        OSError: it was written by an earlier version, or by a sweeper that chooses values itself.
+    """
+    content = json.loads((directory / PLAN).read_text())
+    return SweepPlan(**{**content, "jobs": [PlannedJob(**job) for job in content["jobs"]]})
+
+
+def last_notes(directory: Path) -> Mapping[frozenset[str], Note]:
+    """The last note of every job of a sweep, by its overrides; a job without one died."""
+    notes = {}
+    for folder in sorted(directory.glob("*/"), key=lambda path: _number(path.name)):
+        started, ended = folder / JOB, folder / NOTE
+        if not (started.exists() or ended.exists()):
+            continue
         note = Note(**json.loads((ended if ended.exists() else started).read_text()))
         if not ended.exists() and (signal := received()) is not None:
             note = replace(note, result=INTERRUPTED, reason=f"{signal.name} ended the sweep")
-        notes.append(note)
+        notes[frozenset(note.overrides)] = note
     return notes
-
-
-def _looked_at_again(note: Note) -> Note:
-    """A run that another process was busy with may be done by now: then nothing went wrong."""
-    if note.result != "busy" or note.file is None:
-        return note
-    path = Path(note.file)
-    try:
-        with FileLock(path.with_name(LOCK), timeout=0):
-            record = read(path)
-    except (Timeout, OSError, RecordError):
-        return note
-    last = record.happened.last_epoch
-    if record.outcome != Status.OK or last is None:
-        return note
-    why = "by another process"
-    metric, value = last.headline, last.value
-    return replace(note, result="done", went_well=True, reason=why, metric=metric, value=value)
 
 
 def _number(name: str) -> tuple[int, str]:
@@ -224,7 +299,7 @@ def print_summary(notes: Sequence[Note], results_dir: str, console: Console) -> 
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("why", overflow="fold")
-    colours = {"done": "green", "skipped": "cyan", "busy": "yellow"}
+    colours = {DONE: "green", SKIPPED: "cyan", BUSY: "yellow", NOT_RUN: "yellow"}
     for note in notes:
         colour = colours.get(note.result, "red")
         metric, value = note.metric, note.value
@@ -238,7 +313,7 @@ def print_summary(notes: Sequence[Note], results_dir: str, console: Console) -> 
     console.print(table)
     counts = {
         result: sum(note.result == result for note in notes)
-        for result in ("done", "skipped", "busy", FAILED, INTERRUPTED, DIED)
+        for result in (DONE, SKIPPED, BUSY, FAILED, INTERRUPTED, DIED, NOT_RUN)
     }
     console.print(", ".join(f"{count} {result}" for result, count in counts.items() if count))
     console.print(f"leaderboard: {leaderboard_command(results_dir)}", soft_wrap=True)

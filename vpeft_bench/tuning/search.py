@@ -12,7 +12,7 @@ from pathlib import Path
 from vpeft_bench.config.identity import scientific
 from vpeft_bench.config.schema import RunConfig, plain
 from vpeft_bench.records import run_record as records
-from vpeft_bench.runs.sweep import Note
+from vpeft_bench.runs.sweep import DONE, NOT_RUN, SKIPPED, Note
 from vpeft_bench.tuning.choice import GIVEN_UP, TRIED, Choice, Point, choose
 from vpeft_bench.tuning.space import (
     SOBOL,
@@ -24,8 +24,6 @@ from vpeft_bench.tuning.space import (
     space_of,
 )
 from vpeft_bench.tuning.tpe import START, following
-
-DONE, SKIPPED, NOT_RUN = "done", "skipped", "not run"
 
 
 @dataclass(frozen=True)
