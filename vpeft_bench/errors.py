@@ -173,7 +173,7 @@ class ClaimedError(VpeftBenchError):
 
     def __init__(self, path: Path, holder: str) -> None:
         self.path, self.holder = path, holder
-        super().__init__(f"{holder}, is working on it")
+        super().__init__(f"is being worked on: {holder}")
 
     def __reduce__(self) -> tuple[type[ClaimedError], tuple[Path, str]]:
         """Pickled with what its constructor takes."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from rich.console import Console
 
 from tests.conftest import Cli
 from tests.cost.measuring import request
-from vpeft_bench.cli.cost import Result, _kept, ask
+from vpeft_bench.cli.cost import Result, _kept, ask, find
 from vpeft_bench.cli.overrides import check_overrides
 from vpeft_bench.cli.purpose import Purpose
 from vpeft_bench.config.schema import RunConfig
@@ -23,8 +23,11 @@ from vpeft_bench.cost.request import from_plain, request_of
 from vpeft_bench.errors import ConfigError
 from vpeft_bench.records import cost_card as cards
 from vpeft_bench.records.cost_card import Memory
-from vpeft_bench.records.run_record import LOCK
+from vpeft_bench.records.run_record import CLAIM
 from vpeft_bench.runs import validation
+from vpeft_bench.runs.claim import claimed
+from vpeft_bench.runs.rounds import Standing
+from vpeft_bench.runs.validation import Seen
 
 MIB = 2**20
 TINY = (
@@ -254,8 +257,9 @@ def test_two_processes_do_not_measure_one_card(tmp_path: Path) -> None:
     config = config_of(results_dir=str(tmp_path))
     path = request_of(config).card_path(device_name(config.hardware.accelerator))
     path.parent.mkdir(parents=True)
-    with FileLock(path.with_name(LOCK)):
+    with claimed(path.with_name(CLAIM)):
         found = ask(config, Console(quiet=True))
     assert (found.result, found.card) == (Result.BUSY, None)
-    assert found.reason == "another process is measuring this"
+    assert found.reason.startswith(f"another process is measuring this: process {os.getpid()} on ")
+    assert find(config, Seen()) == Standing(path)
     assert not path.exists()

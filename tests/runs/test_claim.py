@@ -44,7 +44,7 @@ def elsewhere(path: Path, age: float) -> None:
 def test_one_holds_it_and_leaves_nothing(path: Path) -> None:
     with claimed(path) as mine:
         assert holder_of(path) == mine.holder
-        with pytest.raises(ClaimedError, match=f"process {os.getpid()} on .* is working on it"):
+        with pytest.raises(ClaimedError, match=f"process {os.getpid()} on "):
             claimed(path).__enter__()
         mine.require()
     assert holder_of(path) is None
@@ -117,32 +117,33 @@ def test_a_claim_that_was_not_written_to_its_end(
     assert list(path.parent.iterdir()) == []
 
 
-def test_of_many_that_take_over_one_succeeds(path: Path) -> None:
+@pytest.mark.parametrize("attempt", range(10))
+def test_of_many_that_take_over_one_succeeds(path: Path, attempt: int) -> None:
     """Each finds the claim of the same dead process; nobody takes that of the winner."""
-    for _ in range(20):
-        path.write_text(json.dumps(asdict(replace(Holder.here(), born=1))))
-        ready, held, refused = threading.Barrier(8), [], []
-        over = threading.Event()
+    path.write_text(json.dumps(asdict(replace(Holder.here(), born=1))))
+    ready, over = threading.Barrier(8), threading.Event()
+    held: list[Claim] = []
+    refused: list[ClaimedError] = []
 
-        def take() -> None:
-            ready.wait()
-            try:
-                with claimed(path) as mine:
-                    held.append(mine)
-                    over.wait(10)
-                    mine.require()
-            except ClaimedError as error:
-                refused.append(error)
-            if len(refused) == 7:
-                over.set()
+    def take() -> None:
+        ready.wait()
+        try:
+            with claimed(path) as mine:
+                held.append(mine)
+                over.wait(10)
+                mine.require()
+        except ClaimedError as error:
+            refused.append(error)
+        if len(refused) == 7:
+            over.set()
 
-        threads = [threading.Thread(target=take) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(20)
-        assert (len(held), len(refused)) == (1, 7)
-        assert list(path.parent.iterdir()) == []
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert (len(held), len(refused)) == (1, 7)
+    assert list(path.parent.iterdir()) == []
 
 
 def test_who_slept_finds_its_claim_lost_and_takes_nothing_from_the_new_owner(

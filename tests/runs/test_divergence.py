@@ -47,7 +47,7 @@ def test_a_diverged_run(tmp_path: Path, tiny_data: Path, method: str) -> None:
         assert len(happened.curves.get("epoch", [])) == happened.diverged.epoch - 1
         assert (happened.last_epoch, happened.checksums, happened.resumed) == (None, {}, 0)
         left = {file.name for file in path.parent.iterdir()}
-        assert left <= {"record.json", "run.lock", "metrics.csv"}
+        assert left <= {"record.json", "metrics.csv"}
 
 
 def test_a_rerun_that_diverges_leaves_nothing_of_the_run_before(

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from rich.console import Console
 
 from tests.conftest import Cli, shared_path
 from tests.runs.test_run import wait_for_epochs
-from vpeft_bench.cli.launch import RUN
-from vpeft_bench.records.run_record import LOCK
-from vpeft_bench.runs import sweep
+from vpeft_bench.cli.flags import Line
+from vpeft_bench.cli.launch import RUN, _checked
+from vpeft_bench.records.run_record import CLAIM
+from vpeft_bench.runs import rounds, sweep
+from vpeft_bench.runs.claim import claimed, holder_of
+from vpeft_bench.runs.rounds import Sweep
 
 TINY = ("train.epochs=1", "train.batch_size=50", "hardware.threads=1")
 
@@ -74,36 +80,152 @@ def test_sweep_in_parallel(cli: Cli, tmp_path: Path, tiny_data: Path) -> None:
     assert len(list(tmp_path.rglob("record.json"))) == 2
 
 
-def test_busy_is_looked_at_again_at_the_end(
-    cli: Cli,
-    tmp_path: Path,
-    tiny_data: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def started(tmp_path: Path, *sweep: str) -> subprocess.Popen[str]:
+    """A process of its own that works on a sweep."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "vpeft_bench", "-m", *sweep],
+        cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "120"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_claim(tmp_path: Path, process: subprocess.Popen[str]) -> Path:
+    """The directory of the run that a process works on."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for path in tmp_path.rglob(CLAIM):
+            if (holder := holder_of(path)) is not None and holder.pid == process.pid:
+                return path.parent
+        assert process.poll() is None
+        time.sleep(0.01)
+    raise AssertionError("no run was begun within two minutes")
+
+
+def test_two_processes_share_a_sweep(tmp_path: Path, tiny_data: Path) -> None:
+    """Each run is run once, by one of them; both end well, and leave nothing half-done."""
+    sweep = ("method=linear", "seed=range(0,6)", "data=imagelist", f"data.root={tiny_data}", *TINY)
+    both = [started(tmp_path, *sweep) for _ in range(2)]
+    outputs = [each.communicate(timeout=300)[0] for each in both]
+    assert [each.returncode for each in both] == [0, 0], outputs
+    for output in outputs:
+        assert len(results_of(output)) == 6
+        assert set(results_of(output)) <= {"done", "skipped"}
+    runs = [output.count("linear on imagelist: epochs: 1") for output in outputs]
+    assert sum(runs) == 6
+    records = [json.loads(path.read_text()) for path in tmp_path.rglob("record.json")]
+    assert [record["status"] for record in records] == ["ok"] * 6
+    assert [*tmp_path.rglob(CLAIM), *tmp_path.rglob("*.tmp")] == []
+
+
+def test_what_a_killed_process_held_is_done_by_another(tmp_path: Path, tiny_data: Path) -> None:
+    """Two work, one is killed with SIGKILL in the middle of a run: the other ends all of it."""
+    sweep = ("method=linear", "seed=0,1,2", "data=imagelist", f"data.root={tiny_data}")
+    sweep = (*sweep, *TINY)
+    killed = started(tmp_path, *sweep)
+    held = wait_for_claim(tmp_path, killed)
+    killed.send_signal(signal.SIGSTOP)  # in the middle of its run, however slow the machine is
+    other = started(tmp_path, *sweep)
+    wait_for_claim(tmp_path, other)
+    killed.kill()
+    killed.communicate(timeout=60)
+    left = (held / CLAIM).exists()
+    output, _ = other.communicate(timeout=300)
+    assert other.returncode == 0, output
+    assert set(results_of(output)) <= {"done", "skipped"}
+    assert len(list(tmp_path.rglob("record.json"))) == 3
+    assert json.loads((held / "record.json").read_text())["status"] == "ok"
+    assert left
+    assert [*tmp_path.rglob(CLAIM), *tmp_path.rglob("*.tmp")] == []
+
+
+def jobs_of(tmp_path: Path, tiny_data: Path, *overrides: str) -> Sweep:
+    """The jobs of a sweep over small data."""
+    typed = ["method=linear", "data=imagelist", f"data.root={tiny_data}", *TINY, *overrides]
+    typed.append(f"results_dir={tmp_path / 'runs'}")
+    _, jobs = _checked(Line(typed, multirun=True), RUN, Console(quiet=True))
+    assert jobs is not None
+    return jobs
+
+
+def test_nothing_is_launched_in_vain(cli: Cli, tmp_path: Path, tiny_data: Path) -> None:
+    """Finished runs are known before any job is; where all are, nothing starts."""
+    place = f"results_dir={tmp_path / 'runs'}"
+    options = ("method=linear", "data=imagelist", f"data.root={tiny_data}", *TINY, place)
+    assert cli(*options, "seed=1").returncode == 0
+    launched: list[tuple[list[list[str]], int]] = []
+    jobs = jobs_of(tmp_path, tiny_data, "seed=0,1,2")
+    jobs.run(tmp_path / "sweep", lambda some, first: launched.append((some, first)))
+    [(some, first)] = launched
+    assert first == 0
+    assert [overrides[-2] for overrides in some] == ["seed=0", "seed=2"]
+    notes = sweep.notes_of(tmp_path / "sweep")
+    assert [note.result for note in notes] == ["not run", "skipped", "not run"]
+    assert notes[1].value is not None
+
+    again = cli("-m", *options, "seed=1,1")
+    assert again.returncode == 0
+    assert results_of(again.stdout) == ["skipped"]
+    assert "Launching" not in again.stdout
+
+
+def test_what_another_holds_is_looked_at_again(
+    cli: Cli, tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What another process has finished by then is done; what it still works on is busy."""
-    done = cli("method=linear", "data=imagelist", f"data.root={tiny_data}", *TINY)
-    assert done.returncode == 0, done.stderr
-    (record,) = tmp_path.rglob("record.json")
-    note = {"overrides": ["seed=0"], "result": "busy", "reason": "another process"}
-    job = tmp_path / "sweep" / "0"
-    job.mkdir(parents=True)
-    (job / sweep.JOB).write_text(json.dumps(note))
-    (job / sweep.NOTE).write_text(json.dumps({**note, "file": str(record)}))
-    monkeypatch.setattr(sweep.NoteSweep, "directory", job.parent)
+    """What it has done by then is done; what it has left is launched again."""
+    monkeypatch.setattr(rounds, "POLL", 0.01)
+    jobs, rounds_of_jobs = jobs_of(tmp_path, tiny_data, "seed=0,1"), []
+    files = [standing.file for standing in jobs.standings]
+    for file in files:
+        assert file is not None
+        file.parent.mkdir(parents=True)
+    assert files[0] is not None
+    left = claimed(files[0].with_name(CLAIM))
+    left.__enter__()
 
-    assert sweep.summarise(RUN.summarise) == 0
-    said = capsys.readouterr().out
-    assert "by another process" in said
-    assert "1 done" in said
+    def launch(some: list[list[str]], first: int) -> None:
+        rounds_of_jobs.append(([text for job in some for text in job if "seed" in text], first))
+        for number, overrides in enumerate(some, start=first):
+            file = files[int(overrides[-2].removeprefix("seed="))]
+            answer = sweep.Answer("busy", False, "another process", file)
+            if len(rounds_of_jobs) > 1:
+                answer = sweep.Answer("done", True, "", file)
+            sweep.write_note(tmp_path / "sweep" / str(number), overrides, answer)
+        if len(rounds_of_jobs) == 1:
+            options = ("method=linear", "data=imagelist", f"data.root={tiny_data}", *TINY)
+            assert cli(*options, f"results_dir={tmp_path / 'runs'}", "seed=1").returncode == 0
+            threading.Timer(0.1, left.__exit__, (None, None, None)).start()
 
-    with FileLock(record.with_name(LOCK)):
-        assert sweep.summarise(RUN.summarise) == 1
-    assert "1 busy" in capsys.readouterr().out
+    jobs.run(tmp_path / "sweep", launch)
+    assert rounds_of_jobs == [(["seed=0", "seed=1"], 0), (["seed=0"], 2)]
+    notes = sweep.notes_of(tmp_path / "sweep")
+    assert [(n.result, n.reason) for n in notes] == [("done", ""), ("done", "by another process")]
 
-    record.unlink()
-    assert sweep.summarise(RUN.summarise) == 1
-    assert "1 busy" in capsys.readouterr().out
+
+def test_a_run_that_failed_in_another_process_is_not_tried_by_each(
+    cli: Cli, tmp_path: Path, tiny_data: Path
+) -> None:
+    """It is told as failed; a sweep that begins later tries it again."""
+    options = ("method=linear", "data=imagelist", f"data.root={tiny_data}", *TINY)
+    jobs = jobs_of(tmp_path, tiny_data, "seed=0")
+    place, overrides = tmp_path / "sweep" / "0", jobs.jobs[0].overrides
+    jobs.run(place.parent, lambda some, first: None)
+    assert sweep._failed_meanwhile(place, overrides) is None
+    failed = cli(*options, f"results_dir={tmp_path / 'runs'}", "train.lr=1e30", "train.min_lr=1e30")
+    assert failed.returncode == 1, failed.stdout
+    [record] = (tmp_path / "runs").rglob("record.json")
+    file = jobs.standings[0].file
+    assert file is not None
+    file.parent.mkdir(parents=True)
+    record.rename(file)
+    told = sweep._failed_meanwhile(place, overrides)
+    assert told is not None
+    assert (told.result, told.went_well) == ("failed", False)
+    assert told.reason.endswith("(in another process)")
+    os.utime(file, (0, 0))
+    assert sweep._failed_meanwhile(place, overrides) is None
 
 
 @pytest.fixture

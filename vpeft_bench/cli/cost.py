@@ -122,7 +122,7 @@ def ask(config: RunConfig, console: Console) -> MeasuredCard:
         with claimed(path.with_name(CLAIM)):
             return _answered(config, path) or _measured(request, path, console)
     except ClaimedError as error:
-        what = f"another process is measuring this ({error})"
+        what = f"another process is measuring this: {error.holder}"
         return MeasuredCard(Result.BUSY, path=path, reason=what)
     except OSError as error:
         what = f"cannot be written to: {error}"

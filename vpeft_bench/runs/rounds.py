@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.plugins import Plugins
-from omegaconf import OmegaConf
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import DictConfig, OmegaConf
 
 from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.files import write_atomically
@@ -163,13 +163,24 @@ def _is_held(note: Note | None) -> bool:
     return note is not None and note.result == BUSY and note.file is not None
 
 
-class RoundsSweeper(BasicSweeper):
-    """Hydra's sweeper over every combination, which launches in rounds."""
+class RoundsSweeper(Sweeper):
+    """Hydra's sweeper over every combination, which launches in rounds.
 
-    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+    Args:
+        max_batch_size: most jobs that are launched at a time; null for all.
+        params: what an experiment sweeps by itself; the jobs know of it.
+    """
+
+    def __init__(self, max_batch_size: int | None, params: Any = None) -> None:
+        self._most = max_batch_size
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         """Keep the jobs, which the function that does one of them carries."""
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.hydra_context, self.config = hydra_context, config
         self._sweep: Sweep = task_function.function.sweep
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> None:
         """Run what the command line asked for; ``arguments`` say the same in Hydra's grammar."""
@@ -180,14 +191,17 @@ class RoundsSweeper(BasicSweeper):
         self._sweep.run(directory, self._launch)
 
     def _launch(self, jobs: list[list[str]], first: int) -> None:
-        assert self.launcher is not None
-        for chunk in self.split_overrides_to_chunks(jobs, self.max_batch_size):
-            for result in self.launcher.launch(chunk, initial_job_idx=first):
+        most = self._most or len(jobs)
+        for start in range(0, len(jobs), most):
+            some = jobs[start : start + most]
+            for result in self._launcher.launch(some, initial_job_idx=first + start):
                 _ = result.return_value  # raises what ended the job
-            first += len(chunk)
+
+
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+"""Hydra's own sweeper over every combination, by the name that its config has."""
 
 
 def sweep_in_rounds() -> None:
-    """Let Hydra sweep in rounds; it takes no sweeper but those of its own package."""
-    known = Plugins.instance().class_name_to_class
-    known[f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}"] = RoundsSweeper
+    """Let Hydra sweep in rounds; by name it takes no sweeper but those of its own packages."""
+    Plugins.instance().class_name_to_class[BASIC] = RoundsSweeper

@@ -172,9 +172,11 @@ def _run(config: RunConfig, console: Console, settled: Collection[str]) -> Outco
             )
             one = _Run(config, asked.method, dataset, state, files, console, settled, claim)
             return one.execute()
-    except (ClaimedError, ClaimLostError) as error:
-        reason = f"another process is working on this run ({error})"
+    except ClaimedError as error:
+        reason = f"another process is working on this run: {error.holder}"
         return Outcome(Result.BUSY, directory, None, reason)
+    except ClaimLostError as error:
+        return Outcome(Result.BUSY, directory, None, str(error))
 
 
 class _Run:
