@@ -30,6 +30,7 @@ usage: python -m vpeft_bench [GROUP=CHOICE ...] [KEY=VALUE ...]     one run
 flags, in any order and with any command that reads configs
   --config-dir DIR   a folder of your own configs: DIR/data/NAME.yaml is data=NAME
   --cfg job          print the config, run nothing
+  --plan             of a sweep: what is done, held by others, to do, and how long; run nothing
   plugins=[PACKAGE]  import methods, readers ... of a package or file of your own first
 
 Without arguments: LoRA on the embedded backbone and embedded data, on the CPU, in under a minute.

@@ -233,7 +233,7 @@ def test_a_plan_is_shown_and_nothing_is_run(
     said = capsys.readouterr().out
     assert "lora/tuned@4 on demo/digits, demo_vit: space" in said
     assert len(re.findall(r"^ +3 +0", said, re.MULTILINE)) == 2
-    assert "8 runs; nothing was run" in said
+    assert "8 jobs: 0 done, 8 to do; nothing was run" in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -260,7 +260,7 @@ def test_an_experiments_seeds_are_those_of_final_runs(
     assert main(["experiment=demo", "method=ssf", "tune.budget=2", "--plan"]) == 0
     said = capsys.readouterr().out
     assert said.count("seed 0") == 4
-    assert "8 runs; nothing was run" in said
+    assert "8 jobs: 0 done, 8 to do; nothing was run" in said
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ NOT_HERE = {
 }
 """Hydra's flags that are not offered, and why."""
 WITH_VALUE = ("--package", "-p", "--cfg", "-c", "--info", "-i")
-USUAL = "-m, --config-dir DIR, --cfg job, --version; python -m vpeft_bench --help"
+USUAL = "-m, --plan, --config-dir DIR, --cfg job, --version; python -m vpeft_bench --help"
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Line:
         multirun: whether a sweep is asked for.
         prints: whether something is shown and nothing is run.
         checked: whether the overrides matter at all.
+        plan: whether it is told what would be run, and nothing is.
     """
 
     overrides: Sequence[str] = ()
@@ -43,6 +44,7 @@ class Line:
     multirun: bool = False
     prints: bool = False
     checked: bool = True
+    plan: bool = False
 
     @property
     def search_path(self) -> list[str]:
@@ -61,6 +63,7 @@ def read_line(arguments: Sequence[str]) -> Line:
 
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
+    parser.add_argument("--plan", action="store_true")
     known, unknown = parser.parse_known_intermixed_args(list(arguments))
     problems = [_no_such_flag(flag, parser) for flag in unknown]
     for flag, why in NOT_HERE.items():
@@ -73,6 +76,7 @@ def read_line(arguments: Sequence[str]) -> Line:
         "--multirun": known.multirun,
         "--shell-completion": known.shell_completion,
         "--info": known.info,
+        "--plan": known.plan and not known.multirun,
     }
     chosen = [flag for flag, value in modes.items() if value]
     if len(chosen) > 1:
@@ -97,6 +101,7 @@ def read_line(arguments: Sequence[str]) -> Line:
         multirun=known.multirun,
         prints=bool(known.cfg or known.info or known.shell_completion or known.hydra_help),
         checked=not (known.shell_completion or known.hydra_help),
+        plan=known.plan,
     )
 
 

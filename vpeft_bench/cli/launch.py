@@ -20,7 +20,7 @@ from vpeft_bench.cli.overrides import Checked, check_overrides
 from vpeft_bench.cli.purpose import Purpose
 from vpeft_bench.config.choices import config_dir
 from vpeft_bench.config.identity import same_run
-from vpeft_bench.config.schema import RunConfig, register_schema
+from vpeft_bench.config.schema import RunConfig, register_schema, trained_split
 from vpeft_bench.config.sections import Protocol
 from vpeft_bench.errors import (
     ConfigError,
@@ -36,7 +36,7 @@ from vpeft_bench.runs.interruption import Interrupted
 from vpeft_bench.runs.rounds import Standing, Sweep, SweepJob, sweep_in_rounds
 from vpeft_bench.runs.sweep import SKIPPED, Answer, Note, OneJob
 from vpeft_bench.runs.validation import Seen
-from vpeft_bench.terminal import Terminal
+from vpeft_bench.terminal import Terminal, to_output
 
 EXIT_FAILED, EXIT_WRONG_INPUT = 1, 2
 
@@ -82,7 +82,13 @@ def main(
     console = Terminal(stderr=True)
     try:
         line = replace(read_line(arguments), further_folders=folders)
-        went_well = _hydra(*_checked(line, command, console), command)
+        arguments, jobs = _checked(line, command, console)
+        if line.plan and jobs is not None:
+            from vpeft_bench.cli.plan import print_plan
+
+            print_plan(jobs, to_output())
+            return 0
+        went_well = _hydra(arguments, jobs, command)
     except VpeftBenchError as error:
         console.print(f"error: {error}", soft_wrap=True)
         return EXIT_WRONG_INPUT if isinstance(error, ProblemsError) else EXIT_FAILED
@@ -100,12 +106,12 @@ def main(
     return 0 if went_well else EXIT_FAILED
 
 
-def _hydra(arguments: Sequence[str], jobs: Sweep | None, command: Command) -> bool:
+def _hydra(arguments: Sequence[str], swept: Sweep | None, command: Command) -> bool:
     """Let Hydra compose and launch; whether all of it went well.
 
     Args:
         arguments: in Hydra's grammar.
-        jobs: of a sweep over every combination.
+        swept: the jobs of a sweep over every combination.
         command: what is done with each config.
 
     Raises:
@@ -117,8 +123,8 @@ def _hydra(arguments: Sequence[str], jobs: Sweep | None, command: Command) -> bo
     # Hydra would print its errors itself, with advice on its own settings.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        one = OneJob(command.ask, jobs)
-        if jobs is not None:
+        one = OneJob(command.ask, swept)
+        if swept is not None:
             sweep_in_rounds()
         job(plugins.Carrying(one, plugins.named()))()
     except OSError as error:
@@ -128,10 +134,10 @@ def _hydra(arguments: Sequence[str], jobs: Sweep | None, command: Command) -> bo
         what = f"cannot be written to: {error.strerror or error}"
         raise VpeftBenchError(f"the sweep's folder {place} {what}") from error
     finally:  # also where a launcher gave up because one of its jobs was killed
-        swept = sweep.summarise(command.summarise)
+        failed = sweep.summarise(command.summarise)
     if one.error is not None:
         raise one.error
-    return swept == 0 and (one.answer is None or one.answer.went_well)
+    return failed == 0 and (one.answer is None or one.answer.went_well)
 
 
 # ---- looking before anything runs ----------------------------------------------------------------
@@ -141,7 +147,7 @@ def _checked(line: Line, command: Command, console: Console) -> tuple[list[str],
     """The arguments for Hydra, in its grammar, of a command line that has no problem.
 
     Returns:
-        They, and the jobs of a sweep over every combination.
+        They, and the jobs of a sweep over every combination, or of a plan.
 
     Raises:
         ConfigError: with everything wrong with the overrides. Of a sweep every combination is
@@ -159,7 +165,10 @@ def _checked(line: Line, command: Command, console: Console) -> tuple[list[str],
     if problems:
         raise ConfigError(problems)
     arguments = [*line.flags, *checked.hydras]
-    if line.prints or not (checked.sweep and checked.grid):
+    if line.plan and not checked.grid:
+        what = "hydra/sweeper chooses values by what came before them, which is not known yet"
+        raise ConfigError([Problem("--plan", what, "leave it out")])
+    if line.prints or not (checked.grid and (checked.sweep or line.plan)):
         return [*arguments, *checked.arguments], None
     seen = Seen()
     _check_combinations(checked, command, seen, console)
@@ -251,10 +260,11 @@ def find_run(
     except (VpeftBenchError, OSError):  # which the run tells when its turn comes
         return Standing()
     file, record = asked.directory / RECORD_NAME, finished(asked.config, asked.directory, settled)
+    images = len(asked.dataset.split(trained_split(asked.config)))
     if record is None:
-        return Standing(file)
+        return Standing(file, images=images)
     reason = why_skipped(asked.directory, record)
-    return Standing(file, replace(answer_of(config, SKIPPED, reason, record), file=file))
+    return Standing(file, replace(answer_of(config, SKIPPED, reason, record), file=file), images)
 
 
 def _identity(config: RunConfig) -> Hashable:

@@ -11,8 +11,9 @@ from vpeft_bench import plugins
 from vpeft_bench.cli.flags import Line, config_dir_flag, read_line
 from vpeft_bench.cli.launch import EXIT_FAILED
 from vpeft_bench.cli.launch import main as launch
+from vpeft_bench.cli.plan import print_plan
 from vpeft_bench.cli.tune_plan import check_seeds, planned, points_command
-from vpeft_bench.cli.tune_tables import print_plan
+from vpeft_bench.cli.tune_tables import print_points
 from vpeft_bench.terminal import Terminal
 
 USAGE = """\
@@ -25,7 +26,7 @@ train and scored on val, never on test; one that was run before is not run again
 a variant, METHOD/tuned@8, below results_dir. With -m for every combination.
 
 flags
-  --plan                 print the points and run nothing
+  --plan                 print the points, which are done, and how long the others take; run nothing
   --final [seed=0,1,2]   then run the variant with these seeds, scored on test
 
 keys (python -m vpeft_bench tune --cfg job prints all with their values)
@@ -95,7 +96,8 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
     if asked.final:
         check_seeds(asked.final)
     if asked.plan:
-        print_plan([search for _, search in plan.searches], Terminal())
+        print_points([search for _, search in plan.searches], Terminal())
+        print_plan(plan.sweep(), Terminal())
         return 0
     status = plan.run_points(_flags(line))
     if any(outcome.choice is None for outcome in plan.outcomes):

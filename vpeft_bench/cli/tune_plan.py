@@ -25,6 +25,7 @@ from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.errors import ConfigError, Problem
 from vpeft_bench.records.run_record import leaderboard_command
 from vpeft_bench.runs import validation
+from vpeft_bench.runs.rounds import Sweep, SweepJob
 from vpeft_bench.runs.sweep import Note
 from vpeft_bench.terminal import Terminal
 from vpeft_bench.tuning.hopeless import hopeless, rounds
@@ -69,6 +70,18 @@ class Plan:
     def told(self, search: Search) -> Told:
         """What the variant of a search says of all data sets."""
         return Told.of(search, self.typed)
+
+    def sweep(self) -> Sweep:
+        """All points whose place is known before any is run, as jobs of one sweep."""
+        jobs = []
+        for job, search in self.searches:
+            for number in range(search.config.tune.budget):
+                if search.settings(number, search.coordinates(number)):
+                    tune = replace(search.config.tune, point=number)
+                    config = replace(search.config, tune=tune, predictions=True)
+                    jobs.append(SweepJob([*_overrides(job), f"tune.point={number}"], config))
+        command = points_command(lambda notes, console: None)
+        return Sweep(jobs, command.ask, partial(command.find, elsewhere=self.checked.elsewhere))
 
     # ---- running -------------------------------------------------------------------------------
 

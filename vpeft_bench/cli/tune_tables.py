@@ -19,7 +19,7 @@ from vpeft_bench.tuning.space import Settings
 COLOURS = {OK: "green", BUSY: "yellow", NOT_RUN: "yellow", GIVEN_UP: "cyan"}
 
 
-def print_plan(searches: Sequence[Search], console: Console) -> None:
+def print_points(searches: Sequence[Search], console: Console) -> None:
     """The points of each search."""
     for search in searches:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -35,8 +35,6 @@ def print_plan(searches: Sequence[Search], console: Console) -> None:
         console.print(table)
         if unknown:
             console.print(f"the other {unknown} follow from the scores of those before them")
-    count = sum(search.config.tune.budget for search in searches)
-    console.print(f"{count} runs; nothing was run")
 
 
 def print_outcome(outcome: Outcome, console: Console) -> None:

@@ -48,10 +48,12 @@ class Standing:
     Attributes:
         file: the record or the card; None where this machine cannot know.
         answer: what asking for it would say at once, since it was done before; else None.
+        images: that a run trains on, of an epoch; None where not known.
     """
 
     file: Path | None = None
     answer: Answer | None = None
+    images: int | None = None
 
     @property
     def claim(self) -> Path | None:
