@@ -48,7 +48,7 @@ EXPECTED = {
     "docs/speed.md": {"python": 0, "checked": 5, "run": 0, "file": 0},
     "docs/retrieval.md": {"python": 1, "checked": 4, "run": 1, "file": 0},
     "docs/statistics.md": {"python": 1, "checked": 3, "run": 1, "file": 1},
-    "docs/sweeps.md": {"python": 0, "checked": 5, "run": 0, "file": 0},
+    "docs/sweeps.md": {"python": 0, "checked": 6, "run": 0, "file": 0},
     "docs/tuning.md": {"python": 1, "checked": 4, "run": 3, "file": 0},
     "docs/variants.md": {"python": 0, "checked": 4, "run": 1, "file": 1},
 }

@@ -65,7 +65,8 @@ def print_plan(sweep: Sweep, console: Console) -> None:
     counts = Counter(item.state for item in items)
     told = [f"{counts['done']} done", f"{counts['to do']} to do"]
     told += [f"{counts['held']} held by others"] if counts["held"] else []
-    console.print(f"{len(items)} jobs: {', '.join(told)}; nothing was run", soft_wrap=True)
+    jobs = "1 job" if len(items) == 1 else f"{len(items)} jobs"
+    console.print(f"{jobs}: {', '.join(told)}; nothing was run", soft_wrap=True)
 
 
 def _items(sweep: Sweep) -> list[Item]:
