@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import test_contract as contract
@@ -35,6 +36,7 @@ from vpeft_bench.methods.base import default_options
 from vpeft_bench.methods.hf import bridge as hf
 from vpeft_bench.methods.hf.types import NOT_OFFERED, OFFERED, Start
 from vpeft_bench.methods.registry import build_method, list_methods, method_class
+from vpeft_bench.runs.callbacks import MethodSteps
 
 pytest.importorskip("peft")
 
@@ -535,6 +537,16 @@ def ranks(attached: Attached) -> int:
 
 
 ADALORA = {"init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 2}
+ADAMSS = {
+    **SMALL["adamss"],
+    "use_asa": True,
+    "init_warmup": 1,
+    "final_warmup": 8,
+    "mask_interval": 2,
+    "asa_target_subspaces": 6,
+}
+REMEMBER = {"adalora": ADALORA, "adamss": ADAMSS}
+"""Types with a state between steps."""
 
 
 def test_adalora_allocates_its_budget() -> None:
@@ -550,6 +562,29 @@ def test_adalora_reaches_its_budget_in_the_last_step() -> None:
     attached = vpeft_bench.attach(build("vit"), "hf/adalora", init_r=12, target_r=1, deltaT=2)
     steps(attached, 0, 3, 3, adam(attached))
     assert ranks(attached) == 12
+
+
+@pytest.mark.parametrize("name", ["adalora", "adamss"])
+def test_what_was_remembered_follows_the_model_to_its_device(name: str) -> None:
+    """A checkpoint is read before the model is moved to where it trains."""
+    attached = vpeft_bench.attach(build("vit"), f"hf/{name}", **REMEMBER[name])
+    steps(attached, 0, 3, 40, adam(attached))
+    callback = MethodSteps(attached)
+    callback.load_state_dict(copy.deepcopy(callback.state_dict()))
+    attached.model.to("meta")
+    trainer: Any = SimpleNamespace(estimated_stepping_batches=40)
+    callback.on_train_start(trainer, cast(Any, None))
+    averages = _tensors(attached.step_state())
+    assert averages
+    assert {tensor.device.type for tensor in averages} == {"meta"}
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    """All tensors within lists and dicts."""
+    if isinstance(state, Tensor):
+        return [state]
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list) else []
+    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def test_adalora_needs_steps_to_allocate_in() -> None:
@@ -573,20 +608,7 @@ def test_adalora_penalty() -> None:
     assert vpeft_bench.attach(build("vit"), "hf/adalora", orth_reg_weight=0.0).penalty() is None
 
 
-ADAMSS = {
-    **SMALL["adamss"],
-    "use_asa": True,
-    "init_warmup": 1,
-    "final_warmup": 8,
-    "mask_interval": 2,
-    "asa_target_subspaces": 6,
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("adalora", ADALORA), ("adamss", ADAMSS)],
-)
+@pytest.mark.parametrize(("name", "options"), REMEMBER.items())
 def test_training_taken_up_again_goes_on_as_if_never_stopped(
     name: str, options: dict[str, Any]
 ) -> None:

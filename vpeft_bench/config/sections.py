@@ -258,6 +258,9 @@ class Precision(Enum):
     """Arithmetic of forward and backward; weights stay float32."""
 
     fp32 = "fp32"
+    """As IEEE has it, on every device."""
+    tf32 = "tf32"
+    """On a GPU: products of matrices and convolutions of numbers with 10 bits after the point."""
     bf16 = "bf16"
     fp16 = "fp16"
 

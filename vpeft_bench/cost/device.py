@@ -15,7 +15,7 @@ from vpeft_bench.config.sections import HardwareConfig
 from vpeft_bench.cost.nvml import Nvml, NvmlError
 from vpeft_bench.records.cost_card import Device
 from vpeft_bench.records.environment import processor_name
-from vpeft_bench.runs.host import flush_denormals
+from vpeft_bench.runs.host import flush_denormals, set_float32
 
 BUSY_SHARE = 0.1
 """Of the processor's time, or of a GPU's, that others may use."""
@@ -53,6 +53,7 @@ def find_device(hardware: HardwareConfig) -> MeteredDevice:
     from vpeft_bench.runs.build import device_of  # with Lightning: the command line does without it
 
     flush_denormals()  # as in a run
+    set_float32(hardware.precision)
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
     device = device_of(hardware.accelerator)

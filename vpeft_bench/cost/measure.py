@@ -38,6 +38,7 @@ from vpeft_bench.records.cost_card import (
 from vpeft_bench.records.environment import environment, utc_now
 from vpeft_bench.records.run_record import Parameters
 from vpeft_bench.runs.build import compile_in_place
+from vpeft_bench.runs.host import out_of_memory
 
 MEMORY_WARMUP_STEPS = 2
 MEMORY_STEPS = 2
@@ -66,7 +67,7 @@ def measured_card(request: Request, metered: MeteredDevice) -> CostCard:
         status, error = CardStatus.UNSUPPORTED, _one_line(caught)
     except Exception as caught:  # whatever went wrong is the answer to the request
         traceback.print_exc()
-        status = CardStatus.OOM if _out_of_memory(caught) else CardStatus.FAILED
+        status = CardStatus.OOM if out_of_memory(caught) else CardStatus.FAILED
         error = f"{measurement.phase}: {type(caught).__name__}: {_one_line(caught)}"
     return CostCard(
         card_id=request.card_id(metered.described.name),
@@ -208,14 +209,6 @@ class Measurement:
 
     def _timed(self, step: Callable[[], None], batch_size: int) -> Timing:
         return timed(step, self.cost.steps, self.cost.blocks, batch_size, self.device)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed; PyTorch has a type for that on accelerators only."""
-    texts = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        text in str(error) for text in texts
-    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -72,7 +72,7 @@ def prune_into(side_blocks: Sequence[nn.Module], backbone: Backbone, heads: int)
         ):
             leaf: Any = block.leaf(name)
             weight, bias = leaf.weight[rows][..., columns], getattr(leaf, "bias", None)
-            bias = torch.zeros(len(rows)) if bias is None else bias[rows]
+            bias = weight.new_zeros(len(rows)) if bias is None else bias[rows]
             if (gamma := block.layer_scale(name)) is not None:
                 weight, bias = weight * gamma[rows].unsqueeze(1), bias * gamma[rows]
             small[name].weight.copy_(weight)

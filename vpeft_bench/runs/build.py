@@ -154,7 +154,14 @@ def compile_in_place(attached: Attached, *, any_size: bool = False) -> None:
     Args:
         any_size: pictures of any size will follow, which one compilation serves.
     """
+    from torch._dynamo import config as dynamo_config  # takes a second
+
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(COMPILED).expanduser()))
+    # All blocks share one code object, and each may need its own variants: in training and not, of
+    # a whole batch and of a smaller last one. Beyond the limit, 8, blocks run as they are.
+    limit = "recompile_limit" if hasattr(dynamo_config, "recompile_limit") else "cache_size_limit"
+    most = max(getattr(dynamo_config, limit), 4 * len(attached.backbone.blocks))
+    setattr(dynamo_config, limit, most)
     for block in attached.backbone.blocks:
         block.module.compile(dynamic=True if any_size else None)
 

@@ -73,10 +73,15 @@ class MethodSteps(pl.Callback):
     def __init__(self, attached: Attached) -> None:
         self.attached = attached
         self.steps = 0
+        self._restored: dict[str, Any] | None = None
+        self._scale: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count the steps of the whole training, once."""
+        """Count the steps of the whole training, once; give the method back what it remembered."""
         self.steps = int(trainer.estimated_stepping_batches)
+        if self._restored is not None:
+            self.attached.load_step_state(self._restored)
+            self._restored = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -84,6 +89,8 @@ class MethodSteps(pl.Callback):
         """Before the step, of which there is one for all parts of a batch."""
         if _part(trainer, batch_idx) == 0:
             self.attached.before_step(trainer.global_step, self.steps)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self._scale = None if scaler is None else scaler.get_scale()
 
     def on_train_batch_end(
         self,
@@ -93,8 +100,15 @@ class MethodSteps(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """After the optimizer's step; Lightning clears the gradients before the next."""
-        if _part(trainer, batch_idx + 1) == 0:
+        """After the optimizer's step; Lightning clears the gradients before the next.
+
+        With float16 the scaler leaves a step out whose gradients are not finite, and lowers its
+        scale. Such gradients must not enter what a method keeps of them.
+        """
+        left_out = self._scale is not None and (
+            trainer.precision_plugin.scaler.get_scale() < self._scale  # type: ignore[attr-defined]
+        )
+        if _part(trainer, batch_idx + 1) == 0 and not left_out:
             self.attached.after_step(trainer.global_step - 1, self.steps)
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,8 +116,8 @@ class MethodSteps(pl.Callback):
         return self.attached.step_state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.attached.load_step_state(state_dict)
+        """Go on from a checkpoint, once the model is where it will train."""
+        self._restored = state_dict
 
 
 class Curves(pl.Callback):

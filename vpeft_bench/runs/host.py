@@ -1,4 +1,4 @@
-"""How a CPU treats what training does to it: freed memory, and numbers next to zero."""
+"""How host and device are set up for training, and what is left of it: memory and arithmetic."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ctypes
 import gc
 
 import torch
+
+from vpeft_bench.config.sections import Precision
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 _OWN_MAPPING_FROM = 128 * 1024
@@ -49,6 +51,48 @@ def flush_denormals() -> None:
     is to be called before PyTorch starts its own.
     """
     torch.set_flush_denormal(True)
+
+
+def set_float32(precision: Precision) -> None:
+    """Let a GPU compute in float32 what is to be, or in TF32 where that was asked for.
+
+    PyTorch's own default is neither: convolutions in TF32, products of matrices in float32, unless
+    a container's environment says otherwise.
+    """
+    is_tf32 = precision is Precision.tf32
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # since torch 2.9
+        name = "tf32" if is_tf32 else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = name
+        torch.backends.cudnn.conv.fp32_precision = name  # type: ignore[attr-defined]
+        return
+    torch.backends.cuda.matmul.allow_tf32 = is_tf32
+    torch.backends.cudnn.allow_tf32 = is_tf32
+
+
+def free_device_memory() -> None:
+    """Let nothing of a finished or failed run stay on a GPU: the next one finds it as it was."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; PyTorch has a type for that on accelerators only."""
+    texts = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    )
+
+
+def device_is_lost() -> str | None:
+    """What a GPU answers to every call after an illegal access or a failed assertion, or None."""
+    if not torch.cuda.is_initialized():
+        return None
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return " ".join(str(error).split())
+    return None
 
 
 def _malloc_option(option: int, value: int) -> None:

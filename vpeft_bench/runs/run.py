@@ -63,7 +63,14 @@ from vpeft_bench.runs.feature_cache import (
     refusal,
     worth_keeping,
 )
-from vpeft_bench.runs.host import flush_denormals, keep_freed_memory
+from vpeft_bench.runs.host import (
+    device_is_lost,
+    flush_denormals,
+    free_device_memory,
+    keep_freed_memory,
+    out_of_memory,
+    set_float32,
+)
 from vpeft_bench.runs.identified import identify, wants_predictions, why_skipped
 from vpeft_bench.runs.loggers import open_sinks
 from vpeft_bench.runs.predictions import store_again, storing
@@ -76,6 +83,7 @@ from vpeft_bench.tensor_files import save_tensors
 
 LIGHTNING_PRECISION = {
     Precision.fp32: "32-true",
+    Precision.tf32: "32-true",
     Precision.bf16: "bf16-mixed",
     Precision.fp16: "16-mixed",
 }
@@ -125,6 +133,9 @@ def run(config: RunConfig, console: Console, settled: Collection[str] = ()) -> O
         VpeftBenchError: it failed; what is known of it is recorded.
         Interrupted: a signal ended it; likewise, and the same call goes on from there.
     """
+    if (why := device_is_lost()) is not None:
+        what = f"the GPU answers nothing more in this process, since an earlier run: {why}"
+        raise VpeftBenchError(f"{what}. Start it again; what is finished is skipped")
     with interruption.interruptible():
         try:
             return _run(config, console, settled)
@@ -132,6 +143,8 @@ def run(config: RunConfig, console: Console, settled: Collection[str] = ()) -> O
             raise
         except OSError as error:  # the disk is full, a folder read-only, a limit reached
             raise VpeftBenchError(told(error)) from error
+        finally:
+            free_device_memory()
 
 
 def _run(config: RunConfig, console: Console, settled: Collection[str]) -> Outcome:
@@ -302,6 +315,8 @@ class _Run:
             loaders = train, evaluation
         sampler: Any = loaders[0].sampler
         sampler.parts = self.config.hardware.accumulate
+        for loader in loaders:  # a GPU takes batches by itself where they lie in pinned memory
+            loader.pin_memory = device_of(self.config.hardware.accelerator).type == "cuda"
         self._compare_content(train_split, eval_split, loaders)
         return loaders
 
@@ -549,6 +564,7 @@ def _prepare(config: RunConfig) -> None:
     _quick_device_checks()
     keep_freed_memory()
     flush_denormals()
+    set_float32(config.hardware.precision)
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
     pl.seed_everything(config.seed, verbose=False)
@@ -583,7 +599,7 @@ def _ending(caught: BaseException) -> tuple[Status, str]:
         return Status.INTERRUPTED, f"interrupted: {_one_line(caught)}"
     if isinstance(caught, BrokenPipeError):
         return Status.INTERRUPTED, f"interrupted: {caught.strerror}"
-    if isinstance(caught, torch.cuda.OutOfMemoryError):
+    if out_of_memory(caught):
         return Status.OOM, _one_line(caught)
     if isinstance(caught, DivergedError):
         return Status.FAILED, str(caught)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -270,6 +271,23 @@ def _device(config: RunConfig) -> Iterator[Problem]:
                 "this machine has no CUDA device",
                 "hardware=cpu",
             )
+    yield from _float32(config)
+
+
+def _float32(config: RunConfig) -> Iterator[Problem]:
+    """TF32 where there is none, or where the environment decides about it."""
+    precision, forced = config.hardware.precision, os.environ.get("NVIDIA_TF32_OVERRIDE")
+    if precision is not Precision.tf32 and forced is None:
+        return
+    import torch
+
+    on_gpu = config.hardware.accelerator != "cpu" and torch.cuda.is_available()
+    if precision is Precision.tf32 and not on_gpu:
+        what = "is arithmetic of NVIDIA GPUs, and this would run on a CPU"
+        yield Problem("hardware.precision=tf32", what, "hardware.precision=fp32")
+    if on_gpu and forced is not None:
+        what = f"decides on TF32, whatever hardware.precision={precision.value} says"
+        yield Problem(f"NVIDIA_TF32_OVERRIDE={forced}", what, "unset NVIDIA_TF32_OVERRIDE")
 
 
 def _kind(config: RunConfig) -> TaskKind | None:

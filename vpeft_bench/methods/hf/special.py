@@ -98,7 +98,7 @@ class HfAdaLoRA(HfMethod):
         layers = [cast(Any, placement.module) for placement in backbone.placements]
         factors = [layer.lora_A[ADAPTER] for layer in layers]
         factors += [layer.lora_B[ADAPTER].T for layer in layers]
-        identity = torch.eye(len(factors[0])).to(factors[0])
+        identity = torch.eye(len(factors[0]), dtype=factors[0].dtype, device=factors[0].device)
         distances = [torch.linalg.norm(factor @ factor.T - identity) for factor in factors]
         return weight * torch.stack(distances).mean()
 
