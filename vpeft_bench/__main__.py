@@ -20,6 +20,7 @@ usage: python -m vpeft_bench [GROUP=CHOICE ...] [KEY=VALUE ...]     one run
        python -m vpeft_bench data                                   every data set; is it there?
        python -m vpeft_bench data check data=NAME [data.root=DIR]   is all of it sound?
        python -m vpeft_bench data show data=NAME [--split train]    pictures and their truth, drawn
+       python -m vpeft_bench runs [--watch]                         what is done, running, failed
        python -m vpeft_bench show RUN                               what a run predicts, drawn
        python -m vpeft_bench export RUN [--format timm]             its weights, merged, for timm
        python -m vpeft_bench cost [-m] [KEY=VALUE ...]              time, memory, operations, energy

@@ -25,10 +25,11 @@ COMMANDS: Registry[Run] = Registry(
         "cost": "vpeft_bench.cli.cost:main",
         "statistics": "vpeft_bench.cli.statistics:main",
         "tune": "vpeft_bench.cli.tune:main",
+        "runs": "vpeft_bench.cli.runs:main",
     },
 )
 OWN = (
     *("leaderboard", "methods", "backbones", "data", "show", "export", "cost", "statistics"),
-    "tune",
+    *("tune", "runs"),
 )
 """Those of this package, which ``--help`` explains."""

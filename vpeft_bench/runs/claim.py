@@ -51,6 +51,7 @@ class Holder:
         system: boot and namespace in which ``pid`` means that process; empty where unknown.
         born: when the process began, in the kernel's ticks; null where unknown.
         since: ISO 8601, UTC, by the machine's own clock.
+        epochs: that the work has, where it is a training.
     """
 
     token: str
@@ -59,12 +60,13 @@ class Holder:
     system: str = ""
     born: int | None = None
     since: str = ""
+    epochs: int | None = None
 
     @classmethod
-    def here(cls) -> Holder:
+    def here(cls, epochs: int | None = None) -> Holder:
         """A new claim of this process."""
-        pid = os.getpid()
-        return cls(uuid.uuid4().hex, socket.gethostname(), pid, _system(), _born(pid), utc_now())
+        pid, token = os.getpid(), uuid.uuid4().hex
+        return cls(token, socket.gethostname(), pid, _system(), _born(pid), utc_now(), epochs)
 
     @property
     def alive(self) -> bool | None:
@@ -126,14 +128,18 @@ class Claim:
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[Claim]:
+def claimed(path: Path, epochs: int | None = None) -> Iterator[Claim]:
     """Hold the claim ``path``; its folder is there.
+
+    Args:
+        path: the claim.
+        epochs: that the work has, for those who look on.
 
     Raises:
         ClaimedError: another process holds it.
         OSError: it cannot be written.
     """
-    claim = Claim(path, _take(path))
+    claim = Claim(path, _take(path, Holder.here(epochs)))
     try:
         yield claim
     finally:
@@ -146,8 +152,7 @@ def holder_of(path: Path) -> Holder | None:
     return None if holder is None or _seems_abandoned(path, holder) else holder
 
 
-def _take(path: Path) -> Holder:
-    mine = Holder.here()
+def _take(path: Path, mine: Holder) -> Holder:
     content = json.dumps(asdict(mine)).encode()
     while True:
         with suppress(FileExistsError):

@@ -157,7 +157,7 @@ def _run(config: RunConfig, console: Console, settled: Collection[str]) -> Outco
         raise ConfigError([Problem(f"results_dir={config.results_dir}", what)]) from error
     files = RunFiles(directory, console)
     try:
-        with claimed(directory / records.CLAIM) as claim:
+        with claimed(directory / records.CLAIM, config.train.epochs) as claim:
             files.sweep()
             if config.rerun:
                 files.forget_progress()
