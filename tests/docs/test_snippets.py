@@ -48,7 +48,7 @@ EXPECTED = {
     "docs/speed.md": {"python": 0, "checked": 5, "run": 0, "file": 0},
     "docs/retrieval.md": {"python": 1, "checked": 4, "run": 1, "file": 0},
     "docs/statistics.md": {"python": 1, "checked": 3, "run": 1, "file": 1},
-    "docs/sweeps.md": {"python": 0, "checked": 6, "run": 0, "file": 0},
+    "docs/sweeps.md": {"python": 0, "checked": 8, "run": 0, "file": 0},
     "docs/tuning.md": {"python": 1, "checked": 4, "run": 3, "file": 0},
     "docs/variants.md": {"python": 0, "checked": 4, "run": 1, "file": 1},
 }
@@ -70,10 +70,19 @@ PROMISED = (
     "python -m vpeft_bench data",
 )
 
-SUB_COMMANDS = ("leaderboard", "methods", "backbones", "data", "show", "export", "statistics")
+SUB_COMMANDS = (
+    "leaderboard",
+    "methods",
+    "backbones",
+    "data",
+    "show",
+    "export",
+    "statistics",
+    "runs",
+)
 OVERRIDING = {"cost": Purpose.COST, "tune": Purpose.TUNE}
 """The sub-commands that take overrides, as a run does."""
-HYDRA_FLAGS = {"-m": 0, "--multirun": 0, "--help": 0, "--cfg": 1, "--config-dir": 1}
+HYDRA_FLAGS = {"-m": 0, "--multirun": 0, "--plan": 0, "--help": 0, "--cfg": 1, "--config-dir": 1}
 """Flags of a run that the pages may use, and how many values follow each."""
 
 _FENCE = re.compile(
@@ -155,6 +164,7 @@ def _sub_command_problems(arguments: list[str]) -> list[str]:
     from vpeft_bench.cli.export import main as export
     from vpeft_bench.cli.leaderboard import main as leaderboard
     from vpeft_bench.cli.methods import main as methods
+    from vpeft_bench.cli.runs import main as runs
     from vpeft_bench.cli.show import main as show
     from vpeft_bench.cli.statistics import main as statistics
 
@@ -170,6 +180,7 @@ def _sub_command_problems(arguments: list[str]) -> list[str]:
             "show": show,
             "export": export,
             "statistics": statistics,
+            "runs": runs,
         }
         commands[name]([*part, "--help"])
     flags = set(re.findall(r"--[a-z][\w-]*", shown.getvalue()))

@@ -44,17 +44,14 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
-    what = f"the results_dir of the runs; default: {RECORDS}"
-    # SUPPRESS: before or after the action, and never undone by the other one's default.
-    shared.add_argument("--records", type=typed_path, default=argparse.SUPPRESS, help=what)
+    # Before or after the action, and never undone by the other one's default.
+    shared = _with_records(argparse.SUPPRESS)
     parser = argparse.ArgumentParser(
         prog="python -m vpeft_bench runs",
-        parents=[shared],
+        parents=[_with_records(Path(RECORDS))],
         description="Where runs stand: done, running (where, which epoch, until when), failed and "
         "diverged (why), stopped and waiting, by method and data set.",
     )
-    parser.set_defaults(records=Path(RECORDS))
     parser.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
     parser.add_argument("--every", type=typed_count, default=EVERY, help="seconds; default: 5")
     actions = parser.add_subparsers(dest="action", metavar="{why,retry,clean,summary}")
@@ -70,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     summary = actions.add_parser("summary", parents=[shared], help=what)
     summary.add_argument("sweep", metavar="SWEEP", nargs="?", help="its directory; default: latest")
     return parser
+
+
+def _with_records(default: object) -> argparse.ArgumentParser:
+    parent = argparse.ArgumentParser(add_help=False)
+    what = f"the results_dir of the runs; default: {RECORDS}"
+    parent.add_argument("--records", metavar="DIR", type=typed_path, default=default, help=what)
+    return parent
 
 
 def _show(results_dir: Path, every: int | None) -> int:
