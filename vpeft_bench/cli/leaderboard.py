@@ -128,9 +128,11 @@ def _metric_tables(
     if options.statistics:
         written += _statistics(overviews, runs, out / "statistics")
     if options.figures or options.highlight:
+        from vpeft_bench.leaderboard.curves import write_curves
         from vpeft_bench.leaderboard.figures import write_figures
 
         written += write_figures(overviews, options.highlight, out)
+        written += write_curves(overviews, runs, options.highlight, out)
     return written
 
 

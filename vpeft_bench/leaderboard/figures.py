@@ -60,23 +60,33 @@ def write_figures(summaries: Sequence[Summary], highlight: Sequence[str], out: P
         OSError: a file cannot be written.
     """
     written = []
-    folder = out / FOLDER
     for summary in summaries:
         for cost in COSTS:
             points = _points(summary, cost)
-            if len(points) < 2:
-                continue
-            folder.mkdir(parents=True, exist_ok=True)
-            figure = _figure(summary, cost, points, set(highlight))
-            for kind in FORMATS:
-                path = folder / f"{summary.benchmark.name}_{summary.protocol}_{cost.name}.{kind}"
-                with (
-                    replacing(path) as fresh,
-                    matplotlib.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none"}),
-                ):
-                    bare = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-                    figure.savefig(fresh, format=kind, dpi=150, metadata=bare)
-                written.append(path)
+            if len(points) >= 2:
+                figure = _figure(summary, cost, points, set(highlight))
+                name = f"{summary.benchmark.name}_{summary.protocol}_{cost.name}"
+                written += save(figure, out, name)
+    return written
+
+
+def save(figure: Figure, out: Path, name: str) -> list[Path]:
+    """A picture in all of ``FORMATS`` below ``out``; the same picture gives the same bytes.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    written = []
+    (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    for kind in FORMATS:
+        path = out / FOLDER / f"{name}.{kind}"
+        with (
+            replacing(path) as fresh,
+            matplotlib.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none"}),
+        ):
+            bare = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+            figure.savefig(fresh, format=kind, dpi=150, metadata=bare)
+        written.append(path)
     return written
 
 
@@ -105,7 +115,7 @@ def _points(summary: Summary, cost: Cost) -> pd.DataFrame:
     mean = summary.means[0]
     points = pd.DataFrame(
         {
-            "name": _names(rows),
+            "name": names_of(rows),
             "method": rows["method"].astype(str),
             "backbone": rows["backbone"].astype(str),
             "cost": pd.to_numeric(rows[cost.column], errors="coerce").astype(float) / cost.unit,
@@ -125,7 +135,7 @@ class _Named(NamedTuple):
     value: float
 
 
-def _names(rows: pd.DataFrame) -> pd.Series:
+def names_of(rows: pd.DataFrame) -> pd.Series:
     """As the tables have them; the method where a table has no name for each row."""
     names = rows["shown_name"].astype(str)
     return names.where(names != "", rows["method"].astype(str))

@@ -209,7 +209,11 @@ def _of_cells(scored: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def runs_of(cells: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs that finished: ``row``, ``data`` (its column), ``config_hash``, ``seed``, ``value``."""
+    """Runs that finished.
+
+    Returns:
+        their ``row``, ``data`` (its column), ``config_hash``, ``seed``, ``value`` and ``file``.
+    """
     keys = [
         "protocol",
         "variant",
@@ -222,8 +226,9 @@ def runs_of(cells: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     names = [*keys, "row", "column"]
     wanted = cells[names].astype(dict.fromkeys(keys, str))
     finished = runs[runs["status"].astype(str) == str(Status.OK)]
-    have = finished[[*keys, "seed", "value"]].astype(dict.fromkeys(keys, str))
-    found = wanted.merge(have, on=keys)[["row", "column", "config_hash", "seed", "value"]]
+    own = ["seed", "value", "file"]
+    have = finished[[*keys, *own]].astype(dict.fromkeys(keys, str))
+    found = wanted.merge(have, on=keys)[["row", "column", "config_hash", *own]]
     return found.rename(columns={"column": "data"})
 
 
