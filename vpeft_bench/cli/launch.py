@@ -86,7 +86,7 @@ def main(
         if line.plan and jobs is not None:
             from vpeft_bench.cli.plan import print_plan
 
-            print_plan(jobs, to_output())
+            print_plan(jobs, to_output(), timed=command.purpose is not Purpose.COST)
             return 0
         went_well = _hydra(arguments, jobs, command)
     except VpeftBenchError as error:

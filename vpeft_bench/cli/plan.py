@@ -44,12 +44,18 @@ class Item:
         return "held" if self.holder else "to do"
 
 
-def print_plan(sweep: Sweep, console: Console) -> None:
-    """What would be done of a sweep, by method; then how long that takes, by what it is known."""
-    items = _items(sweep)
+def print_plan(sweep: Sweep, console: Console, timed: bool = True) -> None:
+    """What would be done of a sweep, by method; then how long that takes, by what it is known.
+
+    Args:
+        sweep: what was asked for.
+        console: where it is shown.
+        timed: whether its jobs are runs; of other jobs nobody has noted how long they take.
+    """
+    items = _items(sweep, timed)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method")
-    for column in ("jobs", "done", "held", "to do", "device time"):
+    for column in ("jobs", "done", "held", "to do", *["device time"] * timed):
         table.add_column(column, justify="right")
     by_method: dict[str, list[Item]] = defaultdict(list)
     for item in items:
@@ -59,9 +65,11 @@ def print_plan(sweep: Sweep, console: Console) -> None:
     for name, some in by_method.items():
         counts = Counter(item.state for item in some)
         cells = [str(counts[state] or "") for state in ("done", "held", "to do")]
-        table.add_row(name, str(len(some)), *cells, _time(some))
+        table.add_row(name, str(len(some)), *cells, *[_time(some)] * timed)
     console.print(table)
-    _print_notes(items, console)
+    _print_held(items, console)
+    if timed:
+        _print_sources(items, console)
     counts = Counter(item.state for item in items)
     told = [f"{counts['done']} done", f"{counts['to do']} to do"]
     told += [f"{counts['held']} held by others"] if counts["held"] else []
@@ -69,8 +77,9 @@ def print_plan(sweep: Sweep, console: Console) -> None:
     console.print(f"{jobs}: {', '.join(told)}; nothing was run", soft_wrap=True)
 
 
-def _items(sweep: Sweep) -> list[Item]:
-    left = [j for j, one in zip(sweep.jobs, sweep.standings, strict=True) if one.answer is None]
+def _items(sweep: Sweep, timed: bool) -> list[Item]:
+    standings = zip(sweep.jobs, sweep.standings, strict=True)
+    left = [job for job, one in standings if one.answer is None and timed]
     places = {Path(job.config.results_dir) for job in left}
     cards = {Path(job.config.cost.results_dir) for job in left}
     known = Estimates(
@@ -91,13 +100,17 @@ def _holder(standing: Standing) -> str:
     return "" if holder is None else str(holder)
 
 
-def _print_notes(items: Sequence[Item], console: Console) -> None:
-    """Who holds what, what the times are made of, and where there is none."""
+def _print_held(items: Sequence[Item], console: Console) -> None:
+    """Who holds what."""
     held = [item for item in items if item.state == "held"]
     for item in held[:SHOWN]:
         console.print(f"held: {_name(item)}: {item.holder}", soft_wrap=True)
     if len(held) > SHOWN:
         console.print(f"held: {len(held) - SHOWN} more")
+
+
+def _print_sources(items: Sequence[Item], console: Console) -> None:
+    """What the times are made of, and where there is none."""
     left = [item for item in items if item.state == "to do"]
     sources: dict[str, list[Estimate]] = defaultdict(list)
     for item in left:
