@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from rich.console import Console
 
 from tests.leaderboard.conftest import make_run
 from vpeft_bench.cli.show import weakest_classes
-from vpeft_bench.runs.plots import draw_confusion, draw_curves, read_evaluation
+from vpeft_bench.runs.plots import draw_confusion, draw_curves, draw_reliability, read_evaluation
 
 NAMED = {
     "classes": [
@@ -77,3 +79,15 @@ def test_a_matrix_is_drawn_where_classes_come_in_pairs(tmp_path: Path) -> None:
 
 def test_a_run_of_an_older_version_has_no_evaluation(tmp_path: Path) -> None:
     assert read_evaluation(tmp_path) is None
+
+
+def test_kept_logits_give_a_reliability_diagram(tmp_path: Path) -> None:
+    assert draw_reliability(tmp_path, tmp_path / "none.png") is None
+    (tmp_path / "predictions").mkdir()
+    logits = [[2.0, 0.0], [0.0, 3.0], [1.0, 0.5]]
+    table = pa.table({"logits": logits, "label": [0, 0, 1]})
+    parquet.write_table(table, tmp_path / "predictions" / "logits.parquet")
+    path = draw_reliability(tmp_path, tmp_path / "reliability.png")
+    assert path is not None
+    with Image.open(path) as picture:
+        assert picture.height > 600

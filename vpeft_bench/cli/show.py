@@ -19,6 +19,7 @@ from vpeft_bench.runs.shown import FILE, PICTURES, show
 from vpeft_bench.terminal import to_output
 
 CURVES, CONFUSION = "curves", "confusion"
+RELIABILITY = "reliability"
 WEAKEST = 10
 """Classes that are printed."""
 
@@ -56,12 +57,19 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
 
 
 def _show_recorded(run: Path, out: Path | None, console: Console) -> None:
-    from vpeft_bench.runs.plots import draw_confusion, draw_curves, read_evaluation
+    from vpeft_bench.runs.plots import (
+        draw_confusion,
+        draw_curves,
+        draw_reliability,
+        read_evaluation,
+    )
 
     def place(name: str) -> Path:
         return run / f"{name}.png" if out is None else out.with_stem(f"{out.stem}_{name}")
 
     print(draw_curves(finished_run(run), place(CURVES)))
+    if (path := draw_reliability(run, place(RELIABILITY))) is not None:
+        print(path)
     if (evaluation := read_evaluation(run)) is None:
         return
     if (path := draw_confusion(evaluation, place(CONFUSION))) is not None:

@@ -40,6 +40,11 @@ class Calibration:
         brier = shares.square().sum(dim=1) - 2 * of_truth + 1
         self._sums += torch.stack([-log_shares.gather(1, labels[:, None]).sum(), brier.sum()])
 
+    def bins(self) -> Tensor:
+        """``(3, BINS)`` of all pictures since: how many, sum of probabilities, hits."""
+        assert self._bins is not None
+        return self._bins
+
     def values(self) -> dict[str, float]:
         """``ece`` in percent, ``nll`` in nats and ``brier``, of all pictures since."""
         assert self._bins is not None

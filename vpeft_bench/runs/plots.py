@@ -14,8 +14,9 @@ from vpeft_bench.files import replacing
 from vpeft_bench.formats import printable
 from vpeft_bench.metric_names import heading
 from vpeft_bench.records.run_record import RunRecord
-from vpeft_bench.runs.run_files import EVALUATION
+from vpeft_bench.runs.run_files import EVALUATION, PREDICTIONS
 
+LOGITS = "logits.parquet"
 MOST_NAMES = 40
 """Classes whose names stand beside a confusion matrix."""
 _DPI = 150
@@ -83,6 +84,58 @@ def draw_confusion(evaluation: dict[str, Any], path: Path) -> Path | None:
         axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     figure.colorbar(picture, ax=axes, shrink=0.7, label="% of the true class")
+    return _save(figure, path)
+
+
+def draw_reliability(run: Path, path: Path) -> Path | None:
+    """Accuracy by the probability of the predicted class, of the logits that a run has kept.
+
+    The bins are those of the expected calibration error (Guo et al., arXiv 1706.04599); the gap of
+    each bin to the diagonal, weighted by its pictures, is that error. None where none were kept.
+
+    Raises:
+        OSError: the picture cannot be written.
+    """
+    file = run / PREDICTIONS / LOGITS
+    if not file.is_file():
+        return None
+    import torch
+    from pyarrow import parquet
+
+    from vpeft_bench.metrics.calibration import BINS, Calibration
+
+    table = parquet.read_table(file, columns=["logits", "label"])
+    logits = torch.from_numpy(np.stack(table["logits"].to_numpy()))
+    calibration = Calibration()
+    calibration.add(logits, torch.from_numpy(table["label"].to_numpy().astype(np.int64)))
+    images, sure, hits = calibration.bins().numpy()
+    ece, used = calibration.values()["ece"], images > 0
+    middle = (np.arange(BINS) + 0.5) / BINS
+    figure = Figure(figsize=(4.6, 5.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 100], [0, 100], color="0.6", linewidth=1, linestyle="--")
+    upper.bar(
+        100 * middle[used],
+        100 * hits[used] / images[used],
+        100 / BINS,
+        color="#9ecae1",
+        edgecolor="white",
+    )
+    upper.plot(
+        100 * sure[used] / images[used],
+        100 * hits[used] / images[used],
+        "o",
+        color="#b34700",
+        markersize=4,
+    )
+    upper.set(ylabel="right, %", xlim=(0, 100), ylim=(0, 105))
+    upper.set_title(
+        f"ECE {ece:.2f} % of {len(table):,} pictures; dashed: calibrated; dots: mean of a bin",
+        fontsize=8,
+        loc="left",
+    )
+    lower.bar(100 * middle, images, 100 / BINS, color="0.75", edgecolor="white")
+    lower.set(xlabel="probability of the predicted class, %", ylabel="pictures")
     return _save(figure, path)
 
 
