@@ -33,7 +33,7 @@ from vpeft_bench.methods.registry import build_method, list_methods, method_clas
 from vpeft_bench.records.run_record import find
 from vpeft_bench.records.upgrades import _ADDED_BY_THEN, uncounted
 from vpeft_bench.runs.run import Result, run
-from vpeft_bench.runs.shown import show
+from vpeft_bench.runs.shown import reopen, show
 
 MODELS = {"vit": "vit_base_patch16_224", "swin": "swin_base_patch4_window7_224"}
 OF_VERSION_5 = json.loads(
@@ -202,7 +202,7 @@ def test_an_option_added_later_orphans_nothing(
     again = run(config, console)
     assert again.result is Result.SKIPPED
     assert again.directory == first.directory
-    assert show(first.directory, pictures=1, out=tmp_path / "shown.png").is_file()
+    assert show(reopen(first.directory), pictures=1, out=tmp_path / "shown.png").is_file()
     assert request_of(config).card_id("dev") == card
 
     halved = replace(config, method={**config.method, "halve": True})

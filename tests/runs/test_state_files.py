@@ -24,7 +24,7 @@ from vpeft_bench.runs import feature_store
 from vpeft_bench.runs.feature_store import DiskStore
 from vpeft_bench.runs.interruption import Interrupted
 from vpeft_bench.runs.run import Outcome, Result
-from vpeft_bench.runs.shown import show
+from vpeft_bench.runs.shown import reopen, show
 
 Start = Callable[..., Outcome]
 
@@ -186,7 +186,7 @@ def test_files_beside_a_record(start: Start, said: StringIO) -> None:
     content[-1] ^= 1
     delta.write_bytes(content)
     with pytest.raises(VpeftBenchError, match=r"delta\.safetensors: it is not the file"):
-        show(done.directory)
+        show(reopen(done.directory))
     skipped = start("method=lora")
     assert (skipped.result, skipped.reason) == (Result.SKIPPED, "a finished record exists")
     save_file({name: tensor[:1] for name, tensor in tensors.items()}, delta)
@@ -194,7 +194,7 @@ def test_files_beside_a_record(start: Start, said: StringIO) -> None:
     delta.unlink()
     assert "delta.safetensors beside it: gone or changed since" in start("method=lora").reason
     with pytest.raises(VpeftBenchError, match=r"delta\.safetensors: it is not there"):
-        show(done.directory)
+        show(reopen(done.directory))
 
 
 # ---- kept features -------------------------------------------------------------------------------

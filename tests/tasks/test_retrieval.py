@@ -27,7 +27,7 @@ from vpeft_bench.data.splits import ArraySplit, Dataset
 from vpeft_bench.methods.registry import method_class
 from vpeft_bench.records.run_record import find as find_records
 from vpeft_bench.runs import validation
-from vpeft_bench.runs.shown import show
+from vpeft_bench.runs.shown import reopen, show
 from vpeft_bench.tasks.names import TASKS
 from vpeft_bench.tasks.retrieval import metrics
 from vpeft_bench.tasks.retrieval.batches import GroupSampler
@@ -198,7 +198,7 @@ def test_a_run_scores_what_it_stores(tmp_path: Path, method: str) -> None:
     mean = np.mean([one["recall_at_1"] for one in classes[50:]])
     assert mean == pytest.approx(values["recall_at_1"])
 
-    with Image.open(show(outcome.directory, pictures=3, out=tmp_path / "a.png")) as drawn:
+    with Image.open(show(reopen(outcome.directory), pictures=3, out=tmp_path / "a.png")) as drawn:
         assert drawn.width > 500
     found = [record for _, record in find_records([tmp_path]).records]
     rows = in_print(datasets(cells(*found)))

@@ -15,11 +15,11 @@ from vpeft_bench.cli.flags import refuse_config_dir
 from vpeft_bench.files import typed_path
 from vpeft_bench.records.run_record import RECORD_NAME
 from vpeft_bench.runs.finished import finished_run
-from vpeft_bench.runs.shown import FILE, PICTURES, show
-from vpeft_bench.terminal import to_output
+from vpeft_bench.runs.shown import FILE, PICTURES, Reopened, reopen, show
+from vpeft_bench.terminal import Terminal, to_output
 
 CURVES, CONFUSION = "curves", "confusion"
-RELIABILITY = "reliability"
+RELIABILITY, DRIFT = "reliability", "drift"
 WEAKEST = 10
 """Classes that are printed."""
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
     """Draw what a run predicts, its curves and its confusion; print its weakest classes.
 
     Raises:
-        VpeftBenchError: as :func:`show`.
+        VpeftBenchError: as :func:`reopen`.
         OSError: a picture cannot be written.
     """
     refuse_config_dir(own, "show")
@@ -48,12 +48,45 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
         type=typed_picture,
         help=f"default: {FILE} in the run directory; the other pictures lie beside it",
     )
+    parser.add_argument(
+        "--drift",
+        action="store_true",
+        help="also how far the features of each block have moved from the frozen model's",
+    )
     parser.add_argument("--root", help="where the data set lies now: data.root of the run")
     options = parser.parse_args(arguments)
     directory = options.run.parent if options.run.name == RECORD_NAME else options.run
-    print(show(options.run, options.pictures, options.out, options.root))
+    run = reopen(options.run, options.root)
+    print(show(run, options.pictures, options.out))
     _show_recorded(directory, options.out, to_output())
+    if options.drift:
+        _show_drift(run, _place(directory, options.out, DRIFT), to_output())
     return 0
+
+
+def _place(run: Path, out: Path | None, name: str) -> Path:
+    """Where a picture beside that of predictions lies."""
+    return run / f"{name}.png" if out is None else out.with_stem(f"{out.stem}_{name}")
+
+
+def _show_drift(run: Reopened, place: Path, console: Terminal) -> None:
+    from vpeft_bench.runs.drift import draw, measure
+
+    found = measure(run)
+    print(draw(run, found, place))
+    table = Table(title="drift from the frozen model", title_justify="left")
+    table.add_column("block")
+    for heading in ("linear CKA", "cosine", "effective rank, frozen", "trained"):
+        table.add_column(heading, justify="right")
+    for one in found:
+        table.add_row(
+            one.name,
+            f"{one.cka:.4f}",
+            f"{one.cosine:.4f}",
+            f"{one.rank_before:.1f}",
+            f"{one.rank_after:.1f}",
+        )
+    console.print_whole(table)
 
 
 def _show_recorded(run: Path, out: Path | None, console: Console) -> None:
@@ -64,15 +97,12 @@ def _show_recorded(run: Path, out: Path | None, console: Console) -> None:
         read_evaluation,
     )
 
-    def place(name: str) -> Path:
-        return run / f"{name}.png" if out is None else out.with_stem(f"{out.stem}_{name}")
-
-    print(draw_curves(finished_run(run), place(CURVES)))
-    if (path := draw_reliability(run, place(RELIABILITY))) is not None:
+    print(draw_curves(finished_run(run), _place(run, out, CURVES)))
+    if (path := draw_reliability(run, _place(run, out, RELIABILITY))) is not None:
         print(path)
     if (evaluation := read_evaluation(run)) is None:
         return
-    if (path := draw_confusion(evaluation, place(CONFUSION))) is not None:
+    if (path := draw_confusion(evaluation, _place(run, out, CONFUSION))) is not None:
         print(path)
     console.print(weakest_classes(evaluation))
 

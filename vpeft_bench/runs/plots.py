@@ -48,7 +48,7 @@ def draw_curves(record: RunRecord, path: Path) -> Path:
     asked = record.asked
     name = f"{asked['method']['name']} on {asked['data']['name']}, {asked['backbone']['name']}"
     figure.suptitle(printable(name), fontsize=9, x=0.01, ha="left", parse_math=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def read_evaluation(run: Path) -> dict[str, Any] | None:
@@ -84,7 +84,7 @@ def draw_confusion(evaluation: dict[str, Any], path: Path) -> Path | None:
         axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     figure.colorbar(picture, ax=axes, shrink=0.7, label="% of the true class")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw_reliability(run: Path, path: Path) -> Path | None:
@@ -136,10 +136,11 @@ def draw_reliability(run: Path, path: Path) -> Path | None:
     )
     lower.bar(100 * middle, images, 100 / BINS, color="0.75", edgecolor="white")
     lower.set(xlabel="probability of the predicted class, %", ylabel="pictures")
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write a picture, whole or not at all; its path."""
     with replacing(path) as fresh:
         figure.savefig(fresh, format=path.suffix.removeprefix(".") or "png", dpi=_DPI)
     return path

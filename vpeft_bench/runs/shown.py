@@ -7,7 +7,7 @@ its most confident mistakes.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,10 +30,29 @@ PICTURES = 12
 COLUMNS = 3  # of pairs
 
 
-def show(
-    run: Path, pictures: int = PICTURES, out: Path | None = None, root: str | None = None
-) -> Path:
-    """Build the model of a finished run again, and draw what it predicts.
+@dataclass(frozen=True)
+class Reopened:
+    """A finished run with its model, as it was scored.
+
+    Attributes:
+        directory: of the run.
+        split: the pictures that it was scored on.
+    """
+
+    directory: Path
+    config: RunConfig
+    dataset: Dataset
+    model: Model
+    task: Task
+    split: str
+
+
+def reopen(run: Path, root: str | None = None) -> Reopened:
+    """Build the model of a finished run again.
+
+    Args:
+        run: its directory, or its record.
+        root: where its data set lies now.
 
     Raises:
         VpeftBenchError: there is no finished run, its data are others now, or its files belong to
@@ -59,7 +78,17 @@ def show(
     model, task = finished_model(config, dataset, directory, record)
     assert record.happened.last_epoch is not None
     split = record.happened.last_epoch.split.value
-    return draw(config, dataset, split, model, task, out or directory / FILE, pictures)
+    return Reopened(directory, config, dataset, model, task, split)
+
+
+def show(run: Reopened, pictures: int = PICTURES, out: Path | None = None) -> Path:
+    """Draw what a run predicts, beside its record or at ``out``; the picture's path.
+
+    Raises:
+        OSError: the picture cannot be written.
+    """
+    path = out or run.directory / FILE
+    return draw(run.config, run.dataset, run.split, run.model, run.task, path, pictures)
 
 
 def draw(
