@@ -517,3 +517,46 @@ def cost_columns() -> list[Column]:
         text("labels", "what the card says of itself", "notes", In.ALL, once=Once.SAME, left=True),
         text("error", "what ended it", "error", _NOT_IN_PRINT),
     ]
+
+
+def comparison_columns() -> list[Column]:
+    """One row per cell of ours and published number of the same method on the same data."""
+    shown = {"left": True}
+    return [
+        text("data", "name of the data set", "data", In.ALL, **shown),
+        _NAME,
+        text("method", "name of the method"),
+        text("options", "its options in our runs"),
+        *_SHOWN_NAME,
+        text("backbone", "name of the backbone", "backbone", In.ALL, once=Once.SAME, **shown),
+        text("metric", "name of the headline metric"),
+        number("mean", "mean of ours, percent"),
+        number("std", "standard deviation of ours over seeds"),
+        whole("n", "seeds of ours", "n", In.ALL),
+        text("shown_mean", "", "ours %", In.READERS),
+        number("published", "the published number"),
+        text("shown_published", "", "published %", In.READERS),
+        number("difference", "ours minus the published number"),
+        text("shown_difference", "", "difference", In.READERS),
+        text("published_row", "what the source calls the row", "published as", In.ALL, **shown),
+        text("published_options", "the options that the source states, by our names"),
+        text("differs", "where our options are others", "our options differ", In.ALL, **shown),
+        text(
+            "provenance",
+            "`quoted`, `re-run by its source with official code`, `re-implemented`; `unknown` "
+            "where the source does not say it",
+            "provenance",
+            In.ALL,
+            once=Once.SAME,
+            **shown,
+        ),
+        text("source", "where the number stands", "source", In.ALL, once=Once.SAME, **shown),
+        text(
+            "scored",
+            "the epoch that the source scores; ours is the last",
+            "scored",
+            In.ALL,
+            once=Once.SAME,
+            **shown,
+        ),
+    ]
