@@ -34,7 +34,7 @@ def drawn(folder: Path, out: Path, *highlight: str) -> dict[str, str]:
     runs = admitted(find_runs([folder], use_cache=False).runs).rows
     found = join(cells_of(runs), cards_of([]).rows).cells
     of = [one for one in summaries(found, SCORES) if one.benchmark.name == "demo"]
-    paths = write_curves(of, runs, highlight, out)
+    paths = write_curves(of, runs, runs, highlight, out)
     assert all(path.stat().st_size > 500 for path in paths)
     return {path.stem: path.read_text() for path in paths if path.suffix == ".svg"}
 

@@ -80,7 +80,7 @@ def main(argv: Sequence[str], own: Path | None = None) -> int:
         print_costs(console, costs)
         written += write_table(costs, [], options.out)
     if len(wanted):
-        written += _metric_tables(console, wanted, joined, costs, scores, options)
+        written += _metric_tables(console, wanted, runs.rows, joined, costs, scores, options)
     elif costs is not None:
         written.append(_page([], [], costs, wanted, [], options.out))
 
@@ -104,12 +104,18 @@ def main(argv: Sequence[str], own: Path | None = None) -> int:
 def _metric_tables(
     console: Terminal,
     runs: pd.DataFrame,
+    every: pd.DataFrame,
     joined: Joined,
     costs: Table | None,
     scores: Scores,
     options: argparse.Namespace,
 ) -> list[Path]:
-    """Print and write what the runs reached, and the cost of each where there is a card."""
+    """Print and write what the runs reached, and the cost of each where there is a card.
+
+    Args:
+        runs: those that were asked for.
+        every: those that could have been.
+    """
     written: list[Path] = []
     cells, out = joined.cells, options.out
     notes = _notes(cells, joined, scores)
@@ -138,7 +144,7 @@ def _metric_tables(
         from vpeft_bench.leaderboard.figures import write_figures
 
         written += write_figures(overviews, options.highlight, out)
-        written += write_curves(overviews, runs, options.highlight, out)
+        written += write_curves(overviews, runs, every, options.highlight, out)
     return written
 
 

@@ -46,7 +46,11 @@ class Curve:
 
 
 def write_curves(
-    summaries: Sequence[Summary], runs: pd.DataFrame, highlight: Sequence[str], out: Path
+    summaries: Sequence[Summary],
+    runs: pd.DataFrame,
+    points: pd.DataFrame,
+    highlight: Sequence[str],
+    out: Path,
 ) -> list[Path]:
     """Draw the learning curves of every benchmark, and its searches, where there are any.
 
@@ -54,7 +58,9 @@ def write_curves(
 
     Args:
         summaries: pictures for each.
-        runs: all runs; their records are read again, where each lies in a file of its own.
+        runs: those that are shown; their records are read again, where each lies in a file of its
+            own.
+        points: the runs among which those of searches are.
         highlight: names of methods, or of rows, that are marked.
         out: their folder is ``figures`` below it.
 
@@ -70,7 +76,7 @@ def write_curves(
         if learned:
             figure = _drawn(summary, learned, rows, "epoch", quantity)
             written += save(figure, out, f"{name}_curves")
-        metric, searched = _searches(records, runs, [*rows])
+        metric, searched = _searches(records, points, [*rows])
         if searched:
             figure = _drawn(summary, searched, rows, "points tried", f"best val {heading(metric)}")
             written += save(figure, out, f"{name}_budget")
