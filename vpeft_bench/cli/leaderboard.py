@@ -18,14 +18,12 @@ from vpeft_bench.formats import printable, printable_lines, shortest
 from vpeft_bench.leaderboard.admitted import admitted
 from vpeft_bench.leaderboard.cards import Joined, cards_of, chosen, join
 from vpeft_bench.leaderboard.cells import cells_of
-from vpeft_bench.leaderboard.comparison import compared, read_published
 from vpeft_bench.leaderboard.reading import find_runs, write_runs
 from vpeft_bench.leaderboard.runs import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.summaries import Summary, strangers, summaries
 from vpeft_bench.leaderboard.tables import Table, cost_table, dataset_table
 from vpeft_bench.leaderboard.terminal import (
-    print_comparison,
     print_costs,
     print_datasets,
     print_notes,
@@ -56,8 +54,6 @@ def main(argv: Sequence[str], own: Path | None = None) -> int:
     """
     options, scores = _parsed(argv)
     use_folders([own] if own else [])
-    if options.compare is not None:  # what is wrong with it is told before anything is read
-        options.compare = read_published(str(options.compare))
     found, found_cards = find_runs(options.records), find_cards(options.cards)
     runs, cards = admitted(found.runs), cards_of(found_cards.cards)
     problems = [*found.problems, *runs.left_out, *found_cards.problems, *cards.left_out]
@@ -135,8 +131,6 @@ def _metric_tables(
     written += [out / "seeds.csv", out / "runs.parquet"]
     written += write_json(datasets, overviews, costs, notes, out)
     written.append(_page(datasets, overviews, costs, runs, notes, out))
-    if options.compare is not None:
-        written += _comparison(console, cells, options)
     if options.statistics:
         written += _statistics(overviews, runs, out / "statistics")
     if options.figures or options.highlight:
@@ -146,17 +140,6 @@ def _metric_tables(
         written += write_figures(overviews, options.highlight, out)
         written += write_curves(overviews, runs, every, options.highlight, out)
     return written
-
-
-def _comparison(console: Terminal, cells: pd.DataFrame, options: argparse.Namespace) -> list[Path]:
-    """Published numbers beside ours."""
-    table, notes = compared(cells, options.compare)
-    print_notes(console, notes)
-    if table is None:
-        print_notes(console, ["nothing to compare"])
-        return []
-    print_comparison(console, table)
-    return write_table(table, notes, options.out)
 
 
 def _page(
@@ -269,13 +252,6 @@ def _parser() -> argparse.ArgumentParser:
         "--statistics",
         action="store_true",
         help="say what the tables of benchmarks support, into DIR/statistics",
-    )
-    parser.add_argument(
-        "--compare",
-        type=typed_path,
-        metavar="FILE",
-        help="set published numbers beside ours: 'published' for those of results/published, or a "
-        "CSV file with the columns method,data,value",
     )
     parser.add_argument(
         "--highlight",

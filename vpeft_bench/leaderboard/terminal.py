@@ -50,12 +50,6 @@ def print_costs(console: Terminal, table: Table) -> None:
         _print(console, title, replace(table, rows=rows), errors)
 
 
-def print_comparison(console: Terminal, table: Table) -> None:
-    """Print published numbers beside ours, one table for each source and data set's benchmark."""
-    for _, rows in table.rows.groupby(["backbone", "source"], sort=False, observed=True):
-        _print(console, table.title, replace(table, rows=rows.reset_index(drop=True)))
-
-
 def print_summary(console: Terminal, summary: Summary) -> None:
     """Print one benchmark under one protocol: the means, then the data sets group by group."""
     _print(console, summary.title, summary, [f"settings: {summary.settings}"])

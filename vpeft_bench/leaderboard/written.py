@@ -19,13 +19,7 @@ from vpeft_bench.files import replacing, write_atomically
 from vpeft_bench.formats import each, harmless, markdown, markdown_of, printable
 from vpeft_bench.leaderboard.cells import in_order
 from vpeft_bench.leaderboard.column import Column, In
-from vpeft_bench.leaderboard.columns import (
-    cell_columns,
-    comparison_columns,
-    cost_columns,
-    run_columns,
-    summary_columns,
-)
+from vpeft_bench.leaderboard.columns import cell_columns, cost_columns, run_columns, summary_columns
 from vpeft_bench.leaderboard.summaries import Summary
 from vpeft_bench.leaderboard.tables import Table, run_table
 
@@ -278,7 +272,6 @@ def column_docs() -> str:
         ),
         "`seeds`, `runs.parquet`: one row per run": run_columns(["<metric>"]),
         "`costs`: one row per cost card": cost_columns(),
-        "`comparison`: one row per cell and published number": comparison_columns(),
     }
     parts = ["# Columns of a leaderboard's files", "", _HEAD, ""]
     for title, columns in tables.items():
