@@ -18,12 +18,16 @@ from vpeft_bench.formats import printable, printable_lines, shortest
 from vpeft_bench.leaderboard.admitted import admitted
 from vpeft_bench.leaderboard.cards import Joined, cards_of, chosen, join
 from vpeft_bench.leaderboard.cells import cells_of
+from vpeft_bench.leaderboard.compare import compare
+from vpeft_bench.leaderboard.published import PUBLISHED, Numbers
+from vpeft_bench.leaderboard.published import read as read_published
 from vpeft_bench.leaderboard.reading import find_runs, write_runs
 from vpeft_bench.leaderboard.runs import PROTOCOL_SPLIT
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.summaries import Summary, strangers, summaries
 from vpeft_bench.leaderboard.tables import Table, cost_table, dataset_table
 from vpeft_bench.leaderboard.terminal import (
+    print_comparison,
     print_costs,
     print_datasets,
     print_notes,
@@ -54,6 +58,7 @@ def main(argv: Sequence[str], own: Path | None = None) -> int:
     """
     options, scores = _parsed(argv)
     use_folders([own] if own else [])
+    published = read_published(options.compare) if options.compare else None
     found, found_cards = find_runs(options.records), find_cards(options.cards)
     runs, cards = admitted(found.runs), cards_of(found_cards.cards)
     problems = [*found.problems, *runs.left_out, *found_cards.problems, *cards.left_out]
@@ -77,6 +82,8 @@ def main(argv: Sequence[str], own: Path | None = None) -> int:
         written += write_table(costs, [], options.out)
     if len(wanted):
         written += _metric_tables(console, wanted, runs.rows, joined, costs, scores, options)
+        if published is not None:
+            written += _compared(console, joined.cells, published, options.out)
     elif costs is not None:
         written.append(_page([], [], costs, wanted, [], options.out))
 
@@ -140,6 +147,16 @@ def _metric_tables(
         written += write_figures(overviews, options.highlight, out)
         written += write_curves(overviews, runs, every, options.highlight, out)
     return written
+
+
+def _compared(console: Terminal, cells: pd.DataFrame, published: Numbers, out: Path) -> list[Path]:
+    """Print and write what the cells are beside published numbers."""
+    comparison = compare(cells, published)
+    print_comparison(console, comparison)
+    written = []
+    for table, notes in zip(comparison.tables, comparison.notes, strict=True):
+        written += write_table(table, notes, out)
+    return [*written, *write_table(comparison.left_out, [], out)]
 
 
 def _page(
@@ -252,6 +269,14 @@ def _parser() -> argparse.ArgumentParser:
         "--statistics",
         action="store_true",
         help="say what the tables of benchmarks support, into DIR/statistics",
+    )
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="WHAT",
+        help=f"set the rows beside published numbers: `{PUBLISHED}` for those of "
+        "results/published, or a CSV file with columns method,data,value",
     )
     parser.add_argument(
         "--highlight",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from vpeft_bench.config.choices import config_folders
 from vpeft_bench.config.schema import RunConfig, plain
 from vpeft_bench.config.sections import VariantConfig
 from vpeft_bench.errors import ConfigError, Problem, nearest
@@ -31,6 +32,17 @@ def settings_on(variant: VariantConfig, data: str) -> dict[str, Any]:
         what = f"is not for data={data}"
         raise ConfigError([Problem(f"variant={variant.name}", what, "\n".join(fix))])
     return {**variant.settings, **variant.per_data[data]}
+
+
+def find(name: str) -> VariantConfig | None:
+    """The variant of the file ``variant/NAME.yaml``, if there is one; without Hydra."""
+    import yaml
+
+    paths = (folder / "variant" / f"{name}.yaml" for folder in config_folders())
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return None
+    return VariantConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))["variant"])
 
 
 def of_variant(key: str, *, _root_: DictConfig) -> Any:

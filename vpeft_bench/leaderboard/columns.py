@@ -18,21 +18,21 @@ _PROTOCOL = (
     text("protocol", "`final` scores test images, `select` validation images"),
     text("split", "the images that were scored"),
 )
-_NAME = text(
+NAME = text(
     "name", "the row: its variant's name, or the method and what of its options is not default"
 )
-_VARIANT = text("variant", "name of the [variant](variants.md), where the runs are of one")
-_SHOWN_NAME = (
+VARIANT = text("variant", "name of the [variant](variants.md), where the runs are of one")
+SHOWN_NAME = (
     text("shown_name", "", "variant", In.READERS, left=True),
     text("shown_method", "", "method", In.READERS, left=True),
     text("shown_options", "", "options", In.READERS, left=True),
 )
 _ENTRY = (
-    _NAME,
-    _VARIANT,
+    NAME,
+    VARIANT,
     text("method", "name of the method"),
     text("options", "its options; those of a variant may differ between data sets"),
-    *_SHOWN_NAME,
+    *SHOWN_NAME,
     text("backbone", "name of the backbone", "backbone", In.ALL, once=Once.SAME, left=True),
     text("weights", "pretrained, demo, random or unknown"),
     text("weights_fingerprint", "hash of the weights; empty for random ones"),
@@ -284,8 +284,8 @@ def run_columns(metrics: Iterable[str]) -> list[Column]:
         text("group", "group of the data set in its benchmark"),
         text("data", "name of the data set"),
         *_PROTOCOL,
-        _NAME,
-        _VARIANT,
+        NAME,
+        VARIANT,
         text("method", "name of the method"),
         text("options", "its options"),
         *(column for column in _ENTRY if column.key in _OF_A_RUN),

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from vpeft_bench.formats import MISSING, printable, printable_lines
 from vpeft_bench.leaderboard.column import Column, In, Once
+from vpeft_bench.leaderboard.compare import Comparison
 from vpeft_bench.leaderboard.scores import Scores
 from vpeft_bench.leaderboard.summaries import Summary
 from vpeft_bench.leaderboard.tables import Table, by_data
@@ -74,6 +75,28 @@ def print_datasets(console: Terminal, table: Table, scores: Scores) -> None:
     most = min(MOST_ROWS, max(10, _ROWS_BY_DATA // table.rows["data"].nunique()))
     for piece in by_data(table, scores, most):
         _print(console, piece.title, piece, [f"settings: {piece.settings}"])
+
+
+def print_comparison(console: Terminal, comparison: Comparison) -> None:
+    """Print for each benchmark the means of rows beside published ones, then the cells."""
+    for pairs, cells, notes in zip(
+        comparison.pairs, comparison.tables, comparison.notes, strict=True
+    ):
+        print_notes(console, notes)
+        _print(console, pairs.title, pairs)
+        _print(console, cells.title, cells)
+    if not comparison.tables:
+        console.print(Text("no row stands beside a published number"))
+    left_out = comparison.left_out.rows
+    for (whose, reason), rows in left_out.groupby(["whose", "reason"], sort=False):
+        names = list(dict.fromkeys(rows["row"]))
+        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+        line = f"{whose}, not compared: {', '.join(names[:_NAMES])}{more}: {reason}"
+        console.print(Text(printable(line), style="dim"))
+
+
+_NAMES = 8
+"""Of rows that one line names."""
 
 
 def _broken(line: tuple[str, ...]) -> str:

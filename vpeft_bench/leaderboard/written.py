@@ -20,6 +20,7 @@ from vpeft_bench.formats import each, harmless, markdown, markdown_of, printable
 from vpeft_bench.leaderboard.cells import in_order
 from vpeft_bench.leaderboard.column import Column, In
 from vpeft_bench.leaderboard.columns import cell_columns, cost_columns, run_columns, summary_columns
+from vpeft_bench.leaderboard.compared_columns import compared_columns, left_out_columns
 from vpeft_bench.leaderboard.summaries import Summary
 from vpeft_bench.leaderboard.tables import Table, run_table
 
@@ -272,6 +273,8 @@ def column_docs() -> str:
         ),
         "`seeds`, `runs.parquet`: one row per run": run_columns(["<metric>"]),
         "`costs`: one row per cost card": cost_columns(),
+        "`compare_<benchmark>`: one row per cell of ours and published number": compared_columns(),
+        "`not_compared`: one row per row that is beside nothing": left_out_columns(),
     }
     parts = ["# Columns of a leaderboard's files", "", _HEAD, ""]
     for title, columns in tables.items():

@@ -165,19 +165,26 @@ def with_roles(frame: pd.DataFrame, columns: Mapping[str, str]) -> tuple[pd.Data
     settings = [name for name in SETTINGS if name in frame and name not in used.values()]
     chosen = pd.DataFrame({role: frame[column] for role, column in used.items()})
     chosen[settings] = frame[settings]
-    numbers, wrong = [], []
-    for line, text in frame[used["value"]].items():
-        number = _number(text, bool(frame.attrs.get("decimal_comma")))
-        numbers.append(number)
-        if number is None:
-            wrong.append((line, text))
-    if wrong:
-        raise ConfigError(list(_no_numbers(used["value"], wrong)))
-    chosen["value"] = pd.Series(numbers, index=frame.index, dtype=float)
+    chosen["value"] = numbers_of(frame, used["value"])
     others = [name for name in _names(frame) if name not in {*chosen, *used.values()}]
     chosen[others] = frame[others]
     unused = [name for name in _names(frame) if name not in {*used.values(), *settings}]
     return chosen, unused
+
+
+def numbers_of(frame: pd.DataFrame, column: str) -> pd.Series:
+    """A column of :func:`read_csv` as numbers, NaN where there is none.
+
+    Raises:
+        ConfigError: with the lines whose text is no number.
+    """
+    decimal_comma = bool(frame.attrs.get("decimal_comma"))
+    numbers = [_number(text, decimal_comma) for text in frame[column]]
+    of_lines = zip(frame.index, frame[column], numbers, strict=True)
+    wrong = [(line, text) for line, text, number in of_lines if number is None]
+    if wrong:
+        raise ConfigError(list(_no_numbers(column, wrong)))
+    return pd.Series(numbers, index=frame.index, dtype=float)
 
 
 def _number(text: str, decimal_comma: bool) -> float | None:
