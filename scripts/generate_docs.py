@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from vpeft_bench.catalogue import facts
+from vpeft_bench.catalogue.counts import mean_classes
 from vpeft_bench.catalogue.pages import FOLDER, all_pages
 from vpeft_bench.cli import backbones
+from vpeft_bench.leaderboard import inconsistencies
 from vpeft_bench.leaderboard.written import column_docs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -27,6 +29,7 @@ def main() -> None:
         if f"{FOLDER}/{path.name}" not in pages:
             path.unlink()  # of a method that is gone
     (REPOSITORY / "docs" / "leaderboard-columns.md").write_text(column_docs())
+    (REPOSITORY / inconsistencies.PAGE).write_text(inconsistencies.page(mean_classes))
     print(f"{len(pages)} pages")
 
 
