@@ -217,7 +217,7 @@ def heads(fgvc_head: float) -> Rows:
         if difference and abs(difference - fgvc_head) < 0.005:
             remark = "the head"
         elif difference:
-            remark = "more than the head: other options"
+            remark = "not the head alone: other options"
         else:
             remark = "one value in both, with one head" if here else ""
         yield name, vtab[name], here, other, there, _plus(difference), remark
