@@ -28,6 +28,8 @@ def test_wheel_contents(wheel: Path) -> None:
     configs = {f"vpeft_bench/configs/{p.relative_to(REPOSITORY / 'configs')}" for p in yaml_files()}
     assert len(configs) > 60
     assert configs <= names
+    published = (REPOSITORY / "results" / "published").glob("*.csv")
+    assert {f"vpeft_bench/published/{path.name}" for path in published} <= names
     assert "vpeft_bench/py.typed" in names
     assert "vpeft_bench/backbones/demo_vit.safetensors" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -70,6 +72,8 @@ def test_installed_wheel_runs_from_any_directory(wheel: Path, tmp_path: Path) ->
     output = run(console_entry, "method=linear", "train.epochs=1", "hardware.threads=1")
     assert "top-1, last epoch" in output
     assert list(elsewhere.rglob("record.json"))
+    output = run(console_entry, "leaderboard", "--compare", "published")
+    assert "published numbers are with vit_b16" in output
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:

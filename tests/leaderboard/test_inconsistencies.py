@@ -33,11 +33,11 @@ def test_scores_that_do_not_follow_are_those_that_were_found_before() -> None:
 
 
 def test_rounding_is_no_inconsistency(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = {"method": "m", "mean": "73.1", "params_m": "0.20", "ppt": "0.72"}
+    row = {"method": "m", "mean": "73.10", "params_m": "0.20", "ppt": "0.72"}
     assert score_is_wrong(row, monkeypatch) == []
     assert score_is_wrong({**row, "ppt": "0.73"}, monkeypatch) != []
     assert score_is_wrong({**row, "ppt": "0.71"}, monkeypatch)[0][-1] == ""
-    cut = {**row, "mean": "73.66", "params_m": "0.20", "ppt": "0.72"}
+    cut = {**row, "mean": "73.41", "params_m": "0.20", "ppt": "0.72"}
     assert score_is_wrong(cut, monkeypatch)[0][-1] == "cut, not rounded"
 
 
