@@ -12,15 +12,19 @@ from typing import Any
 import pytest
 
 from tests.leaderboard.as_rows import cells, in_file, in_print
+from vpeft_bench.backbones.load import traits_of
 from vpeft_bench.cli.leaderboard import main
+from vpeft_bench.cli.overrides import check_overrides
 from vpeft_bench.config.benchmarks import known
+from vpeft_bench.config.identity import asked_hash
+from vpeft_bench.config.schema import plain, typed
 from vpeft_bench.config.variants import find
 from vpeft_bench.errors import ConfigError
 from vpeft_bench.leaderboard import published
 from vpeft_bench.leaderboard.column import In
 from vpeft_bench.leaderboard.compare import Comparison, compare
 from vpeft_bench.leaderboard.published import Provenance, read
-from vpeft_bench.methods.registry import list_methods, option_problems
+from vpeft_bench.methods.registry import build_method, list_methods, option_problems
 from vpeft_bench.records.run_record import Metrics, RunRecord, Split, Status, Weights, WeightsLabel
 
 Run = Callable[..., RunRecord]
@@ -158,6 +162,25 @@ def test_the_published_settings_of_the_data_set_decide_what_departs(run: Run) ->
     }
     assert osu["vtab1k/dtd"] == ""
     assert osu["vtab1k/svhn"] == "rank=1 not 32, lr=0.01 not 0.001"
+
+
+@pytest.mark.parametrize(
+    "variant", ["lora/vpetl", "convpass/authors_attn", "fact_tk/authors", "ssf/osu"]
+)
+def test_a_run_of_the_variant_with_the_published_settings_departs_in_nothing(
+    run: Run, variant: str
+) -> None:
+    checked = check_overrides([f"variant={variant}", "data=vtab1k/dtd", "backbone=vit_b16"], [])
+    asked = plain(typed(checked.config))  # type: ignore[arg-type]
+    options = {key: value for key, value in asked["method"].items() if key != "name"}
+    method = build_method(asked["method"]["name"], options)
+    uncounted = method.uncounted(traits_of(asked["backbone"]["model"]))
+    name = asked_hash(asked, "d1", str(HUB.identity), uncounted)
+    made = replace(run(70.0, **DTD), asked=asked, uncounted=uncounted, config_hash=name)
+    (departs,) = (
+        line["departs"] for line in in_file(beside(made).tables[0]) if line["settings"] == variant
+    )
+    assert departs == ""
 
 
 def test_any_of_several_sets_of_options_will_do(run: Run) -> None:

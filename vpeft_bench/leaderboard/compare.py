@@ -79,6 +79,13 @@ def compare(cells: pd.DataFrame, numbers: Numbers) -> Comparison:
 # ---- what belongs together -----------------------------------------------------------------------
 
 
+_OF_A_CELL = [
+    *ENTRY,
+    *("benchmark", "data", "name", "own_options", "settings", "head", "label_list"),
+    *("metric", "mean", "std", "n", "diverged"),
+]
+
+
 def _beside(
     ours: pd.DataFrame, theirs: pd.DataFrame, every: Mapping[str, Benchmark]
 ) -> pd.DataFrame:
@@ -88,7 +95,8 @@ def _beside(
         the columns of a cell; those of a number, ``their_`` before names that a cell has.
     """
     places = _places(ours, every)
-    left = ours.assign(cell=ours.index)
+    others = {f"{metric}_mean" for metric in theirs["metric"].unique()} & set(ours)
+    left = ours[[*_OF_A_CELL, *sorted(others)]].assign(cell=ours.index)
     known_as = pd.concat(
         [left[["cell", "data"]].assign(called=left[name]) for name in ("method", "name", "variant")]
     )
@@ -102,8 +110,9 @@ def _beside(
     found = found[["cell", "number"]].drop_duplicates()
     theirs = theirs.rename(columns={name: f"their_{name}" for name in theirs if name in left})
     found = found.merge(left, on="cell").merge(theirs, on="number")
-    found["barred"] = [_bar(row) for row in _records(found)]
-    values = [_ours(row) for row in _records(found)]
+    records = _records(found)
+    found["barred"] = [_bar(row) for row in records]
+    values = [_ours(row) for row in records]
     found["ours"] = pd.Series([mean for mean, _ in values], found.index, dtype=float)
     found["std"] = pd.Series([std for _, std in values], found.index, dtype=float)
     return found
@@ -230,7 +239,7 @@ def _differing(row: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
             setting = setting_of(key)
             own = option_text({short: settings.get(key, setting and setting.neutral)})
         if own != published:
-            found.append(f"{own or f'{short} unknown'} not {published.partition('=')[2]}")
+            found.append(f"{own or f'{short}=default'} not {published.partition('=')[2]}")
     return found
 
 
