@@ -345,3 +345,11 @@ def test_the_command_prints_and_writes_it(
     with (out / "compare_vtab1k.csv").open() as file:
         assert [line["difference"] for line in csv.DictReader(file)] == ["-2"]
     assert "best test accuracy" in (out / "compare_vtab1k.md").read_text()
+
+
+def test_a_cell_of_several_configurations_blocks_the_mean(run: Run) -> None:
+    """Each stands beside the number, and none of them is the row."""
+    rates = [run(70.0 + n, **DTD, train={"lr": rate}) for n, rate in enumerate((1e-3, 1e-2))]
+    found = beside(*rates)
+    assert len(found.tables[0].rows) == 2 * len(found.pairs[0].rows)
+    assert found.pairs[0].rows["mean"].isna().all()

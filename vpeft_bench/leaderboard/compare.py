@@ -306,6 +306,10 @@ def _pairs(benchmark: str, rows: pd.DataFrame) -> Table:
     keyed = rows.assign(**{name: rows[name].astype(str) for name in keys})
     grouped = keyed.groupby(keys, sort=False)
     means = grouped[["mean", "published", "difference"]].mean()
+    # Of a data set with several configurations none is the row's, and their mean neither.
+    ambiguous = keyed.duplicated([*keys, "column"], keep=False)
+    blocked = ambiguous.groupby([keyed[name] for name in keys], sort=False).any()
+    means = means.mask(blocked.reindex(means.index))
     means["data_sets"] = grouped["column"].nunique()
     return Table(
         name=f"compare_{benchmark}",
