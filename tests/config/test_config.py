@@ -44,7 +44,7 @@ def test_number_of_configs() -> None:
         "head": 8,
         "task": 4,
         "protocol": 2,
-        "hardware": 5,
+        "hardware": 6,
         "logger": 3,
         "variant": 47,
         "experiment": 7,

@@ -59,14 +59,10 @@ def set_float32(precision: Precision) -> None:
     PyTorch's own default is neither: convolutions in TF32, products of matrices in float32, unless
     a container's environment says otherwise.
     """
-    is_tf32 = precision is Precision.tf32
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # since torch 2.9
-        name = "tf32" if is_tf32 else "ieee"
-        torch.backends.cuda.matmul.fp32_precision = name
-        torch.backends.cudnn.conv.fp32_precision = name  # type: ignore[attr-defined]
-        return
-    torch.backends.cuda.matmul.allow_tf32 = is_tf32
-    torch.backends.cudnn.allow_tf32 = is_tf32
+    # The switches of torch 2.9 (``fp32_precision``) say the same, but parts of PyTorch that still
+    # ask for these, such as its exporter, raise where they were used.
+    torch.backends.cuda.matmul.allow_tf32 = precision is Precision.tf32
+    torch.backends.cudnn.allow_tf32 = precision is Precision.tf32
 
 
 def free_device_memory() -> None:
