@@ -160,3 +160,9 @@ def test_a_wide_grid_is_broken_into_several() -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         main(["--records", str(tmp_path / "none")])
+
+
+@pytest.mark.parametrize("typed", ["results", "results_dir=results"])
+def test_a_folder_is_named_by_records(typed: str) -> None:
+    with pytest.raises(ConfigError, match="--records results\n"):
+        main([typed])

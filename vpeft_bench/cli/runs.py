@@ -20,6 +20,7 @@ from vpeft_bench.terminal import to_output
 
 RECORDS = "results/runs"
 EVERY = 5
+ACTIONS = ("why", "retry", "clean", "summary")
 
 
 def main(arguments: Sequence[str], own: Path | None = None) -> int:
@@ -29,6 +30,10 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
         ConfigError: there is no such folder, run or sweep.
     """
     refuse_config_dir(own, "runs")
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in ACTIONS:
+        typed = arguments[0].removeprefix("results_dir=")
+        fix = f"--records {typed}\nor one of {', '.join(ACTIONS)}"
+        raise ConfigError([Problem(arguments[0], "is nothing that runs can do", fix)])
     options = _parser().parse_args(arguments)
     options.records = Path(os.path.normpath(options.records))
     if not options.records.is_dir():
@@ -54,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
     parser.add_argument("--every", type=typed_count, default=EVERY, help="seconds; default: 5")
-    actions = parser.add_subparsers(dest="action", metavar="{why,retry,clean,summary}")
+    actions = parser.add_subparsers(dest="action", metavar=f"{{{','.join(ACTIONS)}}}")
     why = actions.add_parser("why", parents=[shared], help="all that is known of one run")
     why.add_argument("run", metavar="RUN", help="as listed, or the end or a part of it")
     retry = actions.add_parser("retry", parents=[shared], help="run again what failed")
