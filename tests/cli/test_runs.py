@@ -13,7 +13,7 @@ from tests.conftest import Cli
 from tests.runs.test_sweep import TINY, jobs_of
 from vpeft_bench.cli.runs import main
 from vpeft_bench.cli.runs_tables import overview
-from vpeft_bench.errors import ConfigError
+from vpeft_bench.errors import ConfigError, RecordError
 from vpeft_bench.records import run_record
 from vpeft_bench.records.run_record import CLAIM, Status
 from vpeft_bench.runs import sweep
@@ -166,3 +166,26 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 def test_a_folder_is_named_by_records(typed: str) -> None:
     with pytest.raises(ConfigError, match="--records results\n"):
         main([typed])
+
+
+def test_a_damaged_plan_or_note_costs_only_itself(
+    cli: Cli, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a full disk or a copy that was cut off leaves them."""
+    (plan,) = results.rglob("sweep.json")
+    whole = plan.read_text()
+    plan.write_text(whole[:60])
+    assert main(["--records", str(results)]) == 0
+    assert f"left aside: {plan}: is damaged" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(RecordError, match="is damaged"):
+        main(["summary", "--records", str(results)])
+    plan.write_text(whole)
+    job = plan.parent / "9"
+    note = job / sweep.NOTE
+    began = json.loads(note.read_text())["overrides"]
+    note.write_text(note.read_text()[:20])
+    assert not [one for one in sweep.last_notes(plan.parent).values() if one.place == "9"]
+    sweep.write_note(job, began, sweep.Answer("died", False, "ended abruptly"), sweep.JOB)
+    (told,) = [one for one in sweep.last_notes(plan.parent).values() if one.place == "9"]
+    assert (told.result, told.overrides) == ("died", began)
+    assert "its note is damaged" in told.reason

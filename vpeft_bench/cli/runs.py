@@ -15,7 +15,7 @@ from vpeft_bench.cli.flags import refuse_config_dir
 from vpeft_bench.cli.runs_tables import overview
 from vpeft_bench.errors import ConfigError, Problem
 from vpeft_bench.files import typed_path
-from vpeft_bench.runs.status import statuses
+from vpeft_bench.runs.status import damaged_plans, statuses
 from vpeft_bench.terminal import to_output
 
 RECORDS = "results/runs"
@@ -84,6 +84,8 @@ def _with_records(default: object) -> argparse.ArgumentParser:
 def _show(results_dir: Path, every: int | None) -> int:
     """Once, or every so many seconds until the process is interrupted."""
     console = to_output()
+    for what in damaged_plans(results_dir):
+        console.print(f"left aside: {what}", soft_wrap=True)
     if every is None or not console.is_terminal:
         console.print(overview(statuses(results_dir), results_dir, console))
         while every is not None:

@@ -192,4 +192,7 @@ def _named(results_dir: Path, typed: str) -> RunStatus:
     what = f"names {len(parts)} runs" if parts else "no such run"
     close = nearest(asked, runs)
     fix = "\n".join(parts[:5]) if parts else f"did you mean {close}" if close else ""
+    fix = (
+        fix or "python -m vpeft_bench runs lists those that failed; a run is named by its directory"
+    )
     raise ConfigError([Problem(typed, what, fix)])

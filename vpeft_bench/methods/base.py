@@ -161,7 +161,8 @@ class Method:
     batch_statistics: ClassVar[bool] = False
     version: ClassVar[int] = 1
 
-    # Each method has these two; a dataclass is easier to subclass than an abstract one.
+    # Each method has ``place`` and ``parameter_count``; a dataclass is easier to subclass than an
+    # abstract one.
 
     def place(self, backbone: Backbone) -> None:
         """Place modules on the backbone; every original parameter is frozen when this is called."""

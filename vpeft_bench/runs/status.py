@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from vpeft_bench.errors import RecordError
 from vpeft_bench.records.run_record import CLAIM, RECORD_NAME, RunRecord, Status, read
 from vpeft_bench.runs.claim import Holder, holder_of
-from vpeft_bench.runs.sweep import BUSY, DONE, Note, last_notes, notes_of, read_plan
+from vpeft_bench.runs.sweep import BUSY, DONE, Note, PlannedJob, last_notes, notes_of, read_plan
 
 SWEEPS = "sweeps"
 METRICS, CHECKPOINT = "metrics.csv", "last.ckpt"
@@ -83,7 +83,7 @@ def statuses(results_dir: Path) -> list[RunStatus]:
     """Every run below ``results_dir`` that was begun, or that one of its sweeps asked for."""
     found = {path: status_of(path) for path in _begun(results_dir)}
     for sweep in sweeps(results_dir):
-        for job in read_plan(sweep).jobs:
+        for job in _jobs(sweep):
             if job.file is not None and job.file.endswith(RECORD_NAME):
                 path = Path(os.path.normpath(sweep / job.file)).parent
                 found.setdefault(path, RunStatus(path, job.method, job.data, State.WAITING))
@@ -93,6 +93,25 @@ def statuses(results_dir: Path) -> list[RunStatus]:
 def sweeps(results_dir: Path) -> list[Path]:
     """The directories of sweeps below ``results_dir``, oldest first; those that have a plan."""
     return sorted(path.parent for path in (results_dir / SWEEPS).glob("*/sweep.json"))
+
+
+def damaged_plans(results_dir: Path) -> list[str]:
+    """The sweeps whose plan cannot be read, each with why: what they wait for is not known."""
+    damaged = []
+    for sweep in sweeps(results_dir):
+        try:
+            read_plan(sweep)
+        except RecordError as error:
+            damaged.append(str(error))
+    return damaged
+
+
+def _jobs(sweep: Path) -> Sequence[PlannedJob]:
+    """What a sweep was asked for; nothing where its plan is damaged."""
+    try:
+        return read_plan(sweep).jobs
+    except RecordError:
+        return ()
 
 
 def status_of(directory: Path) -> RunStatus:
@@ -117,7 +136,7 @@ def log_of(results_dir: Path, directory: Path) -> Path | None:
     """The log of how a run failed in a sweep, the latest one; None where there is none."""
     for sweep in reversed(sweeps(results_dir)):
         notes = last_notes(sweep)
-        for job in read_plan(sweep).jobs:
+        for job in _jobs(sweep):
             note = notes.get(frozenset(job.overrides))
             if note is None or job.file is None:
                 continue

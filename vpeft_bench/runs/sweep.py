@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 NOTE = "outcome.json"
 JOB = "job.json"
+T = TypeVar("T")
 PLAN = "sweep.json"
 DONE, SKIPPED, BUSY, NOT_RUN = "done", "skipped", "busy", "not run"
 FAILED, DIED, INTERRUPTED = "failed", "died", "interrupted"
@@ -254,7 +255,7 @@ def notes_of(directory: Path) -> list[Note]:
     notes = last_notes(directory)
     try:
         plan = read_plan(directory)
-    except OSError:  # of a sweeper that chooses values itself: those that it chose
+    except (OSError, RecordError):  # of a sweeper that chooses values itself, or damaged: those run
         return list(notes.values())
     return [notes.get(frozenset(job.overrides), Note(job.overrides, NOT_RUN)) for job in plan.jobs]
 
@@ -264,19 +265,46 @@ def read_plan(directory: Path) -> SweepPlan:
 
     Raises:
         OSError: it was written by an earlier version, or by a sweeper that chooses values itself.
+        RecordError: it is damaged.
     """
-    content = json.loads((directory / PLAN).read_text())
+    return _told_by(directory / PLAN, _plan)
+
+
+def _plan(content: dict[str, Any]) -> SweepPlan:
     return SweepPlan(**{**content, "jobs": [PlannedJob(**job) for job in content["jobs"]]})
 
 
+def _note(content: dict[str, Any]) -> Note:
+    return Note(**content)
+
+
+def _told_by(path: Path, make: Callable[[dict[str, Any]], T]) -> T:
+    """What a file of a sweep says.
+
+    Raises:
+        OSError: it is not there.
+        RecordError: it is damaged.
+    """
+    try:
+        return make(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RecordError(path, f"is damaged: {error}") from error
+
+
 def last_notes(directory: Path) -> Mapping[frozenset[str], Note]:
-    """The last note of every job of a sweep, by its overrides; a job without one died."""
+    """The last note of every job of a sweep, by its overrides; a job without a whole one died."""
     notes = {}
     for folder in sorted(directory.glob("*/"), key=lambda path: _number(path.name)):
         started, ended = folder / JOB, folder / NOTE
         if not (started.exists() or ended.exists()):
             continue
-        note = Note(**json.loads((ended if ended.exists() else started).read_text()))
+        try:
+            note = _told_by(ended if ended.exists() else started, _note)
+        except RecordError as error:  # what began knows which job it was, unless that is lost too
+            try:
+                note = replace(_told_by(started, _note), reason=f"its note {error.what}")
+            except (OSError, RecordError):
+                continue
         if not ended.exists() and (signal := received()) is not None:
             note = replace(note, result=INTERRUPTED, reason=f"{signal.name} ended the sweep")
         notes[frozenset(note.overrides)] = note
