@@ -153,8 +153,8 @@ class RecordError(VpeftBenchError):
         what: what is wrong with it.
     """
 
-    def __init__(self, path: Path, what: str) -> None:
-        self.path = path
+    def __init__(self, path: Path | str, what: str) -> None:
+        self.path = Path(path)
         self.what = what
         super().__init__(f"{path}: {what}")
 

@@ -31,8 +31,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     paths: list[Path] = []
     real = reading.read
 
-    def counted(path: Path) -> RunRecord:
-        paths.append(path)
+    def counted(path: str) -> RunRecord:
+        paths.append(Path(path))
         return real(path)
 
     monkeypatch.setattr(reading, "read", counted)

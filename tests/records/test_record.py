@@ -307,6 +307,8 @@ def test_other_files_are_no_records(tmp_path: Path, text: bytes) -> None:
         ('{"status": "ok", "status": "failed"}', "'status' is given twice"),
         ('{"asked": {"x": {"a" : 1, "b": ":", "a"\n:2}}}', "'a' is given twice"),
         ('{"asked": {"\\\\": 1, "\\\\": ":"}}', "is given twice"),
+        ('{"asked": {"a": "\\u003a", "a": ""}}', "'a' is given twice"),
+        ('{"asked": {"b": "\\u003A", "a": 1, "a": 1}}', "'a' is given twice"),
         (" " * (strict_json.MOST_BYTES + 1), "larger than 32 MiB"),
     ],
 )

@@ -50,8 +50,16 @@ def asked_hash(
     method_version: int = 1,
 ) -> str:
     """:func:`config_hash` of a config as a record keeps it, whichever version wrote it."""
+    kept = scientific(asked, uncounted)
+    return scientific_hash(kept, data_fingerprint, weights_identity, method_version)
+
+
+def scientific_hash(
+    kept: dict[str, Any], data_fingerprint: str, weights_identity: str, method_version: int
+) -> str:
+    """:func:`config_hash` of what :func:`scientific` keeps of a config."""
     identity: dict[str, Any] = {
-        "config": scientific(asked, uncounted),
+        "config": kept,
         "data": data_fingerprint,
         "weights": weights_identity,
     }

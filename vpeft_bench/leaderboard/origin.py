@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -18,12 +19,20 @@ _OF_DATA = ("augmentation", "final_train", "resize", "normalization")
 
 def origin(record: RunRecord) -> dict[str, str]:
     """The software a run was made with: ``commit`` and ``versions``, empty where unknown."""
-    git, versions = record.where.git, {"python": record.where.python, **record.where.versions}
+    where, git = record.where, record.where.git
     changed = " with uncommitted changes" if git and git.dirty else ""
     return {
         "commit": f"{git.commit}{changed}" if git and git.commit else "",
-        "versions": ", ".join(f"{name} {versions[name]}" for name in sorted(versions)),
+        "versions": _versions(where.python, *where.versions.items()),
     }
+
+
+@functools.lru_cache
+def _versions(python: str, *others: tuple[str, str]) -> str:
+    """Names and versions as text; thousands of runs were made with the same ones."""
+    return ", ".join(
+        f"{name} {of}" for name, of in sorted({"python": python, **dict(others)}.items())
+    )
 
 
 def commands(cells: Iterable[tuple[str, str, Iterable[int]]]) -> list[str]:
@@ -82,6 +91,8 @@ def _part(of: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     """A value in the grammar of overrides."""
+    if type(value) in (int, float):
+        return repr(value)
     if isinstance(value, str):
         if _BARE.fullmatch(value) and value.lower() not in ("true", "false", "null", "nan", "inf"):
             return value

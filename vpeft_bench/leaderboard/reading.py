@@ -182,7 +182,7 @@ def _table(places: Sequence[Place]) -> tuple[pa.Table, list[Problem]]:
     rows, keys, problems = [], [], []
     with _no_collection():
         for place in places:
-            read_ = read_or_say(Path(place.path), lambda path: maker.row(read(path)))
+            read_ = read_or_say(place.path, lambda path: maker.row(read(path)))
             if isinstance(read_, Problem):
                 problems.append(read_)
             else:

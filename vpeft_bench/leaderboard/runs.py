@@ -11,13 +11,13 @@ import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pandas as pd
 import pyarrow as pa
 
-from vpeft_bench.config.identity import asked_hash, scientific, whole_task
+from vpeft_bench.config.identity import scientific, scientific_hash, whole_task
 from vpeft_bench.config.recipes import how_chosen
 from vpeft_bench.leaderboard.asked import subject, text_in, weights_identity
 from vpeft_bench.leaderboard.departures import settings_of
@@ -100,21 +100,35 @@ SCHEMA: dict[str, pa.DataType] = {
 """The columns of every frame of runs; one more, of numbers, for each metric that some run has."""
 
 
+class _Configuration(NamedTuple):
+    """What a configuration says, whatever the seed.
+
+    Attributes:
+        said: by column.
+        kept: all of it that is scientific.
+        claimed: the same as bytes.
+    """
+
+    said: dict[str, Any]
+    kept: dict[str, Any]
+    claimed: bytes
+
+
 class Rows:
     """Records as rows; what a configuration says is remembered for its other seeds."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, tuple[dict[str, Any], bytes]] = {}
+        self._known: dict[bytes, _Configuration] = {}
         self._hashes: dict[tuple[bytes, str, str], str] = {}
 
     def row(self, record: RunRecord) -> dict[str, Any]:
         """One record, by column."""
         happened, where, last = record.happened, record.where, record.happened.last_epoch
         weights, counts, seed = where.weights, happened.parameters, record.asked.get("seed")
-        said, claimed = self._said(record)
+        configuration = self._configuration(record)
         random = weights is not None and weights.label is WeightsLabel.RANDOM
         row: dict[str, Any] = {
-            **said,
+            **configuration.said,
             **origin(record),
             "run_id": record.run_id,
             "config_hash": record.config_hash,
@@ -134,8 +148,8 @@ class Rows:
             "data_fingerprint": where.data_fingerprint,
             "image_format": where.data and where.data.image_format,
             "labels": json.dumps(record.labels),
-            "true_hash": self._true_hash(record, claimed),
-            "claim": _digest(claimed + (where.data_fingerprint or "").encode()),
+            "true_hash": self._true_hash(record, configuration),
+            "claim": _digest(configuration.claimed + (where.data_fingerprint or "").encode()),
             "content": digest(record),
         }
         if counts is not None:
@@ -151,8 +165,7 @@ class Rows:
         row["unplaceable"] = row["unplaceable"] or _out_of_place(row, record.status)
         return row
 
-    def _said(self, record: RunRecord) -> tuple[dict[str, Any], bytes]:
-        """What the configuration says, whatever the seed; and all of it that is scientific."""
+    def _configuration(self, record: RunRecord) -> _Configuration:
         asked = {key: value for key, value in record.asked.items() if key != "seed"}
         key = _bytes([asked, record.uncounted, record.method_version, record.variant])
         if key not in self._known:
@@ -160,19 +173,18 @@ class Rows:
                 self._known.clear()
                 self._hashes.clear()
             kept = scientific(record.asked, record.uncounted)
-            self._known[key] = (_said(record, kept), _bytes(kept))
+            self._known[key] = _Configuration(_said(record, kept), kept, _bytes(kept))
         return self._known[key]
 
-    def _true_hash(self, record: RunRecord, claimed: bytes) -> str | None:
+    def _true_hash(self, record: RunRecord, configuration: _Configuration) -> str | None:
         """The hash of what was asked, the data and the weights; None where that is not told."""
         weights, data = weights_identity(record), record.where.data_fingerprint
         if weights is None or data is None:
             return None
-        key = (claimed, data, f"{weights}\0{record.method_version}")
+        version = record.method_version
+        key = (configuration.claimed, data, f"{weights}\0{version}")
         if key not in self._hashes:
-            self._hashes[key] = asked_hash(
-                record.asked, data, weights, record.uncounted, record.method_version
-            )
+            self._hashes[key] = scientific_hash(configuration.kept, data, weights, version)
         return self._hashes[key]
 
 

@@ -431,7 +431,7 @@ def write(record: RunRecord, path: Path) -> None:
     strict_json.write(record, path, _parse)
 
 
-def read(path: Path) -> RunRecord:
+def read(path: Path | str) -> RunRecord:
     """Read a record strictly: every field present, none unknown, all of the declared types.
 
     Raises:
@@ -562,5 +562,5 @@ _UPGRADES = (
 )
 
 
-def _parse(content: bytes, path: Path) -> RunRecord:
+def _parse(content: bytes, path: Path | str) -> RunRecord:
     return strict_json.parse(RunRecord, content, path, _UPGRADES)

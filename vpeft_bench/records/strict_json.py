@@ -45,6 +45,7 @@ LARGEST_INTEGER = 2**63 - 1
 
 T = TypeVar("T", bound=Versioned)
 V = TypeVar("V")
+P = TypeVar("P", Path, str)
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 """From the JSON of one version to that of the next; the first one upgrades version 1."""
 
@@ -71,23 +72,27 @@ def write(value: Versioned, path: Path, parse: Callable[[bytes, Path], object]) 
     write_atomically(path, content)
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path | str) -> bytes:
     """The content of a file.
 
     Raises:
         RecordError: it is no regular file, or too large.
         OSError: the file cannot be opened.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would never end
-        raise RecordError(path, "not a file")
-    with open(path, "rb") as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
+    # A pipe is opened without waiting for who writes to it, which may be never.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb", buffering=0) as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise RecordError(path, "not a file")
+        # Of exactly its size, as a larger buffer costs more than the reading.
+        content = file.read() if found.st_size <= MOST_BYTES else None
+    if content is None or len(content) > MOST_BYTES:
         raise RecordError(path, f"larger than {MOST_BYTES >> 20} MiB")
     return content
 
 
-def parse(kind: type[T], content: bytes, path: Path, upgrades: Sequence[Upgrade] = ()) -> T:
+def parse(kind: type[T], content: bytes, path: Path | str, upgrades: Sequence[Upgrade] = ()) -> T:
     """``content`` as a ``kind``: every field present, none unknown, all of the declared types.
 
     Args:
@@ -199,7 +204,7 @@ def find(
     return found, problems
 
 
-def read_or_say(path: Path, read: Callable[[Path], V]) -> V | Problem:
+def read_or_say(path: P, read: Callable[[P], V]) -> V | Problem:
     """What ``read`` makes of a file, or why it cannot."""
     try:
         return read(path)
@@ -237,13 +242,14 @@ def _json(content: bytes) -> Any:
 
 def _as_it_stands(raw: Any, content: bytes) -> bool:
     """Whether ``raw`` is certainly all that ``content`` says, within all bounds."""
-    # Written with one member a line, a member that was given twice is a line too many; the lines
-    # of the deepest ones begin with as many spaces as there are levels.
-    lines = msgspec.json.format(content, indent=1)
-    again = msgspec.json.format(msgspec.json.encode(raw), indent=1)
-    shallow = b"\n" + b" " * DEEPEST not in lines
-    long_number = _MANY_DIGITS in content.translate(_DIGITS)
-    return shallow and not long_number and lines.count(b"\n") == again.count(b"\n")
+    # Every member has a colon, so that of one that was given twice there is one too many; unless
+    # one within a text is spelled otherwise, as 003a.
+    again = msgspec.json.encode(raw)
+    if content.count(b":") != again.count(b":") or b"\\u003" in content:
+        return False
+    # The lines of the deepest members begin with as many spaces as there are levels.
+    shallow = b"\n" + b" " * DEEPEST not in msgspec.json.format(again, indent=1)
+    return shallow and _MANY_DIGITS not in content.translate(_DIGITS)
 
 
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
@@ -372,8 +378,21 @@ def require_no_negative(value: Any, *names: str) -> None:
         value: the dataclass; a field may also hold a list.
         names: the fields that are looked at; all of them where none is named.
     """
-    for name in names or value.__dataclass_fields__:
+    for name in names or _numbers(value.__class__):
         held = getattr(value, name)
-        for number in held if isinstance(held, list) else [held]:
+        for number in held if type(held) is list else (held,):
             if type(number) in (int, float) and number < 0:
                 raise ValueError(f"{name} is {number}, which must not be negative")
+
+
+@functools.cache
+def _numbers(kind: Hashable) -> tuple[str, ...]:
+    """The fields of a dataclass that may hold a number, or a list of some."""
+    hints = typing.get_type_hints(kind)
+    return tuple(name for name, hint in hints.items() if {int, float} & _within(hint))
+
+
+def _within(hint: Any) -> set[Any]:
+    """The types of which a type is made."""
+    parts = typing.get_args(hint)
+    return set().union(*map(_within, parts)) if parts else {hint}
