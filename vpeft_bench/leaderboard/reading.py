@@ -70,6 +70,12 @@ def find_runs(directories: Iterable[Path], use_cache: bool = True) -> FoundRuns:
 
     A directory may also be a ``runs.parquet``, as the leaderboard writes it.
     """
+    table, problems = _found(directories, use_cache)
+    return FoundRuns(to_pandas(table), problems)
+
+
+def _found(directories: Iterable[Path], use_cache: bool) -> tuple[pa.Table, list[Problem]]:
+    """As :func:`find_runs`, in a table that nobody else holds a part of."""
     tables: list[pa.Table] = []
     folders: list[Path] = []
     problems: list[Problem] = []
@@ -88,7 +94,7 @@ def find_runs(directories: Iterable[Path], use_cache: bool = True) -> FoundRuns:
         found, wrong = _read(places, _cache_file(folders) if use_cache else None)
         tables.append(found)
         problems += wrong
-    return FoundRuns(to_pandas(_in_order(tables)), problems)
+    return _in_order(tables), problems
 
 
 def write_runs(runs: pd.DataFrame, path: Path) -> None:

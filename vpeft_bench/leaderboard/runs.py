@@ -308,9 +308,15 @@ def joined(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def to_pandas(table: pa.Table) -> pd.DataFrame:
-    """The frame of a table: categories in the order of their names, whole numbers nullable."""
+    """The frame of a table: categories in the order of their names, whole numbers nullable.
+
+    The table is used up, column by column, so that a million runs are never held twice.
+    """
     kinds = {pa.int64(): pd.Int64Dtype(), pa.string(): pd.StringDtype("pyarrow")}
-    frame: pd.DataFrame = table.to_pandas(types_mapper=kinds.get, split_blocks=True)
+    frame: pd.DataFrame = table.to_pandas(
+        types_mapper=kinds.get, split_blocks=True, self_destruct=True
+    )
+    pa.default_memory_pool().release_unused()
     for name, kind in frame.dtypes.items():
         if isinstance(kind, pd.CategoricalDtype):
             frame[name] = frame[name].cat.reorder_categories(sorted(kind.categories))
