@@ -69,7 +69,7 @@ def test_a_batch_in_parts_gives_the_same_weights_and_is_the_same_run(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["hardware.accumulate=9"], ["a batch has 8 pictures, the last one", "accumulate=8"]),
+        (["hardware.accumulate=65"], ["a batch has 32 pictures", "accumulate: 32 or less"]),
         (["hardware.accumulate=2", "head=batch_norm"], ["statistics of a batch", "leave head="]),
         (["hardware.accumulate=0"], ["hardware.accumulate=0"]),
     ],

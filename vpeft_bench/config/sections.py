@@ -296,6 +296,7 @@ class HardwareConfig:
         workers: processes that decode images which do not fit in memory.
         accumulate: parts that each batch of ``train.batch_size`` pictures is computed in, one after
             another, so that less memory is needed; their gradients are added up to the batch's own.
+        devices: GPUs, or processes on a CPU, that share each batch and each evaluation.
         eval_batch_size: images per evaluation step.
         feature_cache: see :class:`FeatureCache`; used where the method reads features that are the
             same in every epoch.
@@ -318,6 +319,7 @@ class HardwareConfig:
     threads: int | None = setting(None, identity=False, minimum=1)
     workers: int = setting(2, identity=False, measured=Measured.NO, minimum=0)
     accumulate: int = setting(1, identity=False, measured=Measured.NO, minimum=1)
+    devices: int = setting(1, identity=False, measured=Measured.NO, minimum=1)
     eval_batch_size: int = setting(64, identity=False, measured=Measured.NO, minimum=1)
     feature_cache: FeatureCache = setting(FeatureCache.memory, identity=False, measured=Measured.NO)
     feature_cache_dtype: FeatureType = setting(FeatureType.fp32, measured=Measured.NO)

@@ -159,8 +159,13 @@ def build_loader(
 class EpochSampler(Sampler[BatchKey]):
     """Yields (epoch, indices) per batch, so that worker processes need no state of their own.
 
+    Several devices read the same batches: in training each takes some of the parts of every batch,
+    else (:meth:`take`) each takes some of the batches.
+
     Attributes:
-        parts: each batch comes in this number of parts, of sizes that differ by one at most.
+        parts: each batch comes in this number of parts, of sizes that differ by one at most. Where
+            it has fewer pictures than that, the first one comes again, with a share of 0.
+        rank, ranks: of the parts, every ``ranks``-th is yielded, beginning with ``rank``.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, *, shuffle: bool) -> None:
@@ -171,6 +176,18 @@ class EpochSampler(Sampler[BatchKey]):
         self.shuffle = shuffle
         self.epoch = 0
         self.parts = 1
+        self.rank, self.ranks = 0, 1
+        self._reach = range(size)
+
+    def take(self, rank: int, ranks: int) -> None:
+        """Keep to a ``ranks``-th of the pictures: whole batches, unless there are too few of them.
+
+        All shares one after another are the whole.
+        """
+        step = self.batch_size if -(-self.size // self.batch_size) >= ranks else 1
+        pieces = -(-self.size // step)
+        first, end = (min(self.size, step * (pieces * r // ranks)) for r in (rank, rank + 1))
+        self._reach = range(first, end)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of the next pass."""
@@ -178,27 +195,28 @@ class EpochSampler(Sampler[BatchKey]):
 
     def __len__(self) -> int:
         """Number of batches, or of their parts."""
-        return self.batches * self.parts
+        return self.batches * self.parts // self.ranks
 
     def __iter__(self) -> Iterator[BatchKey]:
         """The batches of the chosen epoch, or their parts in turn."""
         order = self.order()
-        for start in range(0, self.size, self.batch_size):
-            batch = order[start : start + self.batch_size]
-            for part in np.array_split(batch, self.parts):
-                yield self.epoch, part
+        for start in self._reach[:: self.batch_size]:
+            batch = order[start : min(start + self.batch_size, self._reach.stop)]
+            for part in np.array_split(batch, self.parts)[self.rank :: self.ranks]:
+                yield self.epoch, part if len(part) else batch[:1]
 
     @property
     def batches(self) -> int:
         """Number of whole batches; the last may be smaller."""
-        return -(-self.size // self.batch_size)
+        return -(-len(self._reach) // self.batch_size)
 
     def share(self, index: int) -> float:
         """Pictures of the ``index``-th part of an epoch, relative to the mean part of its batch.
 
         The mean over a batch is the mean over its parts of their own means, each times its share.
         """
-        batch, part = divmod(index, self.parts)
+        batch, mine = divmod(index, self.parts // self.ranks)
+        part = mine * self.ranks + self.rank
         pictures = min(self.batch_size, self.size - batch * self.batch_size)
         return (pictures // self.parts + (part < pictures % self.parts)) * self.parts / pictures
 

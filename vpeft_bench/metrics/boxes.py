@@ -63,6 +63,12 @@ class BoxMetrics:
         for prediction, target in zip(predictions, targets, strict=True):
             self._add(_on_cpu(prediction), _on_cpu(target))
 
+    def extend(self, other: BoxMetrics) -> None:
+        """Add all pictures of another one, after those that are there."""
+        self._scores = None
+        for name in ("_ranks", "_found", "_there", "_voc_found", "_voc_there"):
+            getattr(self, name).extend(getattr(other, name))
+
     def _add(self, prediction: Picture, target: Picture) -> None:
         # float64, so that widths are not rounded.
         corners = {"found": prediction["boxes"], "there": target["boxes"]}

@@ -40,6 +40,20 @@ class Calibration:
         brier = shares.square().sum(dim=1) - 2 * of_truth + 1
         self._sums += torch.stack([-log_shares.gather(1, labels[:, None]).sum(), brier.sum()])
 
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """What is known, on the CPU; see :meth:`add_sums`."""
+        assert self._bins is not None
+        assert self._sums is not None
+        return self._bins.cpu(), self._sums.cpu()
+
+    def add_sums(self, sums: tuple[Tensor, Tensor]) -> None:
+        """Add what another one knows of other pictures."""
+        if self._bins is None or self._sums is None:
+            self._bins, self._sums = (part.clone() for part in sums)
+            return
+        self._bins += sums[0].to(self._bins.device)
+        self._sums += sums[1].to(self._sums.device)
+
     def bins(self) -> Tensor:
         """``(3, BINS)`` of all pictures since: how many, sum of probabilities, hits."""
         assert self._bins is not None

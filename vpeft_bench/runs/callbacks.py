@@ -28,6 +28,11 @@ def _part(trainer: pl.Trainer, batch_idx: int) -> int:
     return batch_idx % trainer.accumulate_grad_batches
 
 
+def _part_of_all(trainer: pl.Trainer, batch_idx: int) -> int:
+    """The same among the parts of all devices: random numbers are those of one device's parts."""
+    return _part(trainer, batch_idx) * trainer.world_size + trainer.global_rank
+
+
 class StillOurs(pl.Callback):
     """Ends a training that another process has taken over, see :mod:`vpeft_bench.runs.claim`."""
 
@@ -59,7 +64,8 @@ class StepSeed(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Seed every step anew: what draws random numbers between steps does not matter."""
-        seed = self.seed * 1_000_003 + trainer.global_step + (_part(trainer, batch_idx) << 40)
+        seed = self.seed * 1_000_003 + trainer.global_step
+        seed += _part_of_all(trainer, batch_idx) << 40
         # Not torch.manual_seed(): it asks every kind of accelerator, which takes longer than the
         # step of a linear probe.
         torch.default_generator.manual_seed(seed)
@@ -140,6 +146,7 @@ class Curves(pl.Callback):
         self.images = 0
         self.resumed = 0
         self._losses: list[Tensor] = []
+        self._images = 0
         self._validation: dict[str, float] = {}
         self._epoch_start = 0.0
         self._validation_start = 0.0
@@ -159,7 +166,7 @@ class Curves(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
-        self._losses = []
+        self._losses, self._images = [], 0
         self._epoch_eval_seconds = 0.0
         self._epoch_start = time.perf_counter()
 
@@ -180,7 +187,10 @@ class Curves(pl.Callback):
     ) -> None:
         """Keep the loss on the device: reading it here would wait for the step."""
         self._losses.append(outputs["loss"].detach())
-        self.images += len(batch[1])
+        assert isinstance(pl_module, Task)
+        assert pl_module.training_plan is not None
+        if pl_module.training_plan.share(batch_idx):
+            self._images += len(batch[1])
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation is no training time."""
@@ -198,7 +208,10 @@ class Curves(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add one row to the curves, rewrite the CSV, feed the loggers."""
         # Losses of a batch's parts are divided by their number already. This waits for the device.
-        loss = torch.stack(self._losses).mean().item() * trainer.accumulate_grad_batches
+        mean: Any = trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean")
+        loss = mean.item() * trainer.accumulate_grad_batches
+        images: Any = torch.tensor(self._images, device=pl_module.device)
+        self.images += int(trainer.strategy.reduce(images, reduce_op="sum"))
         seconds = time.perf_counter() - self._epoch_start - self._epoch_eval_seconds
         self.train_seconds += seconds
         self.eval_seconds += self._epoch_eval_seconds
@@ -213,7 +226,8 @@ class Curves(pl.Callback):
         for name in dict.fromkeys([*self.curves, *row]):
             # The checkpoint of an earlier version may know other metrics: those were not measured.
             self.curves.setdefault(name, [math.nan] * earlier).append(row.get(name, math.nan))
-        self.write_csv()
+        if trainer.is_global_zero:
+            self.write_csv()
         for sink in self.sinks:
             sink.log({k: v for k, v in row.items() if k != "epoch"}, step=trainer.current_epoch + 1)
 

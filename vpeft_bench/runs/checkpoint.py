@@ -70,7 +70,8 @@ class EpochCheckpoint(pl.Callback):
         """Write, unless that was done a moment ago."""
         last = trainer.current_epoch + 1 == trainer.max_epochs
         start = time.perf_counter()
-        if start < self._not_before and not last:
+        wanted = start >= self._not_before or last
+        if not trainer.strategy.broadcast(wanted):  # all processes write, or none
             return
         trainer.save_checkpoint(self.path)
         end = time.perf_counter()

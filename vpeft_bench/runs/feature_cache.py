@@ -140,9 +140,12 @@ class FeatureReader:
         self.dtype = _TYPES[config.hardware.feature_cache_dtype]
         self.device = device_of(config.hardware.accelerator)
         self.limit = int(config.hardware.feature_cache_gib * 2**30)
+        in_memory = config.hardware.feature_cache is FeatureCache.memory
+        # Of several devices each process keeps them: any picture may be in its share of a batch.
+        self.times = config.hardware.devices if in_memory else 1
         self.store: Store = (
-            MemoryStore(self.limit)
-            if config.hardware.feature_cache is FeatureCache.memory
+            MemoryStore(self.limit // self.times)
+            if in_memory
             else DiskStore(Path(config.hardware.feature_cache_dir), self.limit, tell)
         )
 
@@ -153,7 +156,7 @@ class FeatureReader:
             TooLarge
         """
         pictures = sum(len(self.dataset.split(split)) for split in splits)
-        needed = pictures * bytes_of(self._shapes, self.dtype)
+        needed = pictures * bytes_of(self._shapes, self.dtype) * self.times
         if needed > self.limit:
             gib = math.ceil(10 * needed / 2**30) / 10
             half = ", or hardware.feature_cache_dtype=bf16" if self.dtype.itemsize == 4 else ""

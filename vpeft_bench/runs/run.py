@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -23,7 +24,6 @@ from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.config import benchmarks
 from vpeft_bench.config.schema import RunConfig, plain, trained_split
 from vpeft_bench.config.sections import FeatureCache, Precision, Protocol, evaluated_split
-from vpeft_bench.data.dataset import Dataset
 from vpeft_bench.data.inspect_content import compare_content
 from vpeft_bench.data.loading import Preprocessing
 from vpeft_bench.errors import (
@@ -37,7 +37,6 @@ from vpeft_bench.errors import (
     told,
 )
 from vpeft_bench.files import sha256
-from vpeft_bench.methods.base import Method
 from vpeft_bench.metric_names import METRICS
 from vpeft_bench.records import run_record as records
 from vpeft_bench.records.environment import processor_name
@@ -71,12 +70,13 @@ from vpeft_bench.runs.host import (
     out_of_memory,
     set_float32,
 )
-from vpeft_bench.runs.identified import identify, wants_predictions, why_skipped
+from vpeft_bench.runs.identified import Identified, identify, wants_predictions, why_skipped
 from vpeft_bench.runs.loggers import open_sinks
 from vpeft_bench.runs.predictions import store_again, storing
 from vpeft_bench.runs.run_files import RunFiles
 from vpeft_bench.runs.run_state import RunState, run_id
 from vpeft_bench.runs.selection import RunData, select
+from vpeft_bench.runs.team import MeanGradients, Team, assembled, placed
 from vpeft_bench.tasks.base import Model, Task
 from vpeft_bench.tasks.names import kind_of
 from vpeft_bench.tensor_files import save_tensors
@@ -167,24 +167,7 @@ def _run(config: RunConfig, console: Console, settled: Collection[str]) -> Outco
                     said = store_again(config, dataset, done, directory)
                     _tell(console, f"predictions: stored by the weights of the finished run{said}")
                 return Outcome(Result.SKIPPED, directory, done, why_skipped(directory, done))
-            evaluated = evaluated_split(config.protocol.name)
-            state = RunState(
-                run_id=run_id(directory, config.results_dir),
-                config_hash=asked.config_hash,
-                asked=plain(config),
-                variant=config.variant.name or asked.method.described(),
-                uncounted=asked.uncounted,
-                method_version=asked.method.version,
-                weights_identity=asked.weights,
-                data_fingerprint=dataset.fingerprint,
-                data=asked.inspection.facts,
-                labels=list(asked.inspection.notices),
-                curves=Curves(files.metrics, []),
-                eval_split=records.Split(evaluated),
-                eval_images=len(dataset.split(evaluated)),
-            )
-            one = _Run(config, asked.method, dataset, state, files, console, settled, claim)
-            return one.execute()
+            return _Run(asked, files, console, settled, claim).execute()
     except ClaimedError as error:
         reason = f"another process is working on this run: {error.holder}"
         return Outcome(Result.BUSY, directory, None, reason)
@@ -192,31 +175,67 @@ def _run(config: RunConfig, console: Console, settled: Collection[str]) -> Outco
         return Outcome(Result.BUSY, directory, None, str(error))
 
 
+def follow(config: RunConfig, team: Team) -> None:
+    """Compute what the leader of ``team`` computes, and write nothing.
+
+    Args:
+        config: as the leader runs it.
+        team: this process is a helper of it.
+    """
+    if device_of(config.hardware.accelerator).type == "cuda":
+        torch.cuda.set_device(team.rank)
+    _prepare(config)
+    asked, quiet = identify(config), Console(quiet=True)
+    _Run(asked, RunFiles(asked.directory, quiet), quiet, team=team).compute()
+
+
+def _begun(asked: Identified, files: RunFiles) -> RunState:
+    """What is known of a run before its start."""
+    config, dataset = asked.config, asked.dataset
+    evaluated = evaluated_split(config.protocol.name)
+    return RunState(
+        run_id=run_id(asked.directory, config.results_dir),
+        config_hash=asked.config_hash,
+        asked=plain(config),
+        variant=config.variant.name or asked.method.described(),
+        uncounted=asked.uncounted,
+        method_version=asked.method.version,
+        weights_identity=asked.weights,
+        data_fingerprint=dataset.fingerprint,
+        data=asked.inspection.facts,
+        labels=list(asked.inspection.notices),
+        curves=Curves(files.metrics, []),
+        eval_split=records.Split(evaluated),
+        eval_images=len(dataset.split(evaluated)),
+    )
+
+
 class _Run:
-    """The story of one run, and what has become known of it so far."""
+    """The story of one run, and what has become known of it so far.
+
+    Without a claim it is a helper's: nothing is written.
+    """
 
     def __init__(
         self,
-        config: RunConfig,
-        method: Method,
-        dataset: Dataset,
-        state: RunState,
+        asked: Identified,
         files: RunFiles,
         console: Console,
-        settled: Collection[str],
-        claim: Claim,
+        settled: Collection[str] = (),
+        claim: Claim | None = None,
+        team: Team | None = None,
     ) -> None:
-        self.config = config
-        self.method = method
-        self.dataset = dataset
-        self.state = state
+        self.config = asked.config
+        self.dataset = asked.dataset
+        self.state = _begun(asked, files)
         self.files = files
         self.directory = files.directory
         self.console = console
         self.settled = settled
         self.claim = claim
-        self.kind = kind_of(config)
-        self.curves = state.curves
+        self.team = team or Team()
+        self.kind = kind_of(asked.config)
+        self.curves = self.state.curves
 
     def execute(self) -> Outcome:
         """Run to the end, and record how it ended."""
@@ -226,6 +245,10 @@ class _Run:
         except BaseException as caught:  # whatever went wrong is recorded before it is shown
             return self._failed(caught)
         self.files.checkpoint.unlink(missing_ok=True)
+        if self.config.predictions and self.config.hardware.devices > 1:
+            # Each process has predicted a share; the files hold all pictures, in their order.
+            self._tell("predictions: stored by the weights of the run, on one device")
+            store_again(self.config, self.dataset, record, self.directory)
         if self.config.render:
             self._render(model, task)
         return Outcome(Result.DONE, self.directory, record)
@@ -236,7 +259,7 @@ class _Run:
             if (signal := interruption.received()) is not None:
                 # Whatever else was raised since, in tidying up, has this for its cause.
                 caught = interruption.Interrupted(signal)
-            if not self.claim.touch():  # nothing here is this process's to write any more
+            if not self._claim.touch():  # nothing here is this process's to write any more
                 raise caught
             status, error = _ending(caught)
             if isinstance(caught, DivergedError):
@@ -254,30 +277,44 @@ class _Run:
         raise caught
 
     def _record(self, status: Status, error: str | None) -> RunRecord:
-        self.claim.require()
+        self._claim.require()
         record = self.state.record(status, error)
         records.write(record, self.files.record)
         return record
+
+    @property
+    def _claim(self) -> Claim:
+        assert self.claim is not None
+        return self.claim
 
     def _execute(self) -> tuple[Model, Task]:
         for notice in self.state.labels:
             self._tell(f"note: {notice}")
         _prepare(self.config)
+        with assembled(self.config.hardware.devices) as self.team:
+            model, task = self.compute()
+        self._store(model.attached, task)
+        return model, task
+
+    def compute(self) -> tuple[Model, Task]:
+        """Build, train and evaluate; on several devices each process does so."""
         setup_start = time.perf_counter()
         model = build_model(self.config, self.dataset)
         self.state.setup_seconds = time.perf_counter() - setup_start
         if model.attached.method.selects:
             self._select(model)
+        self.team.tell(self.config)  # what was selected lies there by now
 
         train_loader, eval_loader = self._loaders(model)
         sampler: Any = train_loader.sampler
         task = build_task(self.config, self.dataset, model, sampler.batches, sampler.share)
+        if self.team.size > 1:
+            _require_combined(task, self.config)
         self._note_setup(model, task)
         if self.config.hardware.compile:
             compile_in_place(model.attached, any_size=self.kind.any_size)
         trainer = self._train(task, model.attached, train_loader, eval_loader)
         self._evaluate(trainer, task, eval_loader)
-        self._store(model.attached, task)
         return model, task
 
     def _select(self, model: Model) -> None:
@@ -313,8 +350,10 @@ class _Run:
             evaluation = batches(config, dataset, preprocessing, eval_split, train=False)
             self.state.data_seconds = time.perf_counter() - start
             loaders = train, evaluation
-        sampler: Any = loaders[0].sampler
-        sampler.parts = self.config.hardware.accumulate
+        sampler, team = cast(Any, loaders[0].sampler), self.team
+        sampler.parts = self.config.hardware.accumulate * team.size
+        sampler.rank, sampler.ranks = team.rank, team.size
+        cast(Any, loaders[1].sampler).take(team.rank, team.size)
         for loader in loaders:  # a GPU takes batches by itself where they lie in pinned memory
             loader.pin_memory = device_of(self.config.hardware.accelerator).type == "cuda"
         self._compare_content(train_split, eval_split, loaders)
@@ -358,7 +397,7 @@ class _Run:
             list(reader.names),
             config.hardware.feature_cache.value,
             config.hardware.feature_cache_dtype.value,
-            sum(part.bytes for part in kept),
+            sum(part.bytes for part in kept) * reader.times,
             all(part.found for part in kept),
         )
         what = describe(kept, reader.names, config)
@@ -374,13 +413,16 @@ class _Run:
     ) -> pl.Trainer:
         """Train, resuming from the last whole epoch where a checkpoint lies."""
         validate = self.config.protocol.name is Protocol.select
+        device = device_of(self.config.hardware.accelerator)
+        self.team.join(device)
         resumes = self._resume(task, train_loader)
-        self.curves.sinks = open_sinks(
-            self.config.logger, self.directory, self.state.run_id, self.state.asked
-        )
+        if self.team.leads:
+            self.curves.sinks = open_sinks(
+                self.config.logger, self.directory, self.state.run_id, self.state.asked
+            )
+        place = placed(self.team)
         trainer = pl.Trainer(
-            accelerator=self.config.hardware.accelerator,
-            devices=1,
+            accelerator=device.type,
             precision=LIGHTNING_PRECISION[self.config.hardware.precision],  # type: ignore[arg-type]
             max_epochs=self.config.train.epochs,
             gradient_clip_val=self.config.train.clip_norm,
@@ -388,7 +430,9 @@ class _Run:
             limit_val_batches=1.0 if validate else 0,
             num_sanity_val_steps=0,
             callbacks=[
-                StillOurs(self.claim),  # before anything is written of a step or an epoch
+                # Before anything is written of a step or an epoch.
+                *([] if self.claim is None else [StillOurs(self.claim)]),
+                *([] if self.team.size == 1 else [MeanGradients(self.team)]),
                 StepSeed(self.config.seed),
                 MethodSteps(attached),
                 Divergence(),  # before anything is kept of an epoch
@@ -398,7 +442,8 @@ class _Run:
                     self.console, f"{self.config.method['name']} on {self.config.data.name}"
                 ),
             ],
-            plugins=[WholeFiles()],
+            **{**place, "plugins": [WholeFiles(), *place["plugins"]]},
+            use_distributed_sampler=False,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -406,9 +451,7 @@ class _Run:
             default_root_dir=self.directory,
         )
         device = trainer.strategy.root_device
-        self.state.device = (
-            torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-        )
+        self.state.device = _named(device, self.team.size)
         self.state.threads = torch.get_num_threads()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -423,7 +466,8 @@ class _Run:
             for sink in self.curves.sinks:
                 sink.close()
         if device.type == "cuda":
-            self.state.peak_memory_bytes = torch.cuda.max_memory_allocated(device)
+            peaks = self.team.gather(torch.cuda.max_memory_allocated(device))
+            self.state.peak_memory_bytes = max(peaks)
         else:
             self.state.peak_memory_note = NO_PEAK_ON_CPU
         return trainer
@@ -434,26 +478,32 @@ class _Run:
         Lightning starts the loader's processes, which read ahead, before it tells the sampler which
         epoch comes first.
         """
-        try:
-            epochs = whole_epochs(self.files.checkpoint, task)
-        except FileNotFoundError:
-            return False
-        except DamagedError as error:
-            self.files.set_aside(error.path, error.what)
-            return False
+        epochs = self.team.of_leader(self._epochs_done(task) if self.team.leads else 0)
         sampler: Any = train_loader.sampler
         sampler.set_epoch(epochs)
-        return True
+        return epochs > 0
+
+    def _epochs_done(self, task: Task) -> int:
+        """After which epoch the checkpoint was written; 0 where there is no sound one."""
+        try:
+            return whole_epochs(self.files.checkpoint, task)
+        except FileNotFoundError:
+            return 0
+        except DamagedError as error:
+            self.files.set_aside(error.path, error.what)
+            return 0
 
     def _evaluate(self, trainer: pl.Trainer, task: Task, loader: DataLoader) -> None:
         """Score the last epoch; under ``protocol=select`` also name the best validation epoch."""
         start = time.perf_counter()
         split = self.state.eval_split
         stored: AbstractContextManager[None] = nullcontext()
-        if self.config.predictions:
+        if self.config.predictions and self.team.size == 1:
             stored = storing(task, self.config, self.dataset, split, self.directory)
         with stored:
             trainer.test(task, loader, verbose=False)
+        if not self.team.leads:
+            return
         if not self.config.predictions:
             self.files.forget_predictions()
         self.curves.eval_seconds += time.perf_counter() - start
@@ -477,7 +527,7 @@ class _Run:
 
     def _store(self, attached: Attached, task: Task) -> None:
         """Delta, head, and what the score is made of, on the disk before the record."""
-        self.claim.require()
+        self._claim.require()
         files = self.files
         files.record.unlink(missing_ok=True)  # an old one vouches for the files that go now
         attached.save(files.delta)
@@ -565,9 +615,35 @@ def _prepare(config: RunConfig) -> None:
     keep_freed_memory()
     flush_denormals()
     set_float32(config.hardware.precision)
-    if config.hardware.threads is not None:
-        torch.set_num_threads(config.hardware.threads)
+    every = _own_threads()  # the processes of several devices share them
+    threads = config.hardware.threads or max(1, every // config.hardware.devices)
+    torch.set_num_threads(threads)
     pl.seed_everything(config.seed, verbose=False)
+
+
+def _require_combined(task: Task, config: RunConfig) -> None:
+    """Refuse a task whose scores of several devices cannot be put together.
+
+    Raises:
+        ConfigError
+    """
+    if type(task).combine is Task.combine:
+        where = f"task={config.task['name']} hardware.devices={config.hardware.devices}"
+        what = f"{type(task).__name__} has no scored() and combine() for what each device scored"
+        raise ConfigError([Problem(where, what, "hardware.devices=1")])
+
+
+def _named(device: torch.device, count: int) -> str:
+    """What a record calls the devices of a run."""
+    if device.type == "cuda":
+        return f"{count} x " * (count > 1) + torch.cuda.get_device_name(device)
+    return processor_name() + f", {count} processes" * (count > 1)
+
+
+@functools.cache
+def _own_threads() -> int:
+    """Torch's own choice, before any run has made another."""
+    return torch.get_num_threads()
 
 
 def _tell(console: Console, text: str) -> None:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vpeft_bench.config import variants
 from vpeft_bench.config.schema import RunConfig, trained_split
-from vpeft_bench.config.sections import Optimizer, Precision, Schedule, TrainConfig
+from vpeft_bench.config.sections import (
+    Optimizer,
+    Precision,
+    Schedule,
+    TrainConfig,
+    evaluated_split,
+)
 from vpeft_bench.data.readers import READERS
 from vpeft_bench.data.schema import RENDERED
 from vpeft_bench.errors import (
@@ -271,7 +277,23 @@ def _device(config: RunConfig) -> Iterator[Problem]:
                 "this machine has no CUDA device",
                 "hardware=cpu",
             )
+    yield from _devices(config)
     yield from _float32(config)
+
+
+def _devices(config: RunConfig) -> Iterator[Problem]:
+    """More GPUs than there are, or a scheduler that starts several processes itself."""
+    devices = config.hardware.devices
+    if devices == 1:
+        return
+    import torch
+
+    where = f"hardware.devices={devices}"
+    if config.hardware.accelerator != "cpu" and 0 < (there := torch.cuda.device_count()) < devices:
+        yield Problem(where, f"this machine has {there}", f"hardware.devices={there}, or less")
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        what = "a run starts the processes of its devices itself, and srun started several"
+        yield Problem(where, what, f"srun --ntasks=1 --gpus-per-task={devices}")
 
 
 def _float32(config: RunConfig) -> Iterator[Problem]:
@@ -360,22 +382,30 @@ def _background(config: RunConfig) -> Iterator[Problem]:
 
 
 def _parts(config: RunConfig, dataset: Dataset) -> Iterator[Problem]:
-    """Batches that cannot be computed in parts."""
-    parts, size = config.hardware.accumulate, config.train.batch_size
-    if parts == 1:
-        return
-    where = f"hardware.accumulate={parts}"
-    kind = _kind(config)
-    if kind is not None and not kind.in_parts:
-        what = f"the loss of {kind.name} compares all pictures of a batch"
-        yield Problem(where, what, "hardware.accumulate=1, and a smaller train.batch_size")
-    for option, instead in _batch_norms(config):
-        what = f"has no effect on the statistics of a batch, which {option} trains with"
-        yield Problem(where, what, f"hardware.accumulate=1, or {instead}")
-    smallest = len(dataset.split(trained_split(config))) % size or size
-    if parts > smallest:
-        what = f"a batch has {smallest} pictures" + (", the last one" if smallest < size else "")
-        yield Problem(where, what, f"hardware.accumulate={smallest} or less")
+    """Batches that cannot be computed in parts: one after another, or on several devices."""
+    hardware, kind = config.hardware, _kind(config)
+    keys = [key for key in ("accumulate", "devices") if getattr(hardware, key) > 1]
+    for key in keys:
+        where = f"hardware.{key}={getattr(hardware, key)}"
+        if kind is not None and not kind.in_parts:
+            what = f"the loss of {kind.name} compares all pictures of a batch"
+            yield Problem(where, what, f"hardware.{key}=1, and a smaller train.batch_size")
+        for option, instead in _batch_norms(config):
+            what = f"has no effect on the statistics of a batch, which {option} trains with"
+            if key == "devices":
+                what = f"each device would have statistics of its own, and {option} trains with "
+                what += "those of a batch"
+            yield Problem(where, what, f"hardware.{key}=1, or {instead}")
+    pictures = len(dataset.split(trained_split(config)))
+    largest, parts = min(config.train.batch_size, pictures), hardware.accumulate * hardware.devices
+    if parts > largest:
+        where = " ".join(f"hardware.{key}={getattr(hardware, key)}" for key in keys)
+        fix = " times ".join(f"hardware.{key}" for key in keys) + f": {largest} or less"
+        yield Problem(where, f"a batch has {largest} pictures, and {parts} parts", fix)
+    scored = evaluated_split(config.protocol.name)
+    if hardware.devices > (images := len(dataset.split(scored))):
+        what = f"the {scored} split has {images} pictures, and each device scores some"
+        yield Problem(f"hardware.devices={hardware.devices}", what, f"hardware.devices={images}")
 
 
 def _batch_norms(config: RunConfig) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.backbones.load import LoadedBackbone
@@ -107,6 +107,14 @@ class Task(pl.LightningModule):
         """Of each class, how often it is in the truth and in the predictions, and its scores."""
         raise NotImplementedError
 
+    def scored(self) -> Any:
+        """What was scored since, for another process to add to its own; it can be pickled."""
+        raise NotImplementedError
+
+    def combine(self, parts: Sequence[Any]) -> None:
+        """Have scored what several processes have: what :meth:`scored` gave, in their order."""
+        raise NotImplementedError
+
     def doubts(self) -> list[str]:
         """What a reader of these metrics should know before believing them; notes of the run."""
         return []
@@ -149,6 +157,14 @@ class Task(pl.LightningModule):
         self._finite = None
         self.forget()
 
+    def _end_evaluation(self) -> None:
+        size = self.trainer.world_size
+        if size > 1:
+            parts: list[Any] = [None] * size
+            distributed.all_gather_object(parts, (self.scored(), self.outputs_are_finite()))
+            self.combine([scored for scored, _ in parts])
+            self._finite = torch.tensor(all(finite for _, finite in parts))
+
     # ---- what Lightning calls ------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -175,6 +191,14 @@ class Task(pl.LightningModule):
     def on_test_epoch_start(self) -> None:
         """Forget the last evaluation."""
         self._start_evaluation()
+
+    def on_validation_epoch_end(self) -> None:
+        """Put together what the processes of several devices have scored."""
+        self._end_evaluation()
+
+    def on_test_epoch_end(self) -> None:
+        """Put together what the processes of several devices have scored."""
+        self._end_evaluation()
 
     def configure_optimizers(self) -> Any:
         """The optimizer of the trained parameters; warm-up and schedule per step."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class Classification(LabelledTask):
         super().__init__(model, normalize, training)
         smoothing = training.config.label_smoothing if training else 0.0
         self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=smoothing)
-        self.pairs = MulticlassConfusionMatrix(num_classes)
+        self.pairs = MulticlassConfusionMatrix(num_classes, sync_on_compute=False)
         self.calibration = Calibration()
         self.mix: Mixup | None = None
         if mixup or cutmix:  # the loss smooths labels: mixed ones as well
@@ -101,6 +102,18 @@ class Classification(LabelledTask):
             **self.calibration.values(),
             **{name: of_pairs(pairs) for name, of_pairs in _added()},
         }
+
+    def scored(self) -> Any:
+        """Pairs of classes, and the sums of calibration."""
+        return self.confusion(), self.calibration.sums()
+
+    def combine(self, parts: Sequence[Any]) -> None:
+        """Add up."""
+        self.forget()
+        self.pairs.confmat += sum(pairs for pairs, _ in parts).to(self.device)
+        self.pairs._update_count = 1  # or it would say that nothing was counted
+        for _, sums in parts:
+            self.calibration.add_sums(sums)
 
     def per_class(self) -> list[dict[str, float | None]]:
         """Images of each class, how many were taken for it, and the accuracy in percent."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -58,6 +60,16 @@ class Detection(Task):
     def metrics(self) -> dict[str, float | None]:
         """Average precision of boxes, and of masks where the head predicts them."""
         return self.scores.compute()
+
+    def scored(self) -> BoxMetrics:
+        """All detections and objects."""
+        return self.scores
+
+    def combine(self, parts: Sequence[BoxMetrics]) -> None:
+        """Picture after picture."""
+        self.scores.reset()
+        for part in parts:
+            self.scores.extend(part)
 
     def per_class(self) -> list[dict[str, float | None]]:
         """Objects and detections of each class, and their average precision."""

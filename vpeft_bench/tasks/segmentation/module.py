@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -64,6 +64,14 @@ class Segmentation(Task):
     def metrics(self) -> dict[str, float | None]:
         """mIoU, mAcc and aAcc."""
         return self.scores.compute()
+
+    def scored(self) -> Tensor:
+        """Pairs of classes."""
+        return self.scores.pixels
+
+    def combine(self, parts: Sequence[Tensor]) -> None:
+        """Add up."""
+        self.scores.pixels = torch.stack(list(parts)).sum(dim=0)
 
     def per_class(self) -> list[dict[str, float | None]]:
         """Pixels of each class, IoU and accuracy."""
