@@ -42,6 +42,7 @@ from vpeft_bench.records import run_record as records
 from vpeft_bench.records.environment import processor_name
 from vpeft_bench.records.run_record import RunRecord, Status
 from vpeft_bench.runs import interruption
+from vpeft_bench.runs.batch_norm import share_statistics
 from vpeft_bench.runs.build import (
     build_model,
     build_task,
@@ -310,6 +311,7 @@ class _Run:
         task = build_task(self.config, self.dataset, model, sampler.batches, sampler.share)
         if self.team.size > 1:
             _require_combined(task, self.config)
+            share_statistics(task)
         self._note_setup(model, task)
         if self.config.hardware.compile:
             compile_in_place(model.attached, any_size=self.kind.any_size)

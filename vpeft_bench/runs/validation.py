@@ -391,13 +391,17 @@ def _parts(config: RunConfig, dataset: Dataset) -> Iterator[Problem]:
             what = f"the loss of {kind.name} compares all pictures of a batch"
             yield Problem(where, what, f"hardware.{key}=1, and a smaller train.batch_size")
         for option, instead in _batch_norms(config):
-            what = f"has no effect on the statistics of a batch, which {option} trains with"
-            if key == "devices":
-                what = f"each device would have statistics of its own, and {option} trains with "
-                what += "those of a batch"
-            yield Problem(where, what, f"hardware.{key}=1, or {instead}")
+            if key == "accumulate":
+                what = f"has no effect on the statistics of a batch, which {option} trains with"
+                yield Problem(where, what, f"hardware.accumulate=1, or {instead}")
     pictures = len(dataset.split(trained_split(config)))
     largest, parts = min(config.train.batch_size, pictures), hardware.accumulate * hardware.devices
+    smallest = pictures % config.train.batch_size or largest
+    if smallest < hardware.devices <= largest:
+        for option, instead in _batch_norms(config):
+            where = f"hardware.devices={hardware.devices}"
+            what = f"the last batch has {smallest} pictures, and {option} needs some of each device"
+            yield Problem(where, what, f"hardware.devices={smallest}, or {instead}")
     if parts > largest:
         where = " ".join(f"hardware.{key}={getattr(hardware, key)}" for key in keys)
         fix = " times ".join(f"hardware.{key}" for key in keys) + f": {largest} or less"
