@@ -19,7 +19,9 @@ from tests.running import run_here, signal_after_epoch
 from tests.runs.test_dense_run import boxes_on_grey
 from tests.runs.test_run import record_of, wait_for_epochs
 from vpeft_bench.records.run_record import Status, read
+from vpeft_bench.runs.checkpoint import EpochCheckpoint, Progress
 from vpeft_bench.runs.interruption import Interrupted
+from vpeft_bench.tasks.base import Task
 
 __all__ = ["boxes_on_grey"]
 
@@ -217,3 +219,52 @@ def test_a_checkpoint_of_before_a_metric_was_known(
     assert record.happened.curves["val_mean_per_class_accuracy"][0] is None
     assert record.happened.curves["val_mean_per_class_accuracy"][1] is not None
     assert record.happened.curves["val_forgotten"] == [1.0, None]
+
+
+@pytest.mark.parametrize("accumulate", [(1, 1), (2, 1)])
+def test_a_run_goes_on_in_the_middle_of_an_epoch(
+    tmp_path: Path,
+    tiny_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    accumulate: tuple[int, int],
+) -> None:
+    """Bit for bit with batches in as many parts as before; else with the same pictures."""
+    options = ("data=imagelist", f"data.root={tiny_data}", "method=lora", "method.dropout=0.1")
+    options = (*options, "train.epochs=3", "hardware.checkpoint_minutes=0", "protocol=select")
+    before, after = (f"hardware.accumulate={parts}" for parts in accumulate)
+    whole = run_here(tmp_path / "whole", *options, before).record
+    assert whole is not None
+    write = EpochCheckpoint.on_train_batch_end
+
+    def write_and_signal(self: EpochCheckpoint, trainer: Any, *arguments: Any) -> None:
+        write(self, trainer, *arguments)
+        # After the third of five steps of the second epoch.
+        if trainer.global_step == 8 and self._done == Progress(1, 3 * accumulate[0]):
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochCheckpoint, "on_train_batch_end", write_and_signal)
+        with pytest.raises(Interrupted):
+            run_here(tmp_path / "stopped", *options, before)
+    steps = 0
+    train = Task.training_step
+
+    def counted(self: Task, batch: Any, batch_idx: int) -> Any:
+        nonlocal steps
+        steps += 1
+        return train(self, batch, batch_idx)
+
+    monkeypatch.setattr(Task, "training_step", counted)
+    resumed = run_here(tmp_path / "stopped", *options, after).record
+    assert resumed is not None
+    assert steps == (2 + 5) * accumulate[1]
+    images = [
+        r.happened.train_images_per_second * r.happened.seconds.train for r in (whole, resumed)
+    ]  # type: ignore[operator]
+    assert images == pytest.approx([480, 480])
+    losses = [r.happened.curves["train_loss"] for r in (whole, resumed)]
+    if accumulate[0] == accumulate[1]:
+        assert resumed.happened.checksums == whole.happened.checksums
+        assert losses[0] == losses[1]
+    else:
+        assert losses[1] == pytest.approx(losses[0], rel=0.2)

@@ -297,6 +297,9 @@ class HardwareConfig:
         accumulate: parts that each batch of ``train.batch_size`` pictures is computed in, one after
             another, so that less memory is needed; their gradients are added up to the batch's own.
         devices: GPUs, or processes on a CPU, that share each batch and each evaluation.
+        auto_batch: where memory is not enough, double ``accumulate``, or halve ``eval_batch_size``,
+            and go on.
+        checkpoint_minutes: of a long epoch, from one checkpoint to the next.
         eval_batch_size: images per evaluation step.
         feature_cache: see :class:`FeatureCache`; used where the method reads features that are the
             same in every epoch.
@@ -320,6 +323,8 @@ class HardwareConfig:
     workers: int = setting(2, identity=False, measured=Measured.NO, minimum=0)
     accumulate: int = setting(1, identity=False, measured=Measured.NO, minimum=1)
     devices: int = setting(1, identity=False, measured=Measured.NO, minimum=1)
+    auto_batch: bool = setting(False, identity=False, measured=Measured.NO)
+    checkpoint_minutes: float = setting(30.0, identity=False, measured=Measured.NO, minimum=0)
     eval_batch_size: int = setting(64, identity=False, measured=Measured.NO, minimum=1)
     feature_cache: FeatureCache = setting(FeatureCache.memory, identity=False, measured=Measured.NO)
     feature_cache_dtype: FeatureType = setting(FeatureType.fp32, measured=Measured.NO)

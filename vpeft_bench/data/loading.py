@@ -8,6 +8,7 @@ nor the cache, nor an interruption between epochs changes what a run sees.
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -178,6 +179,11 @@ class EpochSampler(Sampler[BatchKey]):
         self.parts = 1
         self.rank, self.ranks = 0, 1
         self._reach = range(size)
+        self._done = (0, 0)
+
+    def go_on(self, epoch: int, parts: int) -> None:
+        """Choose an epoch of which some parts are done."""
+        self.epoch, self._done = epoch, (epoch, parts)
 
     def take(self, rank: int, ranks: int) -> None:
         """Keep to a ``ranks``-th of the pictures: whole batches, unless there are too few of them.
@@ -199,6 +205,10 @@ class EpochSampler(Sampler[BatchKey]):
 
     def __iter__(self) -> Iterator[BatchKey]:
         """The batches of the chosen epoch, or their parts in turn."""
+        parts, (epoch, done) = self._parts(), self._done
+        return itertools.islice(parts, done if epoch == self.epoch else 0, None)
+
+    def _parts(self) -> Iterator[BatchKey]:
         order = self.order()
         for start in self._reach[:: self.batch_size]:
             batch = order[start : min(start + self.batch_size, self._reach.stop)]

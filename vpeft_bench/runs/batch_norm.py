@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn import functional as differentiable
 
 
 class _Shared(nn.modules.batchnorm._BatchNorm):
@@ -50,10 +49,23 @@ class _Shared(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_(variance, step)
 
 
-def _total(tensor: Tensor) -> Tensor:
+class _Sum(torch.autograd.Function):
     """The sum over all processes; its gradient is that of all their losses."""
-    total: Any = differentiable.all_reduce(tensor)  # type: ignore[no-untyped-call]
-    return total  # type: ignore[no-any-return]
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _Sum.forward(ctx, gradient)
+
+
+def _total(tensor: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
+    return total
 
 
 def share_statistics(network: nn.Module) -> None:
@@ -63,9 +75,7 @@ def share_statistics(network: nn.Module) -> None:
         TypeError: one of them is of a kind of its own.
     """
     for name, module in network.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, _Shared):
-            if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d):
-                raise TypeError(
-                    f"{name} is a {type(module).__name__}, whose statistics are its own"
-                )
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
             module.__class__ = _Shared
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module) is not _Shared:
+            raise TypeError(f"{name} is a {type(module).__name__}, whose statistics are its own")

@@ -7,7 +7,7 @@ import io
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -149,6 +149,7 @@ class Curves(pl.Callback):
         self._images = 0
         self._validation: dict[str, float] = {}
         self._epoch_start = 0.0
+        self._elapsed = 0.0
         self._validation_start = 0.0
         self._epoch_eval_seconds = 0.0
         self._lr = 0.0
@@ -156,13 +157,20 @@ class Curves(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
         names = ("curves", "train_seconds", "eval_seconds", "images", "resumed")
-        return {name: getattr(self, name) for name in names}
+        state = {name: getattr(self, name) for name in names}
+        elapsed = time.perf_counter() - self._epoch_start
+        return {**state, "_losses": self._losses, "_images": self._images, "_elapsed": elapsed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         for name, value in state_dict.items():
             setattr(self, name, value)
         self.resumed += 1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on in the middle of an epoch, where it has no other start."""
+        self._epoch_start = time.perf_counter() - self._elapsed
+        self._losses = [loss.to(pl_module.device) for loss in self._losses]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -208,10 +216,12 @@ class Curves(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add one row to the curves, rewrite the CSV, feed the loggers."""
         # Losses of a batch's parts are divided by their number already. This waits for the device.
-        mean: Any = trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean")
-        loss = mean.item() * trainer.accumulate_grad_batches
+        batches = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+        mean = torch.stack(self._losses).sum() / batches
+        loss = cast(Any, trainer.strategy.reduce(mean, reduce_op="mean")).item()
         images: Any = torch.tensor(self._images, device=pl_module.device)
         self.images += int(trainer.strategy.reduce(images, reduce_op="sum"))
+        self._losses, self._images = [], 0
         seconds = time.perf_counter() - self._epoch_start - self._epoch_eval_seconds
         self.train_seconds += seconds
         self.eval_seconds += self._epoch_eval_seconds

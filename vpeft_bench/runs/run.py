@@ -8,7 +8,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
@@ -42,6 +42,7 @@ from vpeft_bench.records import run_record as records
 from vpeft_bench.records.environment import processor_name
 from vpeft_bench.records.run_record import RunRecord, Status
 from vpeft_bench.runs import interruption
+from vpeft_bench.runs.auto_batch import smaller_batches
 from vpeft_bench.runs.batch_norm import share_statistics
 from vpeft_bench.runs.build import (
     build_model,
@@ -52,7 +53,7 @@ from vpeft_bench.runs.build import (
     head_state,
 )
 from vpeft_bench.runs.callbacks import Curves, MethodSteps, ProgressBar, StepSeed, StillOurs
-from vpeft_bench.runs.checkpoint import EpochCheckpoint, WholeFiles, whole_epochs
+from vpeft_bench.runs.checkpoint import EpochCheckpoint, Progress, WholeFiles, progress
 from vpeft_bench.runs.claim import Claim, claimed
 from vpeft_bench.runs.divergence import Divergence
 from vpeft_bench.runs.evaluation import write_evaluation
@@ -236,6 +237,7 @@ class _Run:
         self.claim = claim
         self.team = team or Team()
         self.kind = kind_of(asked.config)
+        self._scoring: Callable[[], bool] = lambda: False
         self.curves = self.state.curves
 
     def execute(self) -> Outcome:
@@ -292,13 +294,33 @@ class _Run:
         for notice in self.state.labels:
             self._tell(f"note: {notice}")
         _prepare(self.config)
-        with assembled(self.config.hardware.devices) as self.team:
-            model, task = self.compute()
+        while (done := self._attempt()) is None:
+            free_device_memory()
+        model, task = done
         self._store(model.attached, task)
         return model, task
 
+    def _attempt(self) -> tuple[Model, Task] | None:
+        """Compute; None where memory was not enough and the config is changed so that it may be."""
+        try:
+            with assembled(self.config.hardware.devices) as self.team:
+                return self.compute()
+        except Exception as error:
+            hardware = self.config.hardware
+            if not (hardware.auto_batch and out_of_memory(error)):
+                raise
+            smaller = smaller_batches(self.config, self.dataset, scoring=self._scoring())
+            if smaller is None:
+                raise
+        self._tell(f"out of memory: going on with {smaller.said}")
+        self.config = smaller.config
+        self.state.asked = plain(self.config)
+        self.curves = self.state.curves = Curves(self.files.metrics, [])
+        return None
+
     def compute(self) -> tuple[Model, Task]:
         """Build, train and evaluate; on several devices each process does so."""
+        self._scoring = lambda: False
         setup_start = time.perf_counter()
         model = build_model(self.config, self.dataset)
         self.state.setup_seconds = time.perf_counter() - setup_start
@@ -309,6 +331,7 @@ class _Run:
         train_loader, eval_loader = self._loaders(model)
         sampler: Any = train_loader.sampler
         task = build_task(self.config, self.dataset, model, sampler.batches, sampler.share)
+        self._scoring = lambda: task.scoring
         if self.team.size > 1:
             _require_combined(task, self.config)
             share_statistics(task)
@@ -343,6 +366,7 @@ class _Run:
         """Training and evaluation batches, as the protocol says: of pictures or of features."""
         train_split = trained_split(self.config)
         eval_split = evaluated_split(self.config.protocol.name)
+        self._scoring = lambda: True  # as much at once as in an evaluation
         loaders = self._features(model, train_split, eval_split)
         if loaders is None:
             start = time.perf_counter()
@@ -439,7 +463,7 @@ class _Run:
                 MethodSteps(attached),
                 Divergence(),  # before anything is kept of an epoch
                 self.curves,
-                EpochCheckpoint(self.files.checkpoint),
+                EpochCheckpoint(self.files.checkpoint, self.config.hardware.checkpoint_minutes),
                 ProgressBar(
                     self.console, f"{self.config.method['name']} on {self.config.data.name}"
                 ),
@@ -480,20 +504,20 @@ class _Run:
         Lightning starts the loader's processes, which read ahead, before it tells the sampler which
         epoch comes first.
         """
-        epochs = self.team.of_leader(self._epochs_done(task) if self.team.leads else 0)
+        done = self.team.of_leader(self._done_before(task) if self.team.leads else Progress())
         sampler: Any = train_loader.sampler
-        sampler.set_epoch(epochs)
-        return epochs > 0
+        sampler.go_on(done.epochs, done.parts)
+        return bool(done)
 
-    def _epochs_done(self, task: Task) -> int:
-        """After which epoch the checkpoint was written; 0 where there is no sound one."""
+    def _done_before(self, task: Task) -> Progress:
+        """How far the checkpoint is; not at all where there is no sound one."""
         try:
-            return whole_epochs(self.files.checkpoint, task)
+            return progress(self.files.checkpoint, task, self.config.hardware.accumulate)
         except FileNotFoundError:
-            return 0
+            return Progress()
         except DamagedError as error:
             self.files.set_aside(error.path, error.what)
-            return 0
+            return Progress()
 
     def _evaluate(self, trainer: pl.Trainer, task: Task, loader: DataLoader) -> None:
         """Score the last epoch; under ``protocol=select`` also name the best validation epoch."""

@@ -357,7 +357,7 @@ def _data(config: RunConfig, seen: Seen) -> Iterator[Problem]:
                 f"of {pictures} pictures in batches of {size} one is alone, and has no deviation",
                 f"train.batch_size={fits}, or {instead}",
             )
-    yield from _parts(config, dataset)
+    yield from part_problems(config, dataset)
     if kind is not None:
         yield from kind.data_problems(config, dataset)
 
@@ -381,7 +381,7 @@ def _background(config: RunConfig) -> Iterator[Problem]:
         yield Problem(where, "is no opaque colour", "\n".join(fix))
 
 
-def _parts(config: RunConfig, dataset: Dataset) -> Iterator[Problem]:
+def part_problems(config: RunConfig, dataset: Dataset) -> Iterator[Problem]:
     """Batches that cannot be computed in parts: one after another, or on several devices."""
     hardware, kind = config.hardware, _kind(config)
     keys = [key for key in ("accumulate", "devices") if getattr(hardware, key) > 1]

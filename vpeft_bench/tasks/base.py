@@ -69,6 +69,7 @@ class Task(pl.LightningModule):
 
     Attributes:
         on_prediction: called with what was predicted of each batch that is scored.
+        scoring: whether an evaluation has begun and not ended.
 
     Args:
         model: backbone, method and head.
@@ -84,6 +85,7 @@ class Task(pl.LightningModule):
         self.gradient_norm: Tensor | None = None  # of the last step, where it was clipped
         self._frozen = {n for n, p in self.named_parameters() if not p.requires_grad}
         self._finite: Tensor | None = None
+        self.scoring = False
 
     # ---- what each task says -------------------------------------------------------------------
 
@@ -155,9 +157,11 @@ class Task(pl.LightningModule):
 
     def _start_evaluation(self) -> None:
         self._finite = None
+        self.scoring = True
         self.forget()
 
     def _end_evaluation(self) -> None:
+        self.scoring = False
         size = self.trainer.world_size
         if size > 1:
             parts: list[Any] = [None] * size
