@@ -31,7 +31,7 @@ from vpeft_bench.errors import (
     NotMergeableError,
     UnsupportedBackboneError,
 )
-from vpeft_bench.methods.base import MergeableModule, Method
+from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.data_pass import BatchData
 from vpeft_bench.methods.registry import build_method, method_class
 
@@ -208,9 +208,32 @@ def _of_case(case: Case) -> Method:
     return build_method(case.method, case.options)
 
 
-EVERY_CASE = _parametrize(CASES)
-# Where the kind of model makes no difference: what modules do that were placed anywhere.
-EVERY_OPTION = _parametrize((c, long) for c, long in CASES if not long and c.kind not in FURTHER)
+def _is_default(case: Case) -> bool:
+    return case.options == SMALL.get(case.method, {})
+
+
+def _also_on(*kinds: str) -> Iterator[tuple[Case, bool]]:
+    """Each method at once on the plain ViT and on these kinds; on the others by .ci/run."""
+    for case, long in CASES:
+        left = _is_default(case) and case.kind in MODELS and case.kind not in ("vit", *kinds)
+        yield case, long or left
+
+
+def _of_torch() -> Iterator[tuple[Case, bool]]:
+    """Each method at once on the plain ViT, a few of them elsewhere; all else by .ci/run."""
+    for case, long in CASES:
+        few = case.method in QUICK and case.kind in ("swin", *VARIED)
+        yield case, long or not (_is_default(case) and (case.kind == "vit" or few))
+
+
+# What a check can find is not the same everywhere. What a method places, and where: each method
+# with each of its options, and again where blocks have windows and stages of several widths.
+EVERY_PLACE = _parametrize(_also_on("swin"))
+# Which stream is changed by what: again where tokens stand before and are left out at the end.
+EVERY_STREAM = tuple(_also_on("vit_avg_reg"))
+# What torch does with modules, wherever they were placed.
+EVERY_MODULE = _parametrize(_of_torch())
+EVERY_OPTION = _parametrize((case, long) for case, long in _of_torch() if case.kind in MODELS)
 EVERY_METHOD = pytest.mark.parametrize("name", vpeft_bench.list_methods())
 EVERY_DEFAULT = _parametrize((case, False) for case in _cases(DEFAULTS, ["vit"]))
 
@@ -321,19 +344,14 @@ def test_states_its_facts(name: str) -> None:
 # ---- the start ----------------------------------------------------------------------------------
 
 
-@EVERY_CASE
-def test_identity_at_start(case: Case) -> None:
+@EVERY_PLACE
+def test_function_and_counts_at_the_start(case: Case) -> None:
+    """The function is that of the plain model where it is said; counts are those of the formula."""
     model = build(case.kind)
     before = logits(model)
-    attached = case.attach(model)
-    assert torch.equal(logits(model), before) == attached.method.identity_at_start
-
-
-@EVERY_CASE
-def test_parameter_count(case: Case) -> None:
-    model = build(case.kind)
     expected = build_method(case.method, case.options).parameter_count(block_map(model))
     attached = case.attach(model)
+    assert torch.equal(logits(model), before) == attached.method.identity_at_start
     head = sum(p.numel() for p in attached.backbone.head.parameters())  # it may be a new one
     counts = attached.parameter_counts()
     assert counts.method == (counts.method if expected is None else expected)
@@ -356,7 +374,7 @@ def test_placed_modules_follow_the_model(case: Case) -> None:
 # ---- training -----------------------------------------------------------------------------------
 
 
-@EVERY_CASE
+@EVERY_PLACE
 def test_everything_trainable_learns(case: Case) -> None:
     attached = case.attach(build(case.kind))
     names = {name for name, _ in attached.named_trainable_parameters()}
@@ -365,7 +383,7 @@ def test_everything_trainable_learns(case: Case) -> None:
     assert names - alive == set()
 
 
-@EVERY_CASE
+@EVERY_PLACE
 def test_only_what_is_declared_changes(case: Case) -> None:
     attached = case.attach(build(case.kind).train())
     model = attached.model
@@ -380,7 +398,7 @@ def test_only_what_is_declared_changes(case: Case) -> None:
     }
 
 
-@EVERY_CASE
+@EVERY_MODULE
 def test_train_and_eval_modes(case: Case) -> None:
     attached = case.attach(build(case.kind))
     randomise(attached)
@@ -396,7 +414,7 @@ def test_train_and_eval_modes(case: Case) -> None:
     assert torch.equal(logits(model), expected)
 
 
-@EVERY_CASE
+@_parametrize(EVERY_STREAM)
 def test_first_changed_block(case: Case) -> None:
     """Blocks before it put out what they do in the plain model, and so does all that is read."""
     model = build(case.kind)
@@ -431,7 +449,7 @@ def _resumable(case: Case) -> bool:
     return method.reads(_outline(case.kind)) != ("images",) and not runs_the_blocks
 
 
-@_parametrize((case, long) for case, long in CASES if _resumable(case))
+@_parametrize((case, long) for case, long in EVERY_STREAM if _resumable(case))
 def test_resumes_from_what_it_reads(case: Case) -> None:
     """The logits and gradients from images, and from the features read of the untrained model."""
     plain = build(case.kind)
@@ -459,7 +477,7 @@ def test_resumes_from_what_it_reads(case: Case) -> None:
 
 @_parametrize(
     (case, long)
-    for case, long in CASES
+    for case, long in EVERY_STREAM
     if _of_case(case).first_changed_block(_outline(case.kind)) > 0
 )
 def test_nothing_is_kept_below_the_first_trained_tensor(case: Case) -> None:
@@ -508,7 +526,14 @@ def block_streams(model: nn.Module, backbone: Backbone) -> list[Tensor]:
     return [cast(Tensor, stream) for stream in streams]
 
 
-@pytest.mark.parametrize("name", ["lora", "prefix", "convpass", "lst", "gps"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lora",
+        "prefix",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("convpass", "lst", "gps")),
+    ],
+)
 def test_compiled_is_eager(name: str) -> None:
     """A leaf, the inside of attention, a parallel branch, a network around, a weight update."""
     case = Case(name, SMALL.get(name, {}), "vit")
@@ -526,7 +551,7 @@ def test_compiled_is_eager(name: str) -> None:
         torch.testing.assert_close(gradient, expected[key.removeprefix("_orig_mod.")])
 
 
-@EVERY_CASE
+@EVERY_MODULE
 def test_bf16_autocast(case: Case) -> None:
     attached = case.attach(build(case.kind).train())
     for checkpointing in (False, True):
@@ -541,7 +566,7 @@ def test_bf16_autocast(case: Case) -> None:
         )
 
 
-@EVERY_CASE
+@EVERY_MODULE
 def test_gradient_checkpointing(case: Case) -> None:
     attached = case.attach(build(case.kind))
     randomise(attached)
@@ -553,7 +578,7 @@ def test_gradient_checkpointing(case: Case) -> None:
 # ---- delta checkpoints --------------------------------------------------------------------------
 
 
-@EVERY_CASE
+@EVERY_PLACE
 def test_save_and_load(case: Case, tmp_path: Path) -> None:
     attached = case.attach(build(case.kind))
     randomise(attached)
@@ -674,7 +699,7 @@ def other_options(method: Method) -> Iterator[dict[str, Any]]:
 # ---- merging ------------------------------------------------------------------------------------
 
 
-@EVERY_CASE
+@EVERY_PLACE
 def test_merge(case: Case) -> None:
     attached = case.attach(build(case.kind))
     randomise(attached)
@@ -722,7 +747,7 @@ def test_merge_without_a_bias_says_why_and_changes_nothing(name: str) -> None:
 # ---- leaving ------------------------------------------------------------------------------------
 
 
-@EVERY_CASE
+@EVERY_PLACE
 def test_detach_gives_the_original_back(case: Case) -> None:
     model = build(case.kind)
     frozen = next(iter(model.parameters())).requires_grad_(False)
@@ -837,12 +862,3 @@ def test_merge_names_what_cannot_be_folded() -> None:
     attached = attach_method(build("vit"), Hidden())
     with pytest.raises(NotMergeableError, match=r"blocks\.1\.mlp\.fc1\.delta: a Unfoldable"):
         attached.merge()
-
-
-@EVERY_OPTION
-def test_mergeable_modules_are_mergeable_methods(case: Case) -> None:
-    """What a method says about merging agrees with what it places."""
-    attached = case.attach(build(case.kind))
-    if attached.method.merge_refusal is None:
-        placed = [placement.module for placement in attached.backbone.placements]
-        assert all(isinstance(module, MergeableModule) for module in placed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -164,11 +165,19 @@ def on_meta(name: str) -> nn.Module:
 
 @pytest.mark.parametrize(("backbone", "method", "options", "count"), COUNTS)
 def test_count(backbone: str, method: str, options: dict[str, Any], count: int) -> None:
+    """That the formula is what is placed is tested below, and for every option on small models."""
+    model = on_meta(NAMES[backbone])
+    assert build_method(method, options).parameter_count(block_map(model)) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backbone", "method", "options", "count"), COUNTS)
+def test_as_many_are_placed(
+    backbone: str, method: str, options: dict[str, Any], count: int
+) -> None:
     model = on_meta(NAMES[backbone])
     size = sum(p.numel() for p in model.parameters())
-    built = build_method(method, options)
-    assert built.parameter_count(block_map(model)) == count
-    if built.selects:
+    if build_method(method, options).selects:
         return  # it is placed by data, and there are none of this size
     attached = vpeft_bench.attach(model, method, **options)
     counts = attached.parameter_counts()
@@ -195,18 +204,24 @@ def test_ssf_count_of_a_swin() -> None:
     assert blocks + outside == 267_264
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "vit_base_patch16_clip_224",
-        "vit_base_patch16_siglip_224",
-        "vit_small_patch14_reg4_dinov2",
-        "vit_little_patch16_reg4_gap_256",  # q and k norms, LayerScale
-    ],
+UNUSUAL = (
+    "vit_base_patch16_clip_224",
+    "vit_base_patch16_siglip_224",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_little_patch16_reg4_gap_256",  # q and k norms, LayerScale
 )
-@pytest.mark.parametrize(
-    "method", [m for m in vpeft_bench.list_methods() if "vit" in method_class(m).supported()]
-)
+
+
+def _on_unusual_vits() -> Iterator[Any]:
+    """Each method at once on one of them, in turn; on the others by .ci/run."""
+    found = [m for m in vpeft_bench.list_methods() if "vit" in method_class(m).supported()]
+    for turn, method in enumerate(found):
+        for index, name in enumerate(UNUSUAL):
+            marks = [] if index == turn % len(UNUSUAL) else pytest.mark.slow
+            yield pytest.param(name, method, id=f"{method}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("name", "method"), list(_on_unusual_vits()))
 def test_counts_of_unusual_vits(name: str, method: str) -> None:
     """Norms in front, map pooling, patches without a bias: formula and model still agree."""
     model = on_meta(name)

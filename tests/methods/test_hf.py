@@ -124,7 +124,9 @@ CHECKS: list[Callable[..., None]] = [
     contract.test_save_and_load,
     contract.test_train_and_eval_modes,
 ]
-# On the second family and for the variants: what widths and options can break.
+# On the second family and for the variants: what widths and options can break. What the bridge
+# does alike for every type is tried at once with types of different kinds, and of a variant what
+# its own path computes and stores; all else is left to .ci/run.
 FEWER = [
     contract.test_detach_gives_the_original_back,
     contract.test_everything_trainable_learns,
@@ -138,6 +140,7 @@ OF_THE_BRIDGE = (
     contract.test_one_method_at_a_time,
 )
 KINDS_OF_TYPES = ("lora", "vera", "osf")
+OF_A_VARIANT = (contract.test_merge, contract.test_save_and_load)
 FLOAT32_ONLY = ("psoft", "pissa", "olora", "mica")
 
 
@@ -159,7 +162,12 @@ def _checks() -> Iterator[Any]:
                 continue
             if check in OF_THE_BRIDGE and kind not in KINDS_OF_TYPES:
                 continue
-            yield pytest.param(check, case, id=f"{check.__name__}-{case}")
+            if case.kind == "vit" and not whole:
+                at_once = check in OF_A_VARIANT
+            else:
+                at_once = kind in KINDS_OF_TYPES or (whole and check in FEWER)
+            marks = [] if at_once else pytest.mark.slow
+            yield pytest.param(check, case, id=f"{check.__name__}-{case}", marks=marks)
 
 
 # What a type does is the same on every backbone that it fits.
