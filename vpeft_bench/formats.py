@@ -82,10 +82,16 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """Rows as CSV with ``\\n`` line ends; the same rows always give the same text."""
+def to_csv(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
+    """Rows as CSV with ``\\n`` line ends; the same rows always give the same text.
+
+    Args:
+        rows: at least one, unless ``columns`` are given.
+        columns: their names, in order; by default those of the first row.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    names = list(columns if columns is not None else rows[0])
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: harmless(value) for name, value in row.items()} for row in rows)
     return text.getvalue()

@@ -122,7 +122,7 @@ def test_a_run_keeps_its_statistics(tiny_data: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(heads[0][name], heads[1][name], atol=1e-4, rtol=1e-4)
     assert records[0].happened.parameters is not None
     assert records[0].happened.parameters.head == 128 * 10 + 10
-    assert show(reopen(directory)).is_file()
+    assert show(reopen(directory)).picture.is_file()
 
     asked = imagelist(tiny_data, "method=linear")
     dataset = open_dataset(asked.data)

@@ -202,7 +202,7 @@ def test_an_option_added_later_orphans_nothing(
     again = run(config, console)
     assert again.result is Result.SKIPPED
     assert again.directory == first.directory
-    assert show(reopen(first.directory), pictures=1, out=tmp_path / "shown.png").is_file()
+    assert show(reopen(first.directory), pictures=1, out=tmp_path / "shown.png").picture.is_file()
     assert request_of(config).card_id("dev") == card
 
     halved = replace(config, method={**config.method, "halve": True})

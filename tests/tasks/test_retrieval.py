@@ -198,7 +198,8 @@ def test_a_run_scores_what_it_stores(tmp_path: Path, method: str) -> None:
     mean = np.mean([one["recall_at_1"] for one in classes[50:]])
     assert mean == pytest.approx(values["recall_at_1"])
 
-    with Image.open(show(reopen(outcome.directory), pictures=3, out=tmp_path / "a.png")) as drawn:
+    shown = show(reopen(outcome.directory), pictures=3, out=tmp_path / "a.png")
+    with Image.open(shown.picture) as drawn:
         assert drawn.width > 500
     found = [record for _, record in find_records([tmp_path]).records]
     rows = in_print(datasets(cells(*found)))

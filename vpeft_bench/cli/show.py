@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ from rich.table import Table
 
 from vpeft_bench.cli.arguments import typed_count, typed_picture
 from vpeft_bench.cli.flags import refuse_config_dir
+from vpeft_bench.errors import VpeftBenchError
 from vpeft_bench.files import typed_path
+from vpeft_bench.formats import Row, printable
 from vpeft_bench.records.run_record import RECORD_NAME
 from vpeft_bench.runs.finished import finished_run
-from vpeft_bench.runs.shown import FILE, PICTURES, Reopened, reopen, show
+from vpeft_bench.runs.shown import FILE, NEAREST, PICTURES, Reopened, beside, reopen, show
 from vpeft_bench.terminal import Terminal, to_output
 
 CURVES, CONFUSION = "curves", "confusion"
-RELIABILITY, DRIFT = "reliability", "drift"
+RELIABILITY = "reliability"
+DRIFT, FEATURES, ATTENTION = "drift", "features", "attention"
 WEAKEST = 10
 """Classes that are printed."""
 
@@ -49,24 +53,48 @@ def main(arguments: Sequence[str], own: Path | None = None) -> int:
         help=f"default: {FILE} in the run directory; the other pictures lie beside it",
     )
     parser.add_argument(
-        "--drift",
+        f"--{DRIFT}",
         action="store_true",
         help="also how far the features of each block have moved from the frozen model's",
+    )
+    parser.add_argument(
+        f"--{FEATURES}",
+        action="store_true",
+        help="also a map of pictures by t-SNE, before and after tuning",
+    )
+    parser.add_argument(
+        f"--{ATTENTION}",
+        action="store_true",
+        help="also the attention rollout of some pictures, before and after tuning",
     )
     parser.add_argument("--root", help="where the data set lies now: data.root of the run")
     options = parser.parse_args(arguments)
     directory = options.run.parent if options.run.name == RECORD_NAME else options.run
     run = reopen(options.run, options.root)
-    print(show(run, options.pictures, options.out))
-    _show_recorded(directory, options.out, to_output())
-    if options.drift:
-        _show_drift(run, _place(directory, options.out, DRIFT), to_output())
-    return 0
+    console, shown = to_output(), show(run, options.pictures, options.out)
+    print(shown.picture)
 
+    def place(name: str) -> Path:
+        return beside(shown.picture, f"{name}.png")
 
-def _place(run: Path, out: Path | None, name: str) -> Path:
-    """Where a picture beside that of predictions lies."""
-    return run / f"{name}.png" if out is None else out.with_stem(f"{out.stem}_{name}")
+    _show_recorded(directory, place, console)
+    if shown.table is not None:
+        print(shown.table)
+        console.print(_mistakes(shown.mistakes, options.pictures))
+    asked = {
+        DRIFT: lambda path: _show_drift(run, path, console),
+        FEATURES: lambda path: _show_features(run, path),
+        ATTENTION: lambda path: _show_attention(run, path),
+    }
+    refused = False
+    for name, draw in asked.items():
+        if getattr(options, name):
+            try:
+                draw(place(name))
+            except VpeftBenchError as error:  # what else was asked for is drawn
+                print(f"error: {error}", file=sys.stderr)
+                refused = True
+    return int(refused)
 
 
 def _show_drift(run: Reopened, place: Path, console: Terminal) -> None:
@@ -89,7 +117,37 @@ def _show_drift(run: Reopened, place: Path, console: Terminal) -> None:
     console.print_whole(table)
 
 
-def _show_recorded(run: Path, out: Path | None, console: Console) -> None:
+def _show_features(run: Reopened, place: Path) -> None:
+    from vpeft_bench.runs.feature_map import draw, measure
+
+    print(draw(run, measure(run), place))
+
+
+def _show_attention(run: Reopened, place: Path) -> None:
+    from vpeft_bench.runs.attention import draw
+
+    print(draw(run, place))
+
+
+def _mistakes(rows: Sequence[Row], most: int) -> Table:
+    """The most confident mistakes, with the files that show them."""
+    several = any(row[NEAREST] for row in rows)
+    table = Table(title=f"most confident of {len(rows)} mistakes", title_justify="left")
+    table.add_column("picture", overflow="fold")
+    table.add_column("class")
+    table.add_column("taken for")
+    table.add_column("cosine" if several else "sure", justify="right")
+    if several:
+        table.add_column("nearest picture", overflow="fold")
+    for row in rows[:most]:
+        sure = float(row["confidence"])
+        cells = [row["image"], row["true"], row["predicted"]]
+        cells += [f"{sure:.3f}", row[NEAREST]] if several else [f"{sure:.1%}"]
+        table.add_row(*map(printable, cells))
+    return table
+
+
+def _show_recorded(run: Path, place: Callable[[str], Path], console: Console) -> None:
     from vpeft_bench.runs.plots import (
         draw_confusion,
         draw_curves,
@@ -97,12 +155,12 @@ def _show_recorded(run: Path, out: Path | None, console: Console) -> None:
         read_evaluation,
     )
 
-    print(draw_curves(finished_run(run), _place(run, out, CURVES)))
-    if (path := draw_reliability(run, _place(run, out, RELIABILITY))) is not None:
+    print(draw_curves(finished_run(run), place(CURVES)))
+    if (path := draw_reliability(run, place(RELIABILITY))) is not None:
         print(path)
     if (evaluation := read_evaluation(run)) is None:
         return
-    if (path := draw_confusion(evaluation, _place(run, out, CONFUSION))) is not None:
+    if (path := draw_confusion(evaluation, place(CONFUSION))) is not None:
         print(path)
     console.print(weakest_classes(evaluation))
 

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from vpeft_bench.errors import VpeftBenchError
 from vpeft_bench.formats import printable
 from vpeft_bench.metrics.drift import effective_rank, linear_cka, mean_cosine
-from vpeft_bench.runs.build import build_model, device_of
+from vpeft_bench.runs.before_after import (
+    drawn_at_random,
+    frozen,
+    passed,
+    pictures,
+    require_one_size,
+)
 from vpeft_bench.runs.plots import save
 from vpeft_bench.runs.shown import Reopened
 from vpeft_bench.tasks.base import Model
-from vpeft_bench.tasks.names import kind_of
 
 PICTURES = 512
 """Of the scored split, drawn with a fixed seed."""
-_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -45,25 +46,15 @@ class BlockDrift:
     rank_after: float
 
 
-def measure(run: Reopened, pictures: int = PICTURES) -> list[BlockDrift]:
+def measure(run: Reopened, most: int = PICTURES) -> list[BlockDrift]:
     """One for each block, in their order.
 
     Raises:
         VpeftBenchError: the run's pictures have no common size.
     """
-    config, kind = run.config, kind_of(run.config)
-    if kind.any_size:
-        raise VpeftBenchError(f"drift is measured on pictures of one size, {kind.name} has others")
-    pl.seed_everything(config.seed, verbose=False)  # random weights are those of the run again
-    frozen = build_model(replace(config, method={"name": "linear"}), run.dataset)
-    loader: Any = kind.batches(config, run.dataset, run.model.preprocessing, run.split, train=False)
-    count = len(run.dataset.split(run.split))
-    chosen = np.random.default_rng(0).permutation(count)[:pictures]
-    batches = [
-        loader.dataset[0, np.sort(chosen)[start : start + _BATCH]][0]
-        for start in range(0, len(chosen), _BATCH)
-    ]
-    before, after = (_features(model, batches, config) for model in (frozen, run.model))
+    require_one_size(run, "drift is measured on")
+    batches = pictures(run, drawn_at_random(run, most))
+    before, after = (_features(run, model, batches) for model in (frozen(run), run.model))
     return [
         BlockDrift(
             name,
@@ -76,11 +67,11 @@ def measure(run: Reopened, pictures: int = PICTURES) -> list[BlockDrift]:
     ]
 
 
-def _features(model: Model, batches: Sequence[Tensor], config: Any) -> dict[str, Tensor]:
+def _features(
+    run: Reopened, model: Model, batches: Sequence[tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
     """The outputs of each block, ``(N, D)``, by its name."""
-    network, blocks = model.attached.model, model.attached.backbone.blocks
-    device = device_of(config.hardware.accelerator)
-    network.to(device).eval()
+    blocks = model.attached.backbone.blocks
     found: dict[str, list[Tensor]] = {block.path: [] for block in blocks}
 
     def keep(name: str) -> Any:
@@ -91,9 +82,8 @@ def _features(model: Model, batches: Sequence[Tensor], config: Any) -> dict[str,
 
     hooks = [block.module.register_forward_hook(keep(block.path)) for block in blocks]
     try:
-        with torch.no_grad():
-            for images in batches:
-                network(model.preprocessing.normalize(images.to(device)))
+        for _ in passed(run, model, batches):
+            pass
     finally:
         for hook in hooks:
             hook.remove()

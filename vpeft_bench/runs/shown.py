@@ -7,6 +7,7 @@ its most confident mistakes.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,15 +18,21 @@ from vpeft_bench.config.schema import RunConfig, from_plain
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.data.findings import Inspection
 from vpeft_bench.data.inspect_pictures import data_identity, inspect_pictures
-from vpeft_bench.drawing import CELL, save, sheet
+from vpeft_bench.drawing import CELL, class_name, save, sheet
 from vpeft_bench.errors import VpeftBenchError
+from vpeft_bench.files import write_atomically
+from vpeft_bench.formats import Row, to_csv
 from vpeft_bench.records.run_record import RECORD_NAME
 from vpeft_bench.runs.build import device_of
 from vpeft_bench.runs.finished import finished_model, finished_run
 from vpeft_bench.tasks.base import Model, Task
+from vpeft_bench.tasks.kind import Mistake
 from vpeft_bench.tasks.names import kind_of
+from vpeft_bench.tasks.writers import paths_below
 
-FILE = "predictions.png"
+FILE, MISTAKES = "predictions.png", "mistakes.csv"
+NEAREST = "nearest"  # of retrieval: the picture that a query was taken for
+_COLUMNS = ("index", "image", "true", "predicted", "confidence", NEAREST)
 PICTURES = 12
 COLUMNS = 3  # of pairs
 
@@ -81,11 +88,27 @@ def reopen(run: Path, root: str | None = None) -> Reopened:
     return Reopened(directory, config, dataset, model, task, split)
 
 
-def show(run: Reopened, pictures: int = PICTURES, out: Path | None = None) -> Path:
-    """Draw what a run predicts, beside its record or at ``out``; the picture's path.
+@dataclass(frozen=True)
+class Shown:
+    """What was drawn of a run.
+
+    Attributes:
+        picture: its path.
+        table: path of the mistakes as CSV; None where no mistake can be named.
+        mistakes: the rows of that table: of each picture its number, its file below the root of
+            the data set, its class, what it was taken for, and how surely.
+    """
+
+    picture: Path
+    table: Path | None = None
+    mistakes: Sequence[Row] = ()
+
+
+def show(run: Reopened, pictures: int = PICTURES, out: Path | None = None) -> Shown:
+    """Draw what a run predicts, beside its record or at ``out``.
 
     Raises:
-        OSError: the picture cannot be written.
+        OSError: a file cannot be written.
     """
     path = out or run.directory / FILE
     return draw(run.config, run.dataset, run.split, run.model, run.task, path, pictures)
@@ -99,8 +122,8 @@ def draw(
     task: Task,
     path: Path,
     pictures: int = PICTURES,
-) -> Path:
-    """Write a contact sheet of what ``task`` predicts on ``split``; its path."""
+) -> Shown:
+    """Write a contact sheet of what ``task`` predicts on ``split``, and its mistakes as a table."""
     kind = kind_of(config)
     if kind.any_size:  # only some pictures are looked at
         config = replace(
@@ -111,10 +134,41 @@ def draw(
     batches = kind.batches(config, dataset, model.preprocessing, split, train=False)
     task.to(device_of(config.hardware.accelerator)).eval()
     with torch.no_grad():
-        panels, heading = kind.drawn(task, dataset, split, batches, pictures)
-    title = f"{config.method['name']} on {config.data.name}, {config.backbone.name}: {heading}"
+        drawn = kind.drawn(task, dataset, split, batches, pictures)
+    panels = drawn.panels
+    name = f"{config.method['name']} on {config.data.name}, {config.backbone.name}"
+    title = f"{name}: {drawn.heading}"
     pairs = any(len(panel.versions) > 1 for panel in panels)
     columns = COLUMNS if pairs else 2 * COLUMNS
     sides = [side for panel in panels for version in panel.versions for side in version.size]
     save(sheet(panels, title, dataset, columns, max(sides, default=CELL)), path)
-    return path
+    if drawn.mistakes is None:
+        return Shown(path)
+    rows = _rows(drawn.mistakes, dataset, paths_below(config.data.root, dataset.split(split)))
+    table = beside(path, MISTAKES)
+    named = [name for name in _COLUMNS if name != NEAREST or any(row[NEAREST] for row in rows)]
+    kept = [{name: row[name] for name in named} for row in rows]
+    write_atomically(table, to_csv(kept, named).encode())
+    return Shown(path, table, rows)
+
+
+def beside(picture: Path, name: str) -> Path:
+    """Where a file lies that is written with the picture of predictions: under its own name.
+
+    With another picture than the one that a run has it begins with the name of that.
+    """
+    return picture.with_name(name if picture.name == FILE else f"{picture.stem}_{name}")
+
+
+def _rows(mistakes: Sequence[Mistake], dataset: Dataset, files: Sequence[str]) -> list[Row]:
+    return [
+        {
+            "index": str(one.index),
+            "image": files[one.index],
+            "true": class_name(dataset, one.true),
+            "predicted": class_name(dataset, one.predicted),
+            "confidence": f"{one.confidence:.6f}",
+            NEAREST: "" if one.nearest is None else files[one.nearest],
+        }
+        for one in mistakes
+    ]

@@ -39,6 +39,41 @@ class NoOptions:
     """Of a kind that has none."""
 
 
+@dataclass(frozen=True)
+class Mistake:
+    """A picture that was taken for one of another class.
+
+    Attributes:
+        index: of the picture in its split.
+        true: its class.
+        predicted: what it was taken for.
+        confidence: of that, from 0 to 1; of retrieval the cosine to what lies nearest.
+        nearest: index of the picture that it was taken for, where that is a picture.
+    """
+
+    index: int
+    true: int
+    predicted: int
+    confidence: float
+    nearest: int | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a trained task predicts on some pictures of a split.
+
+    Attributes:
+        panels: the pictures.
+        heading: what they show.
+        mistakes: all of the split, the most confident first; None where a picture has no one
+            answer that is right or wrong.
+    """
+
+    panels: list[Panel]
+    heading: str
+    mistakes: list[Mistake] | None = None
+
+
 class TaskKind(ABC):
     """One kind of task.
 
@@ -163,10 +198,8 @@ class TaskKind(ABC):
         """A picture with what belongs to it drawn, its longer side ``cell`` pixels."""
 
     @abstractmethod
-    def drawn(
-        self, task: Any, dataset: Dataset, split: str, batches: Any, pictures: int
-    ) -> tuple[list[Panel], str]:
-        """What a trained task predicts on some pictures of a split, and what the panels show."""
+    def drawn(self, task: Any, dataset: Dataset, split: str, batches: Any, pictures: int) -> Drawn:
+        """What a trained task predicts on some pictures of a split."""
 
     @abstractmethod
     def writer(

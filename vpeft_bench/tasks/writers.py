@@ -65,7 +65,7 @@ class Vectors(PredictionWriter):
     ) -> None:
         self.path = path
         self.split = split
-        self.images = _below(root, split)
+        self.images = paths_below(root, split)
         self.class_names = json.dumps(dataset.class_names)
         self.name = name
         self.predicts = predicts
@@ -125,7 +125,7 @@ def picture_names(split: Split) -> list[str]:
     return stems if len(set(stems)) == len(stems) else names
 
 
-def _below(root: str, split: Split) -> list[str]:
+def paths_below(root: str, split: Split) -> list[str]:
     """The path of every picture below ``root``, as it is where it lies elsewhere, or its number."""
     names = []
     for index in range(len(split)):

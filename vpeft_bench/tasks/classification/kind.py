@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from vpeft_bench.data.inspection import Inspector
     from vpeft_bench.data.splits import Dataset
-    from vpeft_bench.drawing import Panel
     from vpeft_bench.tasks.base import Model, Task, Training
+    from vpeft_bench.tasks.kind import Drawn
     from vpeft_bench.tasks.writers import PredictionWriter
 
 
@@ -108,9 +108,7 @@ class ClassificationKind(LabelledKind):
             cutmix=config.task["cutmix"],
         )
 
-    def drawn(
-        self, task: Any, dataset: Dataset, split: str, batches: Any, pictures: int
-    ) -> tuple[list[Panel], str]:
+    def drawn(self, task: Any, dataset: Dataset, split: str, batches: Any, pictures: int) -> Drawn:
         """Its most confident mistakes."""
         from vpeft_bench.tasks.classification.pictures import mistakes
 

@@ -9,12 +9,13 @@ import torch
 from vpeft_bench.data.splits import Dataset
 from vpeft_bench.drawing import Panel, class_name, enlarged
 from vpeft_bench.tasks.classification.module import Classification
+from vpeft_bench.tasks.kind import Drawn, Mistake
 
 
 def mistakes(
     task: Classification, dataset: Dataset, split: str, batches: Any, pictures: int
-) -> tuple[list[Panel], str]:
-    """The mistakes that it is most confident of; and what they are."""
+) -> Drawn:
+    """The mistakes that it is most confident of."""
     probabilities, labels = [], []
     for images, truth in batches:
         probabilities.append(task(images.to(task.device)).softmax(1).cpu())
@@ -23,11 +24,14 @@ def mistakes(
     truth = torch.cat(labels)
     wrong = torch.nonzero(predicted != truth).flatten()
     order = wrong[confidence[wrong].argsort(descending=True, stable=True)]
+    found = [
+        Mistake(index, int(truth[index]), int(predicted[index]), float(confidence[index]))
+        for index in order.tolist()
+    ]
     panels = []
-    for index in order[:pictures].tolist():
-        told = class_name(dataset, int(predicted[index]))
-        caption = (
-            f"{class_name(dataset, int(truth[index]))}, taken for {told} ({confidence[index]:.0%})"
-        )
-        panels.append(Panel([enlarged(dataset.split(split).image(index))], caption))
-    return panels, f"the most confident of {len(wrong)} mistakes in {len(truth)} {split} images"
+    for one in found[:pictures]:
+        true, told = (class_name(dataset, label) for label in (one.true, one.predicted))
+        picture = enlarged(dataset.split(split).image(one.index))
+        panels.append(Panel([picture], f"{true}, taken for {told} ({one.confidence:.0%})"))
+    heading = f"the most confident of {len(found)} mistakes in {len(truth)} {split} images"
+    return Drawn(panels, heading, found)

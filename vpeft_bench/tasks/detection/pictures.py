@@ -10,6 +10,7 @@ from torch import Tensor
 from vpeft_bench.data.splits import Dataset, ObjectSplit
 from vpeft_bench.drawing import Panel, class_name, evenly, with_objects
 from vpeft_bench.tasks.detection.module import Detection
+from vpeft_bench.tasks.kind import Drawn
 
 MIN_SCORE = 0.5  # weaker detections would hide the picture
 
@@ -35,9 +36,7 @@ def truth(dataset: Dataset, split: str, index: int, cell: int) -> Panel:
     return Panel([drawn], caption, set(labels))
 
 
-def detections(
-    task: Detection, dataset: Dataset, split: str, batches: Any, pictures: int
-) -> tuple[list[Panel], str]:
+def detections(task: Detection, dataset: Dataset, split: str, batches: Any, pictures: int) -> Drawn:
     """Truth and detections of some pictures; and what is what."""
     panels = []
     for index, image, target in evenly(batches, pictures):
@@ -52,7 +51,7 @@ def detections(
         versions = [_with_objects(picture, truth), _with_objects(picture, strong)]
         caption = f"{split} {index}: {len(truth['labels'])} there, {len(strong['labels'])} found"
         panels.append(Panel(versions, caption, classes))
-    return panels, f"truth, then detections of score {MIN_SCORE} and more"
+    return Drawn(panels, f"truth, then detections of score {MIN_SCORE} and more")
 
 
 def _with_objects(picture: Image.Image, objects: dict[str, Tensor]) -> Image.Image:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from vpeft_bench.data.inspection import Inspector
     from vpeft_bench.data.loading import EpochSampler
     from vpeft_bench.data.splits import Dataset
-    from vpeft_bench.drawing import Panel
     from vpeft_bench.tasks.base import Model, Task, Training
+    from vpeft_bench.tasks.kind import Drawn
     from vpeft_bench.tasks.writers import PredictionWriter
 
 FIRST = (1, 2, 4, 8)
@@ -146,9 +146,7 @@ class RetrievalKind(LabelledKind):
 
     # ---- what is shown and kept of it ------------------------------------------------------------
 
-    def drawn(
-        self, task: Any, dataset: Dataset, split: str, batches: Any, pictures: int
-    ) -> tuple[list[Panel], str]:
+    def drawn(self, task: Any, dataset: Dataset, split: str, batches: Any, pictures: int) -> Drawn:
         """Queries, and what lies nearest to each."""
         from vpeft_bench.tasks.retrieval.pictures import nearest_pictures
 

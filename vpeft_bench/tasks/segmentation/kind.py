@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vpeft_bench.data.splits import Dataset
     from vpeft_bench.drawing import Panel
     from vpeft_bench.tasks.base import Model, Task, Training
+    from vpeft_bench.tasks.kind import Drawn
     from vpeft_bench.tasks.writers import PredictionWriter
 
 
@@ -89,9 +90,7 @@ class SegmentationKind(DenseKind):
 
         return truth(dataset, split, index, cell)
 
-    def drawn(
-        self, task: Any, dataset: Dataset, split: str, batches: Any, pictures: int
-    ) -> tuple[list[Panel], str]:
+    def drawn(self, task: Any, dataset: Dataset, split: str, batches: Any, pictures: int) -> Drawn:
         """Picture, truth and prediction side by side."""
         from vpeft_bench.tasks.segmentation.pictures import label_maps
 

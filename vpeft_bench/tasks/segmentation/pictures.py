@@ -9,6 +9,7 @@ import numpy as np
 from vpeft_bench.config.sections import IGNORED_LABEL
 from vpeft_bench.data.splits import Dataset, LabelMapSplit
 from vpeft_bench.drawing import Panel, coloured, enlarged, evenly
+from vpeft_bench.tasks.kind import Drawn
 from vpeft_bench.tasks.segmentation.module import Segmentation
 
 
@@ -28,7 +29,7 @@ def truth(dataset: Dataset, split: str, index: int, cell: int) -> Panel:
 
 def label_maps(
     task: Segmentation, dataset: Dataset, split: str, batches: Any, pictures: int
-) -> tuple[list[Panel], str]:
+) -> Drawn:
     """Truth and prediction of some pictures; and what is what."""
     panels = []
     for index, image, truth in evenly(batches, pictures):
@@ -39,7 +40,7 @@ def label_maps(
         classes = {*truth[scored].unique().tolist(), *predicted.unique().tolist()}
         versions = [enlarged(picture), *(coloured(m.numpy()) for m in (truth, predicted))]
         panels.append(Panel(versions, f"{split} {index}: {right:.0%} of the pixels right", classes))
-    return panels, "picture, truth, prediction; black is not scored"
+    return Drawn(panels, "picture, truth, prediction; black is not scored")
 
 
 def _counted(number: int, one: str, several: str) -> str:
