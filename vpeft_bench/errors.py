@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpeft_bench.formats import printable, printable_lines
+from vpeft_bench.formats import counted, printable, printable_lines
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ProblemsError(VpeftBenchError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
+        count = counted(len(self.problems), "problem")
         listing = "\n".join(f"  - {problem}" for problem in self.problems)
         super().__init__(f"{count}; nothing was run\n{listing}")
 

@@ -64,6 +64,24 @@ def short_options(text: str) -> str:
     return " ".join(given).translate(_NO_PUNCTUATION)
 
 
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """``1 run``, ``2,000 runs``.
+
+    Args:
+        number: how many there are.
+        one: the word for one of them.
+        several: the word for several, where that is not the former with an s.
+    """
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
+
+
 def printable(text: str) -> str:
     """``text`` with what a terminal would obey, or could not show, written out: ``\\x1b``.
 

@@ -12,8 +12,8 @@ from tests.runs.test_sweep import TINY, jobs_of
 from vpeft_bench.cli.estimate import CARDS, OTHER_DATA, SAME, Estimates
 from vpeft_bench.cli.flags import Line, read_line
 from vpeft_bench.cli.launch import RUN, _checked
-from vpeft_bench.cli.plan import duration
 from vpeft_bench.errors import ConfigError
+from vpeft_bench.formats import duration
 from vpeft_bench.records import run_record
 from vpeft_bench.runs.claim import claimed
 from vpeft_bench.terminal import Terminal

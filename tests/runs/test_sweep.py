@@ -14,16 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from tests.conftest import Cli, shared_path
 from tests.runs.test_run import wait_for_epochs
 from vpeft_bench.cli.flags import Line
 from vpeft_bench.cli.launch import RUN, _checked
+from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.records.run_record import CLAIM
-from vpeft_bench.runs import rounds, sweep
+from vpeft_bench.runs import rounds, sweep, sweep_progress
 from vpeft_bench.runs.claim import claimed, holder_of
 from vpeft_bench.runs.rounds import Sweep
+from vpeft_bench.runs.sweep_progress import SweepProgress
 
 TINY = ("train.epochs=1", "train.batch_size=50", "hardware.threads=1")
 
@@ -212,7 +215,7 @@ def test_a_run_that_failed_in_another_process_is_not_tried_by_each(
     jobs = jobs_of(tmp_path, tiny_data, "seed=0")
     place, overrides = tmp_path / "sweep" / "0", jobs.jobs[0].overrides
     jobs.run(place.parent, lambda some, first: None)
-    assert sweep._failed_meanwhile(place, overrides) is None
+    assert sweep._made_meanwhile(place, overrides) is None
     failed = cli(*options, f"results_dir={tmp_path / 'runs'}", "train.lr=1e30", "train.min_lr=1e30")
     assert failed.returncode == 1, failed.stdout
     [record] = (tmp_path / "runs").rglob("record.json")
@@ -220,12 +223,74 @@ def test_a_run_that_failed_in_another_process_is_not_tried_by_each(
     assert file is not None
     file.parent.mkdir(parents=True)
     record.rename(file)
-    told = sweep._failed_meanwhile(place, overrides)
+    told = sweep._failed(sweep._made_meanwhile(place, overrides))
     assert told is not None
     assert (told.result, told.went_well) == ("failed", False)
     assert told.reason.endswith("(in another process)")
     os.utime(file, (0, 0))
-    assert sweep._failed_meanwhile(place, overrides) is None
+    assert sweep._made_meanwhile(place, overrides) is None
+
+
+def test_of_two_processes_that_run_again_one_does_each(tmp_path: Path, tiny_data: Path) -> None:
+    """``rerun=true`` is about what was there before; what the other has made since stays."""
+    jobs, asked = jobs_of(tmp_path, tiny_data, "seed=0", "rerun=true"), []
+    jobs.run(tmp_path / "sweep", lambda some, first: None)
+
+    def ask(config: RunConfig, console: Console) -> sweep.Answer:
+        asked.append(config.rerun)
+        return sweep.Answer("done", True)
+
+    config, file = OmegaConf.structured(jobs.jobs[0].config), jobs.standings[0].file
+    assert file is not None
+    file.parent.mkdir(parents=True)
+    for changed in (None, 0, time.time() + 1):
+        if changed is not None:
+            file.write_text("{}")
+            os.utime(file, (changed, changed))
+        folder, overrides = tmp_path / "sweep" / "0", jobs.jobs[0].overrides
+        sweep._noted(ask, config, folder, overrides, Console(quiet=True))
+    assert asked == [True, True, False]
+
+
+def test_a_job_of_a_large_sweep_reads_its_plan_once(
+    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, reads = jobs_of(tmp_path, tiny_data, "seed=range(0,20)"), 0
+    jobs.run(tmp_path / "sweep", lambda some, first: None)
+    read = sweep.read_plan
+
+    def counted(directory: Path) -> sweep.SweepPlan:
+        nonlocal reads
+        reads += 1
+        return read(directory)
+
+    monkeypatch.setattr(sweep, "read_plan", counted)
+    for number, job in enumerate(jobs.jobs):
+        assert sweep._made_meanwhile(tmp_path / "sweep" / str(number), job.overrides) is None
+    assert reads == 1
+
+
+def test_how_far_a_sweep_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 60.0, 120.0])
+    monkeypatch.setattr(sweep_progress.time, "monotonic", lambda: next(clock))
+
+    def note(number: int, answer: sweep.Answer) -> None:
+        sweep.write_note(tmp_path / str(number), [f"seed={number % 10}"], answer)
+
+    note(0, sweep.Answer("skipped", True))
+    progress = SweepProgress(tmp_path, 10)
+    assert progress.line() is None
+    note(1, sweep.Answer("busy", False, file=tmp_path))
+    assert progress.line() is None
+    note(2, sweep.Answer("done", True))
+    note(3, sweep.Answer("failed", False))
+    rate = "at this rate the others take"
+    assert progress.line() == f"sweep: 3 of 10 jobs ended, 1 failed; {rate} 4 min"  # 2 in 60 s
+    note(11, sweep.Answer("done", True))  # what was busy, in the next round
+    assert progress.line() == f"sweep: 4 of 10 jobs ended, 1 failed; {rate} 4 min"
+    for number in range(4, 10):
+        note(number, sweep.Answer("done", True))
+    assert progress.line() is None
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vpeft_bench.backbones.checkpoint_files import Inert, not_finite
 from vpeft_bench.backbones.foreign_names import State, to_timm
+from vpeft_bench.formats import counted
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Left in names by torch's wrappers (compile, FSDP, activation checkpointing), wherever they sit.
@@ -218,7 +219,8 @@ def notes(fit: Fit, others: Sequence[Fit]) -> list[str]:
         told.append("names of torch's wrappers left out")
     if fit.unused and not others:
         tops = dict.fromkeys(re.split(r"[./]", name)[0] for name in fit.unused)
-        told.append(f"{counted(len(fit.unused))} of {', '.join(shortened([*tops]))} not used")
+        unused = counted(len(fit.unused), "tensor")
+        told.append(f"{unused} of {', '.join(shortened([*tops]))} not used")
     told += shortened(fit.resampled)
     kinds = {t.dtype for t in fit.state.values() if t.dtype in FLOATS} - {torch.float32}
     for kind in sorted(map(_kind, kinds)):
@@ -240,8 +242,8 @@ def unsound(fit: Fit, own: State) -> list[str]:
         elif tensor.dtype not in FLOATS and own[name].is_floating_point():
             kinds.setdefault(tensor.dtype, []).append(name)
     quantised = [
-        f"{counted(len(names))} of kind {_kind(dtype)}, first {names[0]}: quantised weights are "
-        "not read"
+        f"{counted(len(names), 'tensor')} of kind {_kind(dtype)}, first {names[0]}: quantised "
+        "weights are not read"
         for dtype, names in kinds.items()
     ]
     if problems := hollow + quantised or not_finite(fit.state):
@@ -260,8 +262,3 @@ def shortened(lines: Sequence[str], most: int = 4) -> list[str]:
     """The first of the lines, and how many more there are."""
     more = len(lines) - most
     return [*lines[:most], f"... and {more} more"] if more > 1 else list(lines)
-
-
-def counted(tensors: int) -> str:
-    """A number of tensors in words."""
-    return f"{tensors} tensor{'s' if tensors != 1 else ''}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from vpeft_bench.backbones.fitting import Fit, counted, shortened
+from vpeft_bench.backbones.fitting import Fit, shortened
+from vpeft_bench.formats import counted
 
 # By their names: libraries whose names timm's filters do not read, then other architectures.
 LIBRARIES = {
@@ -134,6 +135,6 @@ def _blocks(names: Sequence[str]) -> list[str]:
     lines = [name for name in names if block.get(name) not in whole]
     if whole:
         last = f" to {whole[-1]}" if len(whole) > 1 else ""
-        total = counted(sum(counts[name] for name in whole))
+        total = counted(sum(counts[name] for name in whole), "tensor")
         lines.insert(0, f"{whole[0]}{last} ({total})")
     return lines

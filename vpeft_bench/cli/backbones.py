@@ -22,6 +22,7 @@ from rich.text import Text
 from vpeft_bench.catalogue.facts import BACKBONES, code_fingerprint
 from vpeft_bench.errors import ConfigError, Problem, nearest
 from vpeft_bench.files import write_atomically
+from vpeft_bench.formats import counted
 from vpeft_bench.terminal import Terminal
 
 FILE = Path(__file__).resolve().parents[1] / "catalogue" / "backbones.json"
@@ -121,7 +122,7 @@ def print_families(found: Listing, console: Console) -> None:
         attach = [m for m in found.models if m.family == name and not m.refusal]
         refused = sum(m.family == name and bool(m.refusal) for m in found.models)
         but = f", {refused} more are refused" if refused else ""
-        table.add_row(Text(name, "bold"), Text(title), f"{len(attach)} models{but}")
+        table.add_row(Text(name, "bold"), Text(title), f"{counted(len(attach), 'model')}{but}")
     console.print(table)
     others = sum(not model.family for model in found.models)
     console.print(f"the other {others} have no block map", soft_wrap=True)
@@ -158,8 +159,9 @@ def print_models(models: Sequence[Offered], found: Listing, console: Console) ->
         names = [model.name for model in models if model.refusal == refusal]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         console.print(f"not {', '.join(names[:3])}{more}: {refusal}", soft_wrap=True)
-    count = "1 model" if len(models) == 1 else f"{len(models)} models"
-    console.print(f"{count} of timm {found.timm}; parameters without a head")
+    console.print(
+        f"{counted(len(models), 'model')} of timm {found.timm}; parameters without a head"
+    )
 
 
 def _or_dash(value: int | None) -> str:

@@ -20,6 +20,7 @@ from vpeft_bench.data.dataset import open_dataset
 from vpeft_bench.data.folders import candidate_folders
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.errors import ConfigError, Problem, ProblemsError, nearest
+from vpeft_bench.formats import counted
 from vpeft_bench.terminal import Terminal
 
 COMMANDS = ("check", "show")
@@ -51,7 +52,7 @@ class Listed:
             return "yes"
         if self.folder is None or not self.folder.is_dir():
             return "no"
-        return f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
+        return counted(len(self.problems), "problem")
 
 
 def main(arguments: Sequence[str], own: Path | None = None) -> int:

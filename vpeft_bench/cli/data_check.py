@@ -25,6 +25,7 @@ from vpeft_bench.data.inspection import Inspection, inspect
 from vpeft_bench.data.splits import SPLITS, Dataset
 from vpeft_bench.errors import MissingDataError
 from vpeft_bench.files import typed_path, write_atomically
+from vpeft_bench.formats import counted
 from vpeft_bench.tasks.names import kind_of
 from vpeft_bench.terminal import Terminal
 
@@ -81,8 +82,8 @@ def check(config: RunConfig, out: Path | None, console: Console) -> int:
         console.print(f"problem: {problem}", soft_wrap=True)
     if (more := len(found.problems) - SHOWN) > 0:
         console.print(f"... and {more:,} more in {path}", soft_wrap=True)
-    verdict = _counted(len(found.problems), "problem") if found.problems else "sound"
-    told = f", {_counted(len(found.notices), 'note')}" if found.notices else ""
+    verdict = counted(len(found.problems), "problem") if found.problems else "sound"
+    told = f", {counted(len(found.notices), 'note')}" if found.notices else ""
     console.print(f"{config.data.name}: {verdict}{told}; {path}", soft_wrap=True)
     return EXIT_FAILED if found.problems else 0
 
@@ -103,7 +104,7 @@ def report(config: RunConfig, dataset: Dataset | None, found: Inspection) -> dic
 
 
 def _heading(config: RunConfig, dataset: Dataset, found: Inspection) -> str:
-    classes = _counted(dataset.num_classes, "class", "classes")
+    classes = counted(dataset.num_classes, "class", "classes")
     of_pictures = f", {found.facts.image_format}" if found.facts.image_format else ""
     return f"{dataset.name}: {config.task['name']}, {classes}{of_pictures}"
 
@@ -131,7 +132,3 @@ def _tracked(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
     return track(
         items, what, total, console=console, transient=True, disable=not console.is_terminal
     )
-
-
-def _counted(number: int, one: str, several: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else several or f'{one}s'}"

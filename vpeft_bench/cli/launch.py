@@ -30,6 +30,7 @@ from vpeft_bench.errors import (
     VpeftBenchError,
     told,
 )
+from vpeft_bench.formats import counted
 from vpeft_bench.records.run_record import RECORD_NAME, RunRecord
 from vpeft_bench.runs import sweep, validation
 from vpeft_bench.runs.interruption import Interrupted
@@ -193,7 +194,7 @@ def _check_combinations(checked: Checked, command: Command, seen: Seen, console:
         ConfigError: one of the values is wrong, or nothing but incompatible choices is left.
     """
     jobs, axes = checked.jobs.valid, checked.jobs.axes
-    with console.status(f"checking {len(jobs)} combinations"):
+    with console.status(f"checking {counted(len(jobs), 'combination')}"):
         found = [
             (job.combination, list(command.problems(job.config, seen, checked.elsewhere)))
             for job in jobs

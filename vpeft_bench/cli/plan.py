@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vpeft_bench.cli.estimate import Estimate, Estimates
+from vpeft_bench.formats import counted, duration
 from vpeft_bench.records import cost_card, run_record
 from vpeft_bench.runs.claim import holder_of
 from vpeft_bench.runs.rounds import Standing, Sweep, SweepJob
@@ -73,8 +74,9 @@ def print_plan(sweep: Sweep, console: Console, timed: bool = True) -> None:
     counts = Counter(item.state for item in items)
     told = [f"{counts['done']} done", f"{counts['to do']} to do"]
     told += [f"{counts['held']} held by others"] if counts["held"] else []
-    jobs = "1 job" if len(items) == 1 else f"{len(items)} jobs"
-    console.print(f"{jobs}: {', '.join(told)}; nothing was run", soft_wrap=True)
+    console.print(
+        f"{counted(len(items), 'job')}: {', '.join(told)}; nothing was run", soft_wrap=True
+    )
 
 
 def _items(sweep: Sweep, timed: bool) -> list[Item]:
@@ -134,13 +136,6 @@ def _time(items: Sequence[Item]) -> str:
     if not known:
         return "unknown" if left else ""
     return f"{'over ' if len(known) < len(left) else ''}{duration(sum(known))}"
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that suits it."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
 
 
 def _kind(item: Item) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vpeft_bench.cli.plan import duration
+from vpeft_bench.formats import counted, duration
 from vpeft_bench.runs.status import RunStatus, State
 
 LETTERS = {
@@ -37,7 +37,7 @@ def overview(runs: Sequence[RunStatus], results_dir: Path, console: Console) -> 
         parts.append(Text("all that is known of one: python -m vpeft_bench runs why RUN"))
     counts = Counter(run.state for run in runs)
     told = [f"{counts[state]} {state}" for state in State if counts[state]]
-    parts.append(Text(f"{len(runs)} runs: {', '.join(told)}" if told else "no runs"))
+    parts.append(Text(f"{counted(len(runs), 'run')}: {', '.join(told)}" if told else "no runs"))
     return Group(*parts)
 
 

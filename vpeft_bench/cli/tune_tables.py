@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vpeft_bench.formats import counted
 from vpeft_bench.metric_names import heading, shown
 from vpeft_bench.runs.sweep import BUSY, NOT_RUN
 from vpeft_bench.tuning.choice import GIVEN_UP, OK, Choice, Point
@@ -116,7 +117,8 @@ def _conclusion(outcome: Outcome) -> str:
 def _cost(outcome: Outcome) -> str:
     tried = len(outcome.points) - len(outcome.missing) - len(outcome.given_up)
     reused = sum(point.reused for point in outcome.points)
-    told = f"budget: {tried} of {len(outcome.points)} points tried, {len(outcome.failed)} failed"
+    points = counted(len(outcome.points), "point")
+    told = f"budget: {tried} of {points} tried, {len(outcome.failed)} failed"
     if outcome.given_up:
         told += f", {len(outcome.given_up)} given up"
     if reused:

@@ -29,6 +29,7 @@ from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.shares import SPLIT_NAMES, completed, missing_shares
 from vpeft_bench.data.splits import Dataset, FileSplit
 from vpeft_bench.errors import MissingDataError, Problem, nearest
+from vpeft_bench.formats import counted
 
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path"),
@@ -219,7 +220,7 @@ def _read_body(
                 rows.splits.append(SPLIT_NAMES[split.lower()])
     if not bad and not body:
         return rows, [Problem(str(file), "lists no pictures")]
-    count = f"{len(bad)} malformed line{'s' if len(bad) > 1 else ''}:"
+    count = f"{counted(len(bad), 'malformed line')}:"
     return rows, [Problem(str(file), count, "\n".join(shortened(bad)))] if bad else []
 
 

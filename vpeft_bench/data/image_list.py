@@ -25,6 +25,7 @@ from vpeft_bench.data.folders import (
 from vpeft_bench.data.schema import DataConfig
 from vpeft_bench.data.splits import Dataset, FileSplit
 from vpeft_bench.errors import Problem
+from vpeft_bench.formats import counted
 
 LISTS = {
     "train": "train800.txt",
@@ -116,7 +117,7 @@ def _read_list(
             continue
         bad_lines.append(f"line {number}: {what}")
     if bad_lines:
-        count = f"{len(bad_lines)} malformed line{'s' if len(bad_lines) > 1 else ''}:"
+        count = f"{counted(len(bad_lines), 'malformed line')}:"
         problems.append(Problem(str(file), count, "\n".join(shortened(bad_lines))))
     problems += missing_images(file, paths)
     return FileSplit(np.array(labels, dtype=np.int64), tuple(paths))

@@ -19,7 +19,7 @@ import pandas as pd
 
 from vpeft_bench.config.identity import measured
 from vpeft_bench.errors import Problem
-from vpeft_bench.formats import option_text, short_options
+from vpeft_bench.formats import counted, option_text, short_options
 from vpeft_bench.leaderboard.admitted import UNKNOWN, Admitted, once_each
 from vpeft_bench.leaderboard.asked import subject, text_in
 from vpeft_bench.leaderboard.column import Kind
@@ -88,8 +88,8 @@ class Setting:
     @property
     def machine(self) -> str:
         """The device in words."""
-        plural = "s" if self.threads > 1 else ""
-        return f"{self.device}, {self.threads} thread{plural}" if self.on_cpu else self.device
+        threads = counted(self.threads, "thread")
+        return f"{self.device}, {threads}" if self.on_cpu else self.device
 
     @property
     def switches(self) -> str:
@@ -138,7 +138,7 @@ class Joined(NamedTuple):
         uses = Counter(flags.values())
         lines = []
         for one, count in self.settings.items():
-            cards = f"{count} card{'s' if count > 1 else ''}"
+            cards = counted(count, "card")
             if uses[flags[one]] == 1:
                 lines.append(f"{flags[one]}: {cards}")
             else:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from vpeft_bench.config.recipes import budget_of
+from vpeft_bench.formats import counted
 from vpeft_bench.leaderboard.cells import ENTRY
 from vpeft_bench.leaderboard.departures import beside_tuning, departures
 from vpeft_bench.leaderboard.runs import PROTOCOL_SPLIT
@@ -23,7 +24,7 @@ from vpeft_bench.statistics import Bootstrap, Interval, MethodSummary, Pair, Rep
 from vpeft_bench.statistics.bootstrap import FEWEST_DATASETS
 from vpeft_bench.statistics.report import report
 from vpeft_bench.statistics.table import Table as Values
-from vpeft_bench.statistics.wording import Numbers, counted, p_text, remarks, rests_on
+from vpeft_bench.statistics.wording import Numbers, p_text, remarks, rests_on
 
 MOST_ROWS = 64
 """Of rows whose pairs the page compares; of more, ``leaderboard --statistics`` says it."""

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.files import write_atomically
+from vpeft_bench.formats import counted
 from vpeft_bench.records.run_record import CLAIM
 from vpeft_bench.runs.claim import holder_of
 from vpeft_bench.runs.sweep import (
@@ -34,6 +35,7 @@ from vpeft_bench.runs.sweep import (
     last_notes,
     write_note,
 )
+from vpeft_bench.runs.sweep_progress import told
 from vpeft_bench.runs.validation import Seen
 from vpeft_bench.terminal import Terminal
 
@@ -109,14 +111,15 @@ class Sweep:
                 write_note(directory / str(number), job.overrides, standing.answer)
                 number += 1
         first = 0
-        while left:
-            launch([job.overrides for job in left], first)
-            first, number = number, number + len(left)
-            left = self._left_by_others(directory)
+        with told(directory, len(self.jobs)):
+            while left:
+                launch([job.overrides for job in left], first)
+                first, number = number, number + len(left)
+                left = self._left_by_others(directory)
 
     def _left_by_others(self, directory: Path) -> list[SweepJob]:
         """What others held and have left undone; waits while they hold all that is not done."""
-        notes, told = last_notes(directory), 0
+        notes, shown = last_notes(directory), 0
         busy = [job for job in self.jobs if _is_held(notes.get(frozenset(job.overrides)))]
         while busy:
             free, held = [], []
@@ -132,11 +135,10 @@ class Sweep:
                     held.append(job)
             if free:
                 return free
-            if held and len(held) != told:
-                what = "1 run that another process holds"
-                what = what if len(held) == 1 else f"{len(held)} runs that other processes hold"
+            if held and len(held) != shown:
+                what = f"{counted(len(held), 'run')} that other processes work on"
                 Terminal().print(f"waiting for {what}")
-                told = len(held)
+                shown = len(held)
             busy = held
             if busy:
                 time.sleep(POLL)

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -175,7 +176,11 @@ def _noted(
     directory.mkdir(parents=True, exist_ok=True)
     write_note(directory, overrides, Answer(DIED, False, "the process ended abruptly"), JOB)
     try:
-        answer = _failed_meanwhile(directory, overrides) or ask(typed(config), console)
+        meanwhile = _made_meanwhile(directory, overrides)
+        asked = typed(config)
+        if meanwhile is not None:  # by another process, or by this job before it was requeued
+            asked = replace(asked, rerun=False)
+        answer = _failed(meanwhile) or ask(asked, console)
     except (Interrupted, KeyboardInterrupt) as error:
         note(Answer(INTERRUPTED, False, str(error) or INTERRUPTED))
         raise
@@ -205,20 +210,35 @@ def write_note(directory: Path, overrides: list[str], answer: Answer, name: str 
     write_atomically(directory / name, json.dumps(content, indent=1).encode())
 
 
-def _failed_meanwhile(directory: Path, overrides: list[str]) -> Answer | None:
-    """How a run failed in another process since the sweep began: it is not tried by each of them.
+def _made_meanwhile(directory: Path, overrides: list[str]) -> Path | None:
+    """The record or card of a job, if it was written since the sweep began.
 
-    Both times are of the file system's clock.
+    Then it is not run again because of ``rerun=true``, nor tried again where it failed: of several
+    processes that work on a sweep, one does each job. Both times are of the file system's clock.
     """
+    plan = directory.parent / PLAN
     try:
-        plan = read_plan(directory.parent)
-        began = (directory.parent / PLAN).stat().st_mtime
-        names = next(job.file for job in plan.jobs if set(job.overrides) == set(overrides))
-        path = directory.parent / (names or "")
-        record = read(path) if path.stat().st_mtime > began else None
-    except (OSError, RecordError, StopIteration):
+        began = plan.stat().st_mtime_ns
+        file = _places(directory.parent, began).get(frozenset(overrides))
+        path = None if file is None else directory.parent / file
+        return path if path is not None and path.stat().st_mtime_ns > began else None
+    except (OSError, RecordError):
         return None
-    if record is None or record.outcome in (Status.OK, Status.INTERRUPTED):
+
+
+@lru_cache(maxsize=1)  # all jobs of a sweep that this process does ask for it
+def _places(sweep: Path, began: int) -> Mapping[frozenset[str], str | None]:
+    """The file of every job of the sweep whose plan was written then, by its overrides."""
+    return {frozenset(job.overrides): job.file for job in read_plan(sweep).jobs}
+
+
+def _failed(path: Path | None) -> Answer | None:
+    """How the run failed whose record was written since the sweep began."""
+    try:
+        record = None if path is None else read(path)
+    except (OSError, RecordError):  # a card, which says itself what came of it
+        return None
+    if path is None or record is None or record.outcome in (Status.OK, Status.INTERRUPTED):
         return None
     path = Path(os.path.relpath(path))
     return Answer(FAILED, False, f"{record.error} (in another process)", path)
@@ -270,6 +290,16 @@ def read_plan(directory: Path) -> SweepPlan:
     return _told_by(directory / PLAN, _plan)
 
 
+def read_note(path: Path) -> Note:
+    """What became of a job.
+
+    Raises:
+        OSError: it has left no note.
+        RecordError: the note is damaged.
+    """
+    return _told_by(path, _note)
+
+
 def _plan(content: dict[str, Any]) -> SweepPlan:
     return SweepPlan(**{**content, "jobs": [PlannedJob(**job) for job in content["jobs"]]})
 
@@ -299,10 +329,10 @@ def last_notes(directory: Path) -> Mapping[frozenset[str], Note]:
         if not (started.exists() or ended.exists()):
             continue
         try:
-            note = _told_by(ended if ended.exists() else started, _note)
+            note = read_note(ended if ended.exists() else started)
         except RecordError as error:  # what began knows which job it was, unless that is lost too
             try:
-                note = replace(_told_by(started, _note), reason=f"its note {error.what}")
+                note = replace(read_note(started), reason=f"its note {error.what}")
             except (OSError, RecordError):
                 continue
         if not ended.exists() and (signal := received()) is not None:

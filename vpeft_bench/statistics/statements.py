@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vpeft_bench.formats import counted
 from vpeft_bench.statistics.bootstrap import FEWEST_DATASETS
 from vpeft_bench.statistics.family import ALPHA
 from vpeft_bench.statistics.pairs import Pair
@@ -11,7 +12,6 @@ from vpeft_bench.statistics.report import Report
 from vpeft_bench.statistics.summary import MethodSummary
 from vpeft_bench.statistics.wording import (
     Numbers,
-    counted,
     mean_names,
     noun,
     p_text,

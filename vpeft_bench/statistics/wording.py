@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from vpeft_bench.formats import MISSING
+from vpeft_bench.formats import MISSING, counted
 from vpeft_bench.statistics.bootstrap import FEWEST_DATASETS, Interval
 from vpeft_bench.statistics.family import ALPHA
 from vpeft_bench.statistics.pairs import Pair
@@ -88,11 +88,6 @@ def pair_lines(pair: Pair, numbers: Numbers, datasets: int) -> list[str]:
 
 MATRIX = f"difference, win/tie/loss, p of Wilcoxon (uncorrected, * below {ALPHA:g})"
 """What :func:`pair_lines` are."""
-
-
-def counted(count: int, noun: str) -> str:
-    """``1 run``, ``2 runs``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def noun(table: Table) -> str:

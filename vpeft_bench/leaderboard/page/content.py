@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from vpeft_bench.formats import KIB, MISSING, quantity
+from vpeft_bench.formats import KIB, MISSING, counted, quantity
 from vpeft_bench.leaderboard.column import Column, In, Kind
 from vpeft_bench.leaderboard.page.details import Origins, details, origins_of
 from vpeft_bench.leaderboard.page.view import (
@@ -39,7 +39,7 @@ from vpeft_bench.leaderboard.standings import (
 )
 from vpeft_bench.leaderboard.summaries import Summary
 from vpeft_bench.metric_names import METRICS, heading
-from vpeft_bench.statistics.wording import Numbers, counted, places_text
+from vpeft_bench.statistics.wording import Numbers, places_text
 
 SHARED = ("backbone", "shown_weights", "normalization", "precision")
 """What all rows of one table on the page have in common, said once above it."""

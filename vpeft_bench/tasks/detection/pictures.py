@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vpeft_bench.data.splits import Dataset, ObjectSplit
 from vpeft_bench.drawing import Panel, class_name, evenly, with_objects
+from vpeft_bench.formats import counted
 from vpeft_bench.tasks.detection.module import Detection
 from vpeft_bench.tasks.kind import Drawn
 
@@ -30,7 +31,7 @@ def truth(dataset: Dataset, split: str, index: int, cell: int) -> Panel:
         cell,
     )
     ignored = int(objects.ignored.sum())
-    caption = f"{split} {index}: {_counted(len(labels), 'object', 'objects')}" + (
+    caption = f"{split} {index}: {counted(len(labels), 'object', 'objects')}" + (
         f", {ignored} ignored" if ignored else ""
     )
     return Panel([drawn], caption, set(labels))
@@ -58,7 +59,3 @@ def _with_objects(picture: Image.Image, objects: dict[str, Tensor]) -> Image.Ima
     """The enlarged picture with boxes and masks, given as the detector does."""
     masks = objects["masks"].numpy() if "masks" in objects else None
     return with_objects(picture, objects["boxes"].numpy(), objects["labels"].tolist(), masks)
-
-
-def _counted(number: int, one: str, several: str) -> str:
-    return f"{number} {one if number == 1 else several}"

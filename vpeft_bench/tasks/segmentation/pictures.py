@@ -9,6 +9,7 @@ import numpy as np
 from vpeft_bench.config.sections import IGNORED_LABEL
 from vpeft_bench.data.splits import Dataset, LabelMapSplit
 from vpeft_bench.drawing import Panel, coloured, enlarged, evenly
+from vpeft_bench.formats import counted
 from vpeft_bench.tasks.kind import Drawn
 from vpeft_bench.tasks.segmentation.module import Segmentation
 
@@ -19,7 +20,7 @@ def truth(dataset: Dataset, split: str, index: int, cell: int) -> Panel:
     label_map = pictures.label_map(index)
     classes = set(np.unique(label_map).tolist()) - {IGNORED_LABEL}
     share = float((label_map == IGNORED_LABEL).mean())
-    caption = f"{split} {index}: {_counted(len(classes), 'class', 'classes')}" + (
+    caption = f"{split} {index}: {counted(len(classes), 'class', 'classes')}" + (
         f", {share:.1%} of the pixels without" if share else ""
     )
     return Panel(
@@ -41,7 +42,3 @@ def label_maps(
         versions = [enlarged(picture), *(coloured(m.numpy()) for m in (truth, predicted))]
         panels.append(Panel(versions, f"{split} {index}: {right:.0%} of the pixels right", classes))
     return Drawn(panels, "picture, truth, prediction; black is not scored")
-
-
-def _counted(number: int, one: str, several: str) -> str:
-    return f"{number} {one if number == 1 else several}"
