@@ -23,6 +23,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_wheel_contents(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     configs = {f"vpeft_bench/configs/{p.relative_to(REPOSITORY / 'configs')}" for p in yaml_files()}
@@ -40,6 +41,7 @@ def yaml_files() -> list[Path]:
     return list((REPOSITORY / "configs").rglob("*.yaml"))
 
 
+@pytest.mark.slow
 def test_installed_wheel_runs_from_any_directory(wheel: Path, tmp_path: Path) -> None:
     """Installed alone into a directory of its own: configs and weights come from the wheel."""
     site = tmp_path / "site"

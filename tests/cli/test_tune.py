@@ -135,6 +135,7 @@ def test_points_are_runs_and_the_best_becomes_a_variant(
     assert "tune.name=NAME" in taken.stderr
 
 
+@pytest.mark.slow
 def test_diverged_and_refused_points_count_as_tried(
     cli: Cli, tmp_path: Path, tiny: tuple[str, ...]
 ) -> None:
@@ -160,6 +161,7 @@ def test_diverged_and_refused_points_count_as_tried(
     assert not list(tmp_path.rglob("hopeless.yaml"))
 
 
+@pytest.mark.slow
 def test_what_is_hopeless_on_five_data_sets_is_not_run_on_the_sixth(
     cli: Cli, tmp_path: Path, tiny: tuple[str, ...]
 ) -> None:
@@ -183,6 +185,7 @@ def test_what_is_hopeless_on_five_data_sets_is_not_run_on_the_sixth(
     assert len(records(tmp_path)) == 10 + tried
 
 
+@pytest.mark.slow
 def test_in_parallel_over_data(cli: Cli, tmp_path: Path, tiny: tuple[str, ...]) -> None:
     """Every launcher gets every point as a job; names with odd characters are found again."""
     done = cli(
@@ -297,6 +300,7 @@ def test_a_run_does_not_read_it(cli: Cli) -> None:
     assert "python -m vpeft_bench tune ... reads it" in done.stderr
 
 
+@pytest.mark.slow
 def test_points_of_tpe_follow_from_the_scores_of_those_before(
     cli: Cli, tmp_path: Path, tiny: tuple[str, ...]
 ) -> None:

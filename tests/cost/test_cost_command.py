@@ -48,6 +48,7 @@ def results_of(output: str) -> list[str]:
     return re.findall(rf"^ .*? ({results}) +[\d–]", output, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_sweep_and_the_same_again(cli: Cli, tmp_path: Path) -> None:
     """One method, and one whose blocks are wider than the demo backbone; then single ones."""
     first = cli("cost", "-m", "method=lora,hf/c3a", *TINY)

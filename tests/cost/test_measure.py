@@ -99,8 +99,8 @@ def test_checkpointing_saves_less_and_computes_more() -> None:
     "hardware",
     [
         {"fused_attention": False, "fused_optimizer": False, "channels_last": True},
-        {"precision": Precision.bf16},
-        {"precision": Precision.fp16},
+        pytest.param({"precision": Precision.bf16}, marks=pytest.mark.slow),
+        pytest.param({"precision": Precision.fp16}, marks=pytest.mark.slow),
     ],
 )
 def test_what_is_counted_does_not_depend_on_how_it_is_computed(hardware: dict) -> None:

@@ -64,6 +64,7 @@ print(json.dumps({name: peak.resident_growth / MIB for name, peak in found.items
 """
 
 
+@pytest.mark.slow
 def test_growth_of_resident_memory() -> None:
     done = subprocess.run([*PYTHON, GROWTHS], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)

@@ -199,7 +199,14 @@ def _sub_command_problems(arguments: list[str]) -> list[str]:
     return problems
 
 
-@pytest.mark.parametrize("page", PAGES)
+# Their commands train for long; what they show has quick tests beside the code.
+LONG = ("docs/extend.md", "docs/tuning.md", "docs/variants.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page in LONG else ()) for page in PAGES],
+)
 def test_snippets(page: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block of the page, in order."""
     monkeypatch.chdir(tmp_path)
@@ -240,7 +247,7 @@ def test_snippets(page: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_expected_pages_exist() -> None:
-    assert set(EXPECTED) <= set(PAGES)
+    assert {*EXPECTED, *LONG} <= set(PAGES)
 
 
 def test_marks_and_fences_are_understood() -> None:

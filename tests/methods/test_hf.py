@@ -673,6 +673,7 @@ def test_osf_projects_in_a_copy_too() -> None:
 # ---- the library is optional ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_before_it_is_asked_for() -> None:
     script = (
         "import sys, vpeft_bench\n"

@@ -283,7 +283,13 @@ def search(data: Data, **options: Any) -> Selection:
     return attached.selection
 
 
-@pytest.mark.parametrize("seconds", [0.0, 30.0], ids=["saved always", "never saved"])
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        pytest.param(0.0, id="saved always"),
+        pytest.param(30.0, id="never saved", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_search_ends_as_it_would_have(
     seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

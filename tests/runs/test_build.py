@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import pairwise
 from pathlib import Path
 
@@ -232,20 +233,29 @@ SWIN = ("backbone=swin_t", "backbone.weights=none", "input.crop=64", "input.infe
 
 
 # Every method under a segmenter, and one of each kind under a detector: what a method has to do
-# with is the trunk, which is the same under both.
+# with is the trunk, which is the same under both. Those that are under both are run at once, and
+# one with a network beside the trunk; the others by .ci/run.
 DETECTED = ("full", "linear", "lora", "mona", "prefix", "vpt_deep")
+AT_ONCE = (*DETECTED, "dtl")
 CASES = [
     *(
-        pytest.param(name, (), "scenes_segmentation", id=f"{name}-vit-segmentation")
+        pytest.param(
+            name,
+            (),
+            "scenes_segmentation",
+            id=f"{name}-vit-segmentation",
+            marks=() if name in AT_ONCE else pytest.mark.slow,
+        )
         for name in list_methods()
         if build_method(name, {}).dense_refusal is None
     ),
     *(pytest.param(name, (), "scenes_detection", id=f"{name}-vit-detection") for name in DETECTED),
-    pytest.param("vpt_shallow", SWIN, "scenes_segmentation", id="vpt_shallow-swin-segmentation"),
     *(
         pytest.param(name, SWIN, f"scenes_{task}", id=f"{name}-swin-{task}", marks=pytest.mark.slow)
-        for name in (*PUBLISHED, "vpt_deep")
-        for task in ("detection", "segmentation")
+        for name, task in [
+            ("vpt_shallow", "segmentation"),
+            *itertools.product((*PUBLISHED, "vpt_deep"), ("detection", "segmentation")),
+        ]
     ),
 ]
 

@@ -87,7 +87,14 @@ def test_what_a_detector_stores_draws_the_same_picture(
     assert cli("show", str(drawn.parent), "--root", "nowhere").returncode == 2
 
 
-@pytest.mark.parametrize("head", ["upernet", "fpn", "linear"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        "upernet",
+        pytest.param("fpn", marks=pytest.mark.slow),
+        pytest.param("linear", marks=pytest.mark.slow),
+    ],
+)
 def test_a_segmenter_learns_and_is_shown(cli: Cli, tmp_path: Path, head: str) -> None:
     done = cli(
         "data=voc_masks",

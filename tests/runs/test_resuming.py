@@ -190,6 +190,7 @@ def test_killed_outright(cli: Cli, tmp_path: Path, tiny_data: Path, workers: int
         assert got.read_bytes() == expected.read_bytes()
 
 
+@pytest.mark.slow
 def test_retrieval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proxies of the classes go on as well, which no stored file has."""
     options = ("data=demo/glyphs_retrieval", "method=linear", "task.width=16", "train.lr=1e-2")

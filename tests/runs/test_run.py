@@ -238,7 +238,7 @@ def test_failure_is_recorded(cli: Cli, tmp_path: Path, tiny_data: Path) -> None:
 def test_loggers_write_into_the_run_directory(
     cli: Cli, tmp_path: Path, quick: tuple[str, ...], logger: str, trace: str
 ) -> None:
-    done = cli("method=linear", f"logger={logger}", *quick)
+    done = cli("method=linear", f"logger={logger}", *quick, "train.epochs=1")
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.rglob(trace))
     assert list(tmp_path.rglob("metrics.csv"))
@@ -249,12 +249,15 @@ def test_failing_logger_does_not_cost_the_run(
 ) -> None:
     """Weights & Biases online without a key or a network."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    done = cli("method=linear", "logger=wandb", "logger.wandb_mode=online", *quick)
+    done = cli(
+        "method=linear", "logger=wandb", "logger.wandb_mode=online", *quick, "train.epochs=1"
+    )
     assert done.returncode == 0, done.stderr
     assert "logger wandb failed and is off" in done.stderr
     assert record_of(tmp_path)["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_recorded_and_resumes(cli: Cli, tmp_path: Path, quick: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "vpeft_bench", *quick, "train.epochs=40"]
     process = subprocess.Popen(

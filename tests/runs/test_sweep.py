@@ -107,6 +107,7 @@ def wait_for_claim(tmp_path: Path, process: subprocess.Popen[str]) -> Path:
     raise AssertionError("no run was begun within two minutes")
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_sweep(tmp_path: Path, tiny_data: Path) -> None:
     """Each run is run once, by one of them; both end well, and leave nothing half-done."""
     sweep = ("method=linear", "seed=range(0,6)", "data=imagelist", f"data.root={tiny_data}", *TINY)

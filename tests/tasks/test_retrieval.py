@@ -172,7 +172,7 @@ def test_softmax_is_over_cosines() -> None:
     assert loss(x, y).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["linear", "lora"])
+@pytest.mark.parametrize("method", ["linear", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_run_scores_what_it_stores(tmp_path: Path, method: str) -> None:
     """The table, the classes, the vectors, the picture; from features and from pictures."""
     outcome = run_here(tmp_path, *QUICK, f"method={method}", "predictions=true", "task.width=32")
