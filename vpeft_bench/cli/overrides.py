@@ -295,6 +295,9 @@ class _Check:
             if launcher not in (None, "basic"):
                 what = "launches the runs of a sweep, and this is a single run"
                 problems.append(Problem(f"{LAUNCHER}={launcher}", what, "add -m"))
+            for key in [key for key in self._axes if key.startswith("sweep.")]:
+                what = "says how a sweep is launched, and this is a single run"
+                problems.append(Problem(key, what, "add -m, or leave it out"))
         target = str(config.hydra.launcher.get("_target_", ""))
         self.checked.elsewhere = target.endswith(".SlurmLauncher")
         if self.checked.elsewhere and shutil.which("sbatch") is None:
@@ -406,7 +409,9 @@ def _sweep_problems(override: Override, grid: bool) -> Iterator[Problem]:
         grid: whether every combination is run; other sweepers choose values themselves.
     """
     key, typed = override.key_or_group, override.input_line or ""
-    if key in SHARED_PLACES and override.is_sweep_override():
+    if key.startswith("sweep.") and override.is_sweep_override():
+        yield Problem(typed, "is the same for all runs of a sweep", f"{key}=VALUE")
+    elif key in SHARED_PLACES and override.is_sweep_override():
         yield Problem(typed, "is the place of the whole sweep", f"{key}=DIR")
     elif key in PATHS and override.is_sweep_override() and (whole := _existing(typed)):
         one = in_a_shell(f"{key}={quoted(whole)}")

@@ -24,7 +24,7 @@ class Purpose(Enum):
     DATA = "a look at data"
 
 
-_MEASURED = {*MEASURED_GROUPS, "rerun", "hydra"}
+_MEASURED = {*MEASURED_GROUPS, "rerun", "hydra", "sweep"}
 _LOOKED_AT = {"data", "experiment", "head", "task", "hydra"}
 _RANDOM_WEIGHTS = "backbone.weights=none"
 

@@ -19,6 +19,7 @@ from vpeft_bench.config.sections import (
     LoggerConfig,
     Protocol,
     ProtocolConfig,
+    SweepConfig,
     TrainConfig,
     TuneConfig,
     VariantConfig,
@@ -60,6 +61,7 @@ class RunConfig:
     logger: LoggerConfig = setting(LoggerConfig, identity=False)
     cost: CostConfig = setting(CostConfig, identity=False)
     tune: TuneConfig = setting(TuneConfig, identity=False)
+    sweep: SweepConfig = setting(SweepConfig, identity=False)
     seed: int = setting(0, identity=False, minimum=0, maximum=2**31 - 1)
     results_dir: str = setting("results/runs", identity=False)
     rerun: bool = setting(False, identity=False)

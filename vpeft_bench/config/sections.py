@@ -393,6 +393,18 @@ class CostConfig:
 
 
 @dataclass
+class SweepConfig:
+    """How the runs of a sweep are handed to the jobs of a launcher; the same for all of them.
+
+    Attributes:
+        runs_per_job: that one job does at most, one after the other, in one process that keeps what
+            they share, see :mod:`vpeft_bench.runs.packing`.
+    """
+
+    runs_per_job: int = setting(1, measured=Measured.NO, minimum=1)
+
+
+@dataclass
 class TuneConfig:
     """What ``python -m vpeft_bench tune`` searches; a run of its own reads none of it.
 

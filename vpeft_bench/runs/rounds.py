@@ -19,11 +19,14 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
+from vpeft_bench import plugins
 from vpeft_bench.config.schema import RunConfig
+from vpeft_bench.config.sections import SweepConfig
 from vpeft_bench.files import write_atomically
 from vpeft_bench.formats import counted
 from vpeft_bench.records.run_record import CLAIM
 from vpeft_bench.runs.claim import holder_of
+from vpeft_bench.runs.packing import Packed, together, write_packs
 from vpeft_bench.runs.sweep import (
     BUSY,
     DONE,
@@ -96,6 +99,11 @@ class Sweep:
         """What is known of each job before any is launched."""
         return [self.find(job.config, self.seen) for job in self.jobs]
 
+    @property
+    def settings(self) -> SweepConfig:
+        """How its runs are handed to jobs."""
+        return self.jobs[0].config.sweep
+
     def run(self, directory: Path, launch: Callable[[list[list[str]], int], None]) -> None:
         """Launch what is to be done, and wait for what others do.
 
@@ -110,12 +118,18 @@ class Sweep:
             if standing.answer is not None:
                 write_note(directory / str(number), job.overrides, standing.answer)
                 number += 1
-        first = 0
+        left, first = together(left), 0
         with told(directory, len(self.jobs)):
             while left:
                 launch([job.overrides for job in left], first)
                 first, number = number, number + len(left)
-                left = self._left_by_others(directory)
+                left = self._never_begun(directory, left) or self._left_by_others(directory)
+
+    def _never_begun(self, directory: Path, launched: Sequence[SweepJob]) -> list[SweepJob]:
+        """Runs of jobs that ended before their turn came; none where no job began any."""
+        notes = last_notes(directory)
+        left = [job for job in launched if frozenset(job.overrides) not in notes]
+        return left if len(left) < len(launched) else []
 
     def _left_by_others(self, directory: Path) -> list[SweepJob]:
         """What others held and have left undone; waits while they hold all that is not done."""
@@ -182,6 +196,12 @@ class RoundsSweeper(Sweeper):
         """Keep the jobs, which the function that does one of them carries."""
         self.hydra_context, self.config = hydra_context, config
         self._sweep: Sweep = task_function.function.sweep
+        self._runs_per_job = self._sweep.settings.runs_per_job
+        if OmegaConf.select(config, "hydra.launcher._target_") == IN_THIS_PROCESS:
+            self._runs_per_job = 1  # all of them are done in one process in any case
+        if self._runs_per_job > 1:
+            packed = Packed(task_function.function, hydra_context, config)
+            task_function = plugins.Carrying(packed, task_function.names)
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -195,6 +215,11 @@ class RoundsSweeper(Sweeper):
         self._sweep.run(directory, self._launch)
 
     def _launch(self, jobs: list[list[str]], first: int) -> None:
+        if self._runs_per_job > 1:
+            assert self.config is not None
+            directory = Path(self.config.hydra.sweep.dir)
+            packs = write_packs(directory, jobs, first, self._runs_per_job)
+            jobs = [pack.runs[0] for pack in packs]
         most = self._most or len(jobs)
         for start in range(0, len(jobs), most):
             some = jobs[start : start + most]
@@ -202,6 +227,8 @@ class RoundsSweeper(Sweeper):
                 _ = result.return_value  # raises what ended the job
 
 
+IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+"""Hydra's own launcher, by the name that its config has."""
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 """Hydra's own sweeper over every combination, by the name that its config has."""
 
