@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import Cli
 from tests.runs.test_sweep import TINY, jobs_of
 from vpeft_bench.cli.launch import main
-from vpeft_bench.runs import host, rounds, sweep
+from vpeft_bench.runs import host, rounds, run, sweep
 from vpeft_bench.runs.packing import PACKS, Pack, together, write_packs
 
 Launch = Callable[..., Path]
@@ -73,6 +73,7 @@ def test_a_job_whose_gpu_is_lost_leaves_the_rest_to_another(
     packed: Launch, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process takes no further run; the next round launches what was not begun."""
+    monkeypatch.setattr(run, "device_is_lost", lambda: None)  # of a run: asked before it begins
     answers = iter(["an illegal memory access"])
     monkeypatch.setattr(host, "device_is_lost", lambda: next(answers, None))
     data = ("data=imagelist", f"data.root={tiny_data}", *TINY)
