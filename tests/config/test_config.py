@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,17 @@ def variant_file(name: str) -> dict[str, Any]:
     return variant
 
 
-@pytest.mark.parametrize(("group", "name"), ALL)
+def _all_at_once_but_variants() -> Iterator[Any]:
+    """One variant of each method; the others, which are written alike, by .ci/run."""
+    methods = set()
+    for group, name in ALL:
+        method = name.partition("/")[0]
+        again = group == "variant" and method in methods
+        methods |= {method} if group == "variant" else set()
+        yield pytest.param(group, name, marks=pytest.mark.slow if again else ())
+
+
+@pytest.mark.parametrize(("group", "name"), list(_all_at_once_but_variants()))
 def test_every_config_composes_into_the_schema(group: str, name: str) -> None:
     extra = ["backbone.name=vit_tiny_patch16_224"] if name == "timm" else []
     task = name if group == "task" else HEADS.get(name).task if group == "head" else None
@@ -161,7 +172,16 @@ def test_every_backbone_is_known_to_timm_and_has_a_block_map(name: str) -> None:
     assert outline(backbone.model, backbone.image_size, **backbone.model_args).blocks
 
 
-@pytest.mark.parametrize("name", CHOICES["method"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.slow if name.startswith("hf/") and name != "hf/lora" else (),
+        )
+        for name in CHOICES["method"]
+    ],
+)
 def test_a_method_is_chosen_with_every_option_at_its_default(name: str) -> None:
     """No file says so: the options are those of its class."""
     config = composed(f"method={name}")

@@ -61,7 +61,13 @@ def test_text_reaches_hydra_as_it_is(text: str, sweep: bool) -> None:
         assert read(in_hydras_grammar(f"{key}={text}", sweep)) == text
 
 
-@pytest.mark.parametrize("text", ODD)
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(text, marks=() if index % 4 == 0 else pytest.mark.slow)
+        for index, text in enumerate(ODD)
+    ],
+)
 def test_text_arrives_in_the_config(text: str) -> None:
     checked = check_overrides([f"data.root={text}", f"data.name={text}"], multirun=False)
     assert checked.problems == []

@@ -30,7 +30,7 @@ __all__ = ["boxes_on_grey", "maps_of_halves"]
 TOO_FAST = ("train.lr=1e30", "train.warmup_epochs=0", "train.epochs=3")
 
 
-@pytest.mark.parametrize("method", ["lora", "linear"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "linear"])
 def test_a_diverged_run(tmp_path: Path, tiny_data: Path, method: str) -> None:
     """No epoch follows, nothing is scored or stored, and it is not gone on from."""
     options = ("data=imagelist", f"data.root={tiny_data}", f"method={method}", *TOO_FAST)

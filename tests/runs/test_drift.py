@@ -26,6 +26,7 @@ def run_of(cli: Cli, folder: Path, data: Path, method: str) -> Path:
     return record.parent
 
 
+@pytest.mark.slow
 def test_a_linear_probe_moves_nothing(cli: Cli, tmp_path: Path, tiny_data: Path) -> None:
     for one in measure(reopen(run_of(cli, tmp_path, tiny_data, "linear"))):
         assert one.rank_before == one.rank_after > 1

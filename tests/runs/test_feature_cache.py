@@ -66,7 +66,13 @@ CACHED = {
 OPTIONS = {"adapter": ["method.last_blocks=2"]}
 
 
-@pytest.mark.parametrize("method", CACHED)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, marks=() if method in ("adapter", "sidetune") else pytest.mark.slow)
+        for method in CACHED
+    ],
+)
 def test_cached_training_is_the_uncached_one(method: str, tiny_data: Path, tmp_path: Path) -> None:
     """fp32: the same metrics, loss curves to 1e-5, the same delta and head to 1e-4."""
     options = [f"method={method}", *OPTIONS.get(method, []), "protocol=select"]
@@ -88,7 +94,9 @@ def test_cached_training_is_the_uncached_one(method: str, tiny_data: Path, tmp_p
     assert losses[0][-1] < losses[0][0], "nothing was learned, so nothing was compared"
 
 
-@pytest.mark.parametrize("method", ["lora", "vpt_deep", "hst"])
+@pytest.mark.parametrize(
+    "method", ["lora", *(pytest.param(m, marks=pytest.mark.slow) for m in ("vpt_deep", "hst"))]
+)
 def test_methods_that_change_the_first_block_keep_nothing(
     method: str, tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ print((tiny * 1e-10).count_nonzero().item())
 """
 
 
-@pytest.mark.parametrize("flush", [False, True])
+@pytest.mark.parametrize("flush", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_denormals_are_zero_in_every_thread(flush: bool) -> None:
     program = PROGRAM.format(flush=flush)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -28,7 +28,13 @@ from vpeft_bench.terminal import Terminal
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(number, marks=() if number is signal.SIGTERM else pytest.mark.slow)
+        for number in SIGNALS
+    ],
+)
 def test_every_signal_is_recorded_and_keeps_the_checkpoint(
     tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -57,7 +63,15 @@ def signalling(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-@pytest.mark.parametrize("phase", ["setup", "data pass", "features", "evaluation", "storing"])
+@pytest.mark.parametrize(
+    "phase",
+    [
+        "setup",
+        "features",
+        "storing",
+        *(pytest.param(phase, marks=pytest.mark.slow) for phase in ("data pass", "evaluation")),
+    ],
+)
 def test_whatever_it_is_at(
     tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
