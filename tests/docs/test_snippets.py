@@ -39,6 +39,7 @@ EXPECTED = {
     "docs/dense-data.md": {"python": 1, "checked": 12, "run": 1, "file": 1},
     "docs/dense-prediction.md": {"python": 0, "checked": 18, "run": 0, "file": 0},
     "docs/extend.md": {"python": 1, "checked": 0, "run": 7, "file": 15},
+    "docs/few-pictures.md": {"python": 0, "checked": 2, "run": 0, "file": 0},
     "docs/hf.md": {"python": 4, "checked": 4, "run": 0, "file": 0},
     "docs/leaderboard.md": {"python": 0, "checked": 5, "run": 0, "file": 0},
     "docs/python.md": {"python": 8, "checked": 0, "run": 1, "file": 0},

@@ -64,6 +64,7 @@ def make_run(
     precision: str = "fp32",
     network: dict[str, Any] | None = None,
     head: dict[str, Any] | None = None,
+    per_class: int | None = None,
 ) -> RunRecord:
     """A believable run; every argument is something a test wants to differ."""
     options = {"rank": 8} if options is None else options
@@ -77,6 +78,8 @@ def make_run(
         "head": head,
         "seed": seed,
     }
+    if per_class is not None:
+        asked["data"] |= {"per_class": per_class}
     if config_hash is None:
         identity = (weights and weights.identity) or "none"
         config_hash = asked_hash(asked, data_fingerprint or "", identity)

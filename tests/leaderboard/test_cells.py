@@ -49,6 +49,7 @@ def test_a_single_seed_has_neither_a_deviation_nor_an_interval(run: Run) -> None
         {"weights": Weights("other", "sha256:ff", WeightsLabel.DEMO, "sha256:other")},
         {"weights": Weights(None, None, WeightsLabel.RANDOM)},
         {"normalization": "imagenet"},
+        {"per_class": 4},
         {"protocol": "select"},
         {"data": "demo/sprites_count"},
         {"train": {"lr": 1e-2}},

@@ -245,6 +245,7 @@ def test_a_demo_backbone_is_never_compared(run: Run) -> None:
             "backbone vit_b16_augreg: the published number has vit_b16",
         ),
         ({"protocol": "select"}, "protocol select: published numbers are of test images"),
+        ({"per_class": 4}, "4 pictures of each class: the published number is of all"),
         ({"labels": ("test split of 2,000 images",)}, "test split of 2,000 images"),
         ({"status": Status.OOM}, "no value"),
         ({"method": "arc"}, "no published number"),

@@ -101,3 +101,37 @@ def test_a_search_is_drawn_from_the_runs_that_it_names(
     found = drawn(save(*points, final), tmp_path)
     assert "points tried" in found["demo_final_budget"]
     assert "best val top-1" in found["demo_final_budget"]
+
+
+def test_curves_are_of_the_rows_that_they_are_named_for(
+    save: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Also where the table is in another order than that of names: here ssf is the best row."""
+    datasets = ("digits", "sprites_count", "sprites_location", "sprites_orientation")
+    runs = [make_run(60.0, method="lora", data=f"demo/{data}") for data in datasets]
+    runs += [
+        learned(make_run(70.0, method="ssf", data=f"demo/{data}"), train_loss=[2.0, 0.5])
+        for data in datasets
+    ]
+    picture = drawn(save(*runs), tmp_path / "out")["demo_final_curves"]
+    assert ">ssf<" in picture
+    assert ">lora<" not in picture
+
+
+def test_the_score_by_pictures_of_each_class(save: Callable[..., Path], tmp_path: Path) -> None:
+    runs = [
+        make_run(50.0 + seed + (count or 40), method=method, seed=seed, per_class=count)
+        for method in ("lora", "ssf")
+        for count in (2, 16, None)
+        for seed in (0, 1, 2)
+    ]
+    picture = drawn(save(*runs), tmp_path / "out")["demo_final_per_class"]
+    for text in (">2<", ">16<", ">all<", "training pictures of each class", ">lora<", ">ssf<"):
+        assert text in picture
+    assert "per class" not in picture  # each row is one line
+
+
+def test_without_few_pictures_there_is_no_such_picture(
+    save: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert drawn(save(make_run(50.0), make_run(51.0, seed=1)), tmp_path) == {}

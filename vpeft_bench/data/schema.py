@@ -101,6 +101,9 @@ class DataConfig:
         test_share: share of the pictures of each class that is the test part, for data sets that
             come with none (``image_folder``, ``csv``); 0: it has one.
         split_seed: decides which pictures these shares are.
+        per_class: train on this many pictures of each class alone, of a smaller class on all;
+            None: on all. ``seed`` draws them, the same ones for every method, and those of a
+            smaller number are among those of a larger one. What is evaluated is whole.
         box_metric: the headline of a detection data set.
         zero_is_ignored: label maps count classes from 1, and 0 is no class (ADE20K).
         allow_duplicates: run although pictures of the evaluated split are, by content, in the
@@ -139,6 +142,7 @@ class DataConfig:
     hold_out: float = setting(0.0, minimum=0, maximum=0.9)
     test_share: float = setting(0.0, minimum=0, maximum=0.9)
     split_seed: int = setting(0, minimum=0)
+    per_class: int | None = setting(None, minimum=1)
     box_metric: BoxMetric = BoxMetric.coco
     zero_is_ignored: bool = False
     allow_duplicates: bool = setting(False, identity=False)

@@ -1,15 +1,16 @@
-"""Splits that a data set does not come with: a stated share of each class, drawn once for all."""
+"""Parts of each class: splits that a data set does not come with, and few pictures to train on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vpeft_bench.data.schema import DataConfig
-from vpeft_bench.data.splits import FileSplit
-from vpeft_bench.errors import Problem
+from vpeft_bench.data.splits import Dataset, FileSplit, LabelledSplit
+from vpeft_bench.errors import ConfigError, Problem
 
 SPLIT_NAMES = {
     "train": "train",
@@ -45,6 +46,51 @@ def held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.b
     return out
 
 
+def few(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """The places of ``count`` pictures of each class, or of all where it has fewer, in order.
+
+    Those of a smaller count are among those of a larger one.
+
+    Args:
+        labels: (N,) the class of each picture, in a fixed order.
+        count: at least 1.
+        seed: decides which.
+    """
+    chosen = [
+        # Each class has a generator of its own, so that another class more changes none of them.
+        np.random.default_rng([seed, label]).permutation(np.flatnonzero(labels == label))[:count]
+        for label in np.unique(labels)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def few_of_each(
+    dataset: Dataset, split: str, count: int | None, seed: int
+) -> tuple[Dataset, list[str]]:
+    """A data set of whose split ``split`` :func:`few` pictures of each class are left.
+
+    Args:
+        count: None: all of them are.
+
+    Returns:
+        It, and what belongs beside results on it.
+
+    Raises:
+        ConfigError: its pictures have no class each.
+    """
+    if count is None:
+        return dataset, []
+    whole = dataset.split(split)
+    if not isinstance(whole, LabelledSplit):
+        what = f"{dataset.name} is a data set for {dataset.task}: its pictures have no class each"
+        raise ConfigError([Problem(f"data.per_class={count}", what, "leave it out")])
+    left = whole.taken(few(whole.labels, count, seed))
+    sizes = np.unique(whole.labels, return_counts=True)[1]
+    smaller = int((sizes < count).sum())
+    told = [f"{smaller} of {len(sizes)} classes have fewer than {count} training pictures"]
+    return replace(dataset, splits={**dataset.splits, split: left}), told if smaller else []
+
+
 def completed(parts: Mapping[str, FileSplit], config: DataConfig) -> dict[str, FileSplit]:
     """All four splits, made of what there is.
 
@@ -56,19 +102,21 @@ def completed(parts: Mapping[str, FileSplit], config: DataConfig) -> dict[str, F
     found = dict(parts)
     if (everything := found.pop("all", None)) is not None:
         out = held_out(everything.labels, config.test_share, config.split_seed)
-        found = {"train": _taken(everything, ~out), "test": _taken(everything, out)}
+        found = _divided(everything, out, "test")
     if "val" not in found:
         train = found["train"]
         out = held_out(train.labels, config.hold_out, config.split_seed)
-        found |= {"train": _taken(train, ~out), "val": _taken(train, out)}
+        found |= _divided(train, out, "val")
     train, val = found["train"], found["val"]
     joined = FileSplit(np.concatenate([train.labels, val.labels]), train.paths + val.paths)
     return {**found, "trainval": joined}
 
 
-def _taken(split: FileSplit, chosen: NDArray[np.bool_]) -> FileSplit:
-    paths = tuple(path for path, taken in zip(split.paths, chosen, strict=True) if taken)
-    return FileSplit(split.labels[chosen], paths)
+def _divided(split: FileSplit, out: NDArray[np.bool_], name: str) -> dict[str, FileSplit]:
+    return {
+        "train": split.taken(np.flatnonzero(~out)),
+        name: split.taken(np.flatnonzero(out)),
+    }
 
 
 def missing_shares(config: DataConfig, where: str, has: set[str], reported: str) -> list[Problem]:

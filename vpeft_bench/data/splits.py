@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -95,9 +95,13 @@ class LabelledSplit(Split):
         """Number of pictures."""
         return len(self.labels)
 
+    @abstractmethod
+    def taken(self, chosen: NDArray[np.int64]) -> LabelledSplit:
+        """Pictures ``chosen`` alone, in that order."""
+
+    @abstractmethod
     def state(self) -> list[list[object]]:
-        """What tells, beside the data set's fingerprint, whether pictures have changed."""
-        return []
+        """What tells, beside the data set's fingerprint, which pictures, and if any changed."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,11 @@ class FileSplit(LabelledSplit, PictureFiles):
 
     paths: tuple[str, ...]
 
+    def taken(self, chosen: NDArray[np.int64]) -> FileSplit:
+        """Pictures ``chosen`` alone, in that order."""
+        paths = tuple(self.paths[index] for index in chosen)
+        return replace(self, labels=self.labels[chosen], paths=paths)
+
     def state(self) -> list[list[object]]:
         """How they are read, and path, size and time of change of every file."""
         found = [(path, Path(path).stat()) for path in self.paths]
@@ -185,13 +194,24 @@ class ArraySplit(LabelledSplit):
         pixels: called for the (N, H, W, 3) uint8 array of all pictures of the split. It is called
             for every picture, so it should remember its answer; a module-level function or a
             partial of one, so that worker processes can receive it.
+        places: (N,) int64, where each picture is among them; None: they are all of them.
     """
 
     pixels: Callable[[], NDArray[np.uint8]]
+    places: NDArray[np.int64] | None = None
 
     def image(self, index: int) -> Image.Image:
         """Picture ``index`` as 8-bit RGB."""
-        return Image.fromarray(self.pixels()[index])
+        return Image.fromarray(self.pixels()[index if self.places is None else self.places[index]])
+
+    def taken(self, chosen: NDArray[np.int64]) -> ArraySplit:
+        """Pictures ``chosen`` alone, in that order."""
+        places = chosen if self.places is None else self.places[chosen]
+        return replace(self, labels=self.labels[chosen], places=places)
+
+    def state(self) -> list[list[object]]:
+        """Which pictures they are."""
+        return [] if self.places is None else [self.places.tolist()]
 
 
 @dataclass(frozen=True, eq=False)

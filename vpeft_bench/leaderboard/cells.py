@@ -23,6 +23,7 @@ ENTRY = (
     "weights_fingerprint",
     "normalization",
     "precision",
+    "per_class",
 )
 """What a leaderboard compares: everything that must be equal within a row.
 

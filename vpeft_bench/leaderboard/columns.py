@@ -46,6 +46,13 @@ _ENTRY = (
         left=True,
     ),
     text("precision", "arithmetic of the training", "precision", In.ALL, once=Once.SAME, left=True),
+    text(
+        "per_class",
+        "pictures of each class that were trained on; empty: all",
+        "per class",
+        In.ALL,
+        once=Once.SAME,
+    ),
 )
 _FROM_VARIANT = (
     text(
@@ -318,7 +325,14 @@ def run_columns(metrics: Iterable[str]) -> list[Column]:
     ]
 
 
-_OF_A_RUN = {"backbone", "weights", "weights_fingerprint", "normalization", "precision"}
+_OF_A_RUN = {
+    "backbone",
+    "weights",
+    "weights_fingerprint",
+    "normalization",
+    "precision",
+    "per_class",
+}
 
 
 def _metric_mean(name: str, headlines: Sequence[str]) -> Column:

@@ -144,6 +144,8 @@ def _bar(row: Mapping[str, Any]) -> str:
         return f"backbone {row['backbone']}: the published number has {row['their_backbone']}"
     if row["their_weights"] and row["their_weights"] != row["weights"]:
         return f"{row['weights']} weights: the published number has {row['their_weights']} ones"
+    if few := row["per_class"]:
+        return f"{few} pictures of each class: the published number is of all"
     if row["their_weights"] and (said := _own_labels(row["label_list"])):
         return said
     if pd.isna(_ours(row)[0]):

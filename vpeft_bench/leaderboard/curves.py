@@ -1,10 +1,13 @@
-"""How rows came to their scores, as pictures: learning curves, and what a budget of tuning buys."""
+"""How rows came to their scores, as pictures.
+
+Learning curves; what a budget of tuning buys; and what pictures of each class are worth.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from vpeft_bench.formats import printable
+from vpeft_bench.leaderboard.cells import ENTRY
 from vpeft_bench.leaderboard.figures import GREY, names_of, save
 from vpeft_bench.leaderboard.standings import runs_of
 from vpeft_bench.leaderboard.summaries import Summary
@@ -37,12 +41,46 @@ class Curve:
     Attributes:
         row: of the summary.
         data: the data set.
-        values: ``(seeds, epochs)``, or ``(1, points)``.
+        at, mean, low, high: ``(points,)``; NaN of ``low`` and ``high`` where nothing is known of
+            how values spread.
     """
 
     row: int
     data: str
-    values: NDArray[np.float64]
+    at: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    @classmethod
+    def over_seeds(cls, row: int, data: str, values: NDArray[np.float64]) -> Curve:
+        """The mean of ``(seeds, points)`` values at 1, 2, ..., and their range."""
+        unknown = np.full(values.shape[1], np.nan)
+        low, high = (values.min(0), values.max(0)) if len(values) > 1 else (unknown, unknown)
+        at = np.arange(1.0, values.shape[1] + 1)
+        return cls(row, data, at, values.mean(0), low, high)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """What one picture shows.
+
+    Attributes:
+        title: above it.
+        curves: each row of ``rows`` at most once per data set.
+        rows: rows in the order of the legend, each with its colour; grey where it is one of many.
+        names: of rows.
+        across, up: what its axes are.
+        ticks: texts below places of the axis across, which is then logarithmic.
+    """
+
+    title: str
+    curves: Sequence[Curve]
+    rows: Mapping[int, str]
+    names: Mapping[int, str]
+    across: str
+    up: str
+    ticks: Mapping[float, str] = field(default_factory=dict)
 
 
 def write_curves(
@@ -52,7 +90,9 @@ def write_curves(
     highlight: Sequence[str],
     out: Path,
 ) -> list[Path]:
-    """Draw the learning curves of every benchmark, and its searches, where there are any.
+    """Draw the learning curves, the searches and the numbers of pictures of every benchmark.
+
+    Each where there are any.
 
     The best rows and those of ``highlight`` have colours, the others are grey.
 
@@ -70,16 +110,22 @@ def write_curves(
     written = []
     for summary in summaries:
         name = f"{summary.benchmark.name}_{summary.protocol}"
-        rows = _marked(summary, highlight)
+        rows, names = _coloured(summary.rows, highlight), _called(summary.rows)
         records = _Records(runs_of(summary.cells, runs))
-        quantity, learned = _learning(summary, records, [*rows])
-        if learned:
-            figure = _drawn(summary, learned, rows, "epoch", quantity)
-            written += save(figure, out, f"{name}_curves")
+        quantity, learned = _learning(records, [*rows])
         metric, searched = _searches(records, points, [*rows])
-        if searched:
-            figure = _drawn(summary, searched, rows, "points tried", f"best val {heading(metric)}")
-            written += save(figure, out, f"{name}_budget")
+        pictures = {
+            "curves": _Picture(summary.title, learned, rows, names, "epoch", quantity),
+            "budget": _Picture(
+                summary.title, searched, rows, names, "points tried", f"best val {heading(metric)}"
+            )
+            if searched
+            else None,
+            "per_class": _few(summary, highlight),
+        }
+        for what, picture in pictures.items():
+            if picture is not None and picture.curves:
+                written += save(_drawn(picture), out, f"{name}_{what}")
     return written
 
 
@@ -117,7 +163,7 @@ class _Records:
             yield cast(int, row), str(data), [one for one in found if isinstance(one, RunRecord)]
 
 
-def _learning(summary: Summary, records: _Records, rows: Sequence[int]) -> tuple[str, list[Curve]]:
+def _learning(records: _Records, rows: Sequence[int]) -> tuple[str, list[Curve]]:
     """The score on val by epoch where every run has it, else the training loss."""
     cells = [cell for cell in records.by_cell(rows) if cell[2]]
     names = {
@@ -134,7 +180,8 @@ def _learning(summary: Summary, records: _Records, rows: Sequence[int]) -> tuple
     for row, data, found in cells:
         lines = [record.happened.curves.get(key, []) for record in found]
         if (length := min(map(len, lines))) > 1:
-            curves.append(Curve(row, data, np.array([line[:length] for line in lines], float)))
+            values = np.array([line[:length] for line in lines], float)
+            curves.append(Curve.over_seeds(row, data, values))
     return title, curves
 
 
@@ -161,7 +208,7 @@ def _searches(
         gains = [gain(value) for _, value in scored]
         gains += [min(gains)] * (len(points) - len(gains))  # tried, and no score
         sign = 1.0 if gain(1.0) > 0 else -1.0
-        curves.append(Curve(row, data, sign * expected_best(gains)[None]))
+        curves.append(Curve.over_seeds(row, data, sign * expected_best(gains)[None]))
     return (metrics.pop(), curves) if len(metrics) == 1 else ("", [])
 
 
@@ -173,24 +220,71 @@ def _points_of(record: RunRecord, data: str) -> list[str | None]:
     return list((per_data.get(name) or {}).get("runs") or [])
 
 
-def _marked(summary: Summary, highlight: Sequence[str]) -> dict[int, str]:
-    """Rows that are drawn, best first, each with its colour; grey where it is one of many."""
-    rows = summary.rows.reset_index(drop=True)
-    names, methods = names_of(rows).tolist(), rows["method"].astype(str).tolist()
-    wanted = [row for row in range(len(rows)) if {names[row], methods[row]} & {*highlight}] or list(
-        range(min(len(rows), len(COLOURS)))
+def _few(summary: Summary, highlight: Sequence[str]) -> _Picture | None:
+    """The score by pictures of each class, of rows that differ in nothing else."""
+    rows = summary.rows
+    counts = sorted({int(count) for count in rows["per_class"] if count})
+    if not counts:
+        return None
+    others = [rows[key].astype(str) for key in ENTRY if key != "per_class"]
+    first = rows.index.to_series().groupby(others).transform("first")
+    every = 2.0 * counts[-1]
+    at = rows["per_class"].astype(object).map(lambda count: float(count) if count else every)
+    cells = summary.cells[~summary.cells.duplicated(["row", "column"], keep=False)]
+    cells = cells.assign(first=cells["row"].map(first), at=cells["row"].map(at).astype(float))
+    cells = cells[cells["mean"].notna()].sort_values("at")
+    metrics = cells["metric"].dropna().unique()
+    known = METRICS.get(metrics[0]) if len(metrics) == 1 else None
+    if known is not None:  # an interval of two seeds may reach beyond what there is
+        ends = ["ci_low", "ci_high"]
+        cells = cells.assign(**cells[ends].clip(known.minimum, known.maximum))
+    curves = [
+        Curve(
+            cast(int, row),
+            str(data),
+            *(of[name].to_numpy(float) for name in ("at", "mean", "ci_low", "ci_high")),
+        )
+        for (row, data), of in cells.groupby(["first", "column"], sort=False)
+        if len(of) > 1
+    ]
+    kept = rows.loc[first.unique()]
+    return _Picture(
+        f"{summary.title}; 95 % intervals over seeds",
+        curves,
+        _coloured(kept, highlight),
+        _called(kept, without="per_class"),
+        "training pictures of each class",
+        heading(metrics[0]) if len(metrics) == 1 else "headline metric",
+        {**{float(count): str(count) for count in counts}, every: "all"},
     )
+
+
+def _coloured(rows: pd.DataFrame, highlight: Sequence[str]) -> dict[int, str]:
+    """Rows that are drawn, best first, each with its colour; grey where it is one of many."""
+    named = zip(rows.index, names_of(rows), rows["method"].astype(str), strict=True)
+    wanted = [int(row) for row, *names in named if {*names} & {*highlight}]
+    wanted = wanted or [int(row) for row in rows.index[: len(COLOURS)]]
     colours = dict(zip(wanted, COLOURS, strict=False))
-    kept = [*wanted, *(row for row in range(len(rows)) if row not in wanted)][:MOST_ROWS]
+    kept = [*wanted, *(int(row) for row in rows.index if row not in wanted)][:MOST_ROWS]
     return {row: colours.get(row, GREY) for row in kept}
 
 
-def _drawn(
-    summary: Summary, curves: Sequence[Curve], rows: Mapping[int, str], across: str, up: str
-) -> Figure:
-    """One panel for each data set: the mean over seeds, and their range."""
+def _called(rows: pd.DataFrame, without: str = "") -> dict[int, str]:
+    """Names of rows; where several have one, with what tells them apart."""
+    names = names_of(rows)
+    for key in (key for key in ENTRY if key not in ("protocol", "variant", "method", without)):
+        of = rows[key].astype(object).fillna("")
+        if names.duplicated().any() and of.nunique() > 1:
+            said = (f"{of_row} per class" if key == "per_class" else str(of_row) for of_row in of)
+            pairs = zip(names, of, said, strict=True)
+            names = pd.Series([f"{n}, {text}" if o else n for n, o, text in pairs], rows.index)
+    return {int(row): str(name) for row, name in zip(rows.index, names, strict=True)}
+
+
+def _drawn(picture: _Picture) -> Figure:
+    """One panel for each data set."""
+    curves, rows = picture.curves, picture.rows
     datasets = list(dict.fromkeys(curve.data for curve in curves))[:MOST_DATA]
-    names = names_of(summary.rows.reset_index(drop=True)).tolist()
     wide = min(len(datasets), 5)
     high = -(-len(datasets) // wide)
     figure = Figure(
@@ -199,17 +293,17 @@ def _drawn(
     )
     panels = figure.subplots(high, wide, squeeze=False).ravel()
     for panel, data in zip(panels, datasets, strict=False):
-        _panel(panel, [curve for curve in curves if curve.data == data], rows)
+        _panel(panel, [curve for curve in curves if curve.data == data], picture)
         panel.set_title(printable(data), fontsize=8, parse_math=False)
     for panel in panels[len(datasets) :]:
         panel.set_visible(False)
     for panel in panels[max(0, len(datasets) - wide) : len(datasets)]:
-        panel.set_xlabel(across, fontsize=8)
+        panel.set_xlabel(picture.across, fontsize=8)
     for panel in panels[::wide]:
-        panel.set_ylabel(up, fontsize=8)
+        panel.set_ylabel(picture.up, fontsize=8)
     there = {curve.row for curve in curves}
     shown = [row for row, colour in rows.items() if row in there and colour != GREY]
-    labels = [(rows[row], printable(names[row])) for row in shown]
+    labels = [(rows[row], printable(picture.names[row])) for row in shown]
     if others := sum(colour == GREY for row, colour in rows.items() if row in there):
         labels.append((GREY, f"{others} others"))
     longest = max(len(label) for _, label in labels)
@@ -222,22 +316,27 @@ def _drawn(
         frameon=False,
     )
     figure.suptitle(
-        printable(summary.title), fontsize=8, x=0.01, ha="left", wrap=True, parse_math=False
+        printable(picture.title), fontsize=8, x=0.01, ha="left", wrap=True, parse_math=False
     )
     return figure
 
 
-def _panel(panel: Axes, curves: Sequence[Curve], rows: Mapping[int, str]) -> None:
-    for curve in sorted(curves, key=lambda one: rows[one.row] != GREY):
-        colour = rows[curve.row]
-        at = np.arange(1, curve.values.shape[1] + 1)
-        mean = curve.values.mean(axis=0)
-        marker = "." if len(at) < 30 and colour != GREY else ""
-        panel.plot(at, mean, color=colour, linewidth=0.6 if colour == GREY else 1.4, marker=marker)
-        if colour != GREY and len(curve.values) > 1:
-            low, high = curve.values.min(axis=0), curve.values.max(axis=0)
-            panel.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+def _panel(panel: Axes, curves: Sequence[Curve], picture: _Picture) -> None:
+    for curve in sorted(curves, key=lambda one: picture.rows[one.row] != GREY):
+        colour = picture.rows[curve.row]
+        marker = "." if len(curve.at) < 30 and colour != GREY else ""
+        width = 0.6 if colour == GREY else 1.4
+        panel.plot(curve.at, curve.mean, color=colour, linewidth=width, marker=marker)
+        if colour != GREY:
+            panel.fill_between(
+                curve.at, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0
+            )
+    if picture.ticks:
+        panel.set_xscale("log")
+        panel.set_xticks([*picture.ticks], [*picture.ticks.values()])
+        panel.minorticks_off()
+    else:
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.grid(visible=True, color="0.92")
     panel.set_axisbelow(True)
     panel.tick_params(labelsize=7)

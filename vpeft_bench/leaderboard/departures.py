@@ -26,6 +26,7 @@ _TOLD = {
     "backbone.model",
     "head.name",
     "data.normalization",
+    "data.per_class",
     "hardware.precision",
 }
 """What rows tell in columns of their own."""

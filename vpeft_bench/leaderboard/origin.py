@@ -13,7 +13,7 @@ from vpeft_bench.config.identity import counted
 from vpeft_bench.records.run_record import RunRecord
 
 _BARE = re.compile(r"[A-Za-z_][\w./+@-]*")
-_OF_DATA = ("augmentation", "final_train", "resize", "normalization")
+_OF_DATA = ("augmentation", "final_train", "resize", "normalization", "per_class")
 """What of a data set's settings a command changes."""
 
 
@@ -77,7 +77,7 @@ def overrides(record: RunRecord, settings: Mapping[str, Any]) -> list[str]:
     values |= {key: value for key, value in settings.items() if key.startswith(("train.", "task."))}
     values |= {key: value for key, value in settings.items() if key.startswith("backbone.drop")}
     data = _part(asked, "data")
-    values |= {f"data.{key}": data[key] for key in _OF_DATA if key in data}
+    values |= {f"data.{key}": data[key] for key in _OF_DATA if data.get(key) is not None}
     if precision := _part(asked, "hardware").get("precision"):
         values["hardware.precision"] = precision
     values = {key: value for key, value in values.items() if key not in set_by_variant}

@@ -10,12 +10,13 @@ from vpeft_bench import plugins
 from vpeft_bench.backbones.load import traits_of
 from vpeft_bench.backbones.weights import weights_source
 from vpeft_bench.config.identity import config_hash
-from vpeft_bench.config.schema import RunConfig
+from vpeft_bench.config.schema import RunConfig, trained_split
 from vpeft_bench.config.sections import evaluated_split
 from vpeft_bench.data.dataset import Dataset, open_dataset
 from vpeft_bench.data.inspect_pictures import data_identity
 from vpeft_bench.data.inspection import Inspection, inspect
 from vpeft_bench.data.schema import DataConfig
+from vpeft_bench.data.shares import few_of_each
 from vpeft_bench.errors import RecordError
 from vpeft_bench.methods.base import Method
 from vpeft_bench.methods.registry import build_method
@@ -33,8 +34,10 @@ class Identified:
     Attributes:
         config: with every option of the method as the method itself has it.
         method: what is trained.
-        dataset: as it was opened, its fingerprint that of its content.
+        dataset: as it was opened, its fingerprint that of its content; with the pictures alone that
+            the run trains on in the split of that name.
         inspection: what was found in it.
+        notices: what belongs beside every result on it.
         uncounted: options of the method that change nothing.
         weights: what of the weights counts.
         config_hash: names the experiment.
@@ -45,6 +48,7 @@ class Identified:
     method: Method
     dataset: Dataset
     inspection: Inspection
+    notices: list[str]
     uncounted: list[str]
     weights: str
     config_hash: str
@@ -85,7 +89,18 @@ def identify(config: RunConfig, seen: Seen | None = None) -> Identified:
         hash_,
         config.seed,
     )
-    return Identified(config, method, dataset, inspection, uncounted, weights, hash_, directory)
+    dataset, told = few_of_each(dataset, trained_split(config), config.data.per_class, config.seed)
+    return Identified(
+        config,
+        method,
+        dataset,
+        inspection,
+        [*inspection.notices, *told],
+        uncounted,
+        weights,
+        hash_,
+        directory,
+    )
 
 
 def finished(config: RunConfig, directory: Path, settled: Collection[str] = ()) -> RunRecord | None:

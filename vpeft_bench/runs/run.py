@@ -205,7 +205,7 @@ def _begun(asked: Identified, files: RunFiles) -> RunState:
         weights_identity=asked.weights,
         data_fingerprint=dataset.fingerprint,
         data=asked.inspection.facts,
-        labels=list(asked.inspection.notices),
+        labels=asked.notices,
         curves=Curves(files.metrics, []),
         eval_split=records.Split(evaluated),
         eval_images=len(dataset.split(evaluated)),

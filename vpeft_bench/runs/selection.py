@@ -17,6 +17,7 @@ from vpeft_bench.config.schema import RunConfig, trained_split
 from vpeft_bench.data.dataset import Dataset
 from vpeft_bench.data.loading import EpochSampler, Preprocessing, build_loader
 from vpeft_bench.data.splits import LabelledSplit
+from vpeft_bench.errors import ConfigError, Problem
 from vpeft_bench.runs.run_files import RunFiles
 from vpeft_bench.tensor_files import save_tensors
 
@@ -53,7 +54,13 @@ class RunData:
         hold_out_validation: bool = False,
         epoch: int = 0,
     ) -> Iterator[tuple[Tensor, ...]]:
-        """One pass over what the run trains on; without its validation part where asked."""
+        """One pass over what the run trains on; without its validation part where asked.
+
+        Raises:
+            ConfigError: that part is asked for, and few pictures of each class are trained on.
+        """
+        if hold_out_validation:
+            self._require_validation()
         split = "train" if hold_out_validation else trained_split(self._config)
         size = self._config.train.batch_size if batch_size is None else batch_size
         loader = self._loader(split, augment, size)
@@ -65,9 +72,21 @@ class RunData:
             yield (*[self._ready(images) for images, _ in drawn], drawn[0][1].to(self.device))
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass over the validation split."""
+        """One pass over the validation split.
+
+        Raises:
+            ConfigError: few pictures of each class are trained on.
+        """
+        self._require_validation()
         for images, labels in self._loader("val", False, self._config.hardware.eval_batch_size):
             yield self._ready(images), labels.to(self.device)
+
+    def _require_validation(self) -> None:
+        """Those who train on few labels have not got hundreds more to choose by."""
+        if (count := self._config.data.per_class) is not None:
+            name = self._config.method["name"]
+            what = f"method={name} chooses by validation pictures, which are not among these few"
+            raise ConfigError([Problem(f"data.per_class={count}", what, "leave one of them out")])
 
     @functools.cache  # noqa: B019  # the pictures in memory live as long as this object
     def _loader(self, split: str, augment: bool, batch_size: int) -> Any:

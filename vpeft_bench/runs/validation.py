@@ -21,6 +21,7 @@ from vpeft_bench.config.sections import (
 )
 from vpeft_bench.data.readers import READERS
 from vpeft_bench.data.schema import RENDERED
+from vpeft_bench.data.shares import few_of_each
 from vpeft_bench.errors import (
     ConfigError,
     IncompatibleProblem,
@@ -345,6 +346,11 @@ def _data(config: RunConfig, seen: Seen) -> Iterator[Problem]:
             f"{config.data.name} is a data set for {dataset.task}",
             f"task={dataset.task} (by itself where it is not typed)",
         )
+        return
+    try:
+        dataset, _ = few_of_each(dataset, trained_split(config), config.data.per_class, config.seed)
+    except ConfigError as error:
+        yield from error.problems
         return
     for option, instead in _batch_norms(config):
         pictures = len(dataset.split(trained_split(config)))

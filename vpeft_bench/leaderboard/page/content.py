@@ -41,7 +41,7 @@ from vpeft_bench.leaderboard.summaries import Summary
 from vpeft_bench.metric_names import METRICS, heading
 from vpeft_bench.statistics.wording import Numbers, places_text
 
-SHARED = ("backbone", "shown_weights", "normalization", "precision")
+SHARED = ("backbone", "shown_weights", "normalization", "precision", "per_class")
 """What all rows of one table on the page have in common, said once above it."""
 _NAMES = ("shown_name", "shown_method", "shown_options", "number")
 _FEW_DATASETS = 6
