@@ -99,6 +99,7 @@ def test_a_foreign_package_from_the_sweep_to_the_leaderboard(
     assert "BranchGain, a worked example" in told.stdout
 
 
+@pytest.mark.slow
 def test_a_cost_card_is_measured_in_a_process_that_knows_it(
     cli: Cli, package: Path, tmp_path: Path
 ) -> None:

@@ -60,17 +60,17 @@ def variant_file(name: str) -> dict[str, Any]:
     return variant
 
 
-def _all_at_once_but_variants() -> Iterator[Any]:
-    """One variant of each method; the others, which are written alike, by .ci/run."""
-    methods = set()
+def _one_of_a_folder_at_once() -> Iterator[Any]:
+    """Of a method's variants and a benchmark's data sets, written alike, the others by .ci/run."""
+    seen = set()
     for group, name in ALL:
-        method = name.partition("/")[0]
-        again = group == "variant" and method in methods
-        methods |= {method} if group == "variant" else set()
-        yield pytest.param(group, name, marks=pytest.mark.slow if again else ())
+        folder = f"{group}/{name}".rpartition("/")[0]
+        alike = folder.startswith("variant/") or folder in ("data/vtab1k", "data/fgvc")
+        yield pytest.param(group, name, marks=pytest.mark.slow if alike and folder in seen else ())
+        seen.add(folder)
 
 
-@pytest.mark.parametrize(("group", "name"), list(_all_at_once_but_variants()))
+@pytest.mark.parametrize(("group", "name"), list(_one_of_a_folder_at_once()))
 def test_every_config_composes_into_the_schema(group: str, name: str) -> None:
     extra = ["backbone.name=vit_tiny_patch16_224"] if name == "timm" else []
     task = name if group == "task" else HEADS.get(name).task if group == "head" else None

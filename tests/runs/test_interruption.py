@@ -187,6 +187,7 @@ def test_a_process_group_with_loader_processes(tmp_path: Path, tiny_data: Path) 
     assert list(tmp_path.rglob("last.ckpt"))
 
 
+@pytest.mark.slow
 def test_a_sweep_stops(tmp_path: Path, tiny_data: Path) -> None:
     process = start(
         tmp_path,

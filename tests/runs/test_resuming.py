@@ -77,11 +77,12 @@ def assert_resumed_like_unbroken(
 def cases_of_classification() -> list[Any]:
     """Every augmentation, with and without loader processes, kept in memory or decoded anew.
 
-    No process is started where there is nothing to do for it.
+    No process is started where there is nothing to do for it. At once there is one; segmentation
+    is the one with loader processes.
     """
-    quick = (("randaugment", 2, False), ("crop_flip", 0, True))
+    at_once = ("crop_flip", 0, True)
     return [
-        pytest.param(*case, marks=() if case in quick else pytest.mark.slow)
+        pytest.param(*case, marks=() if case == at_once else pytest.mark.slow)
         for case in itertools.product(("none", "crop_flip", "randaugment"), (0, 2), (True, False))
         if case[0] == "randaugment" or not (case[1] and case[2])
     ]
@@ -124,7 +125,7 @@ def test_mixed_pictures_and_sgd(
     assert_resumed_like_unbroken(tmp_path, monkeypatch, options)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_detection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boxes_on_grey: Path, workers: int
 ) -> None:
