@@ -195,7 +195,7 @@ def test_dynamic_image_size() -> None:
         vpeft_bench.attach(build("dynamic"), "vpt_shallow", prompt_length=3)
 
 
-@pytest.mark.parametrize("kind", ["vit", "swin"])
+@pytest.mark.parametrize("kind", ["vit", pytest.param("swin", marks=pytest.mark.slow)])
 @EVERY_PAIR
 def test_compiles_as_one_graph(kind: str, paired: Paired) -> None:
     opened, plain = paired(kind)

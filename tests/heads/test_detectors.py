@@ -36,6 +36,15 @@ from vpeft_bench.sizes import resized_size
 
 EVERY_DETECTOR = pytest.mark.parametrize("name", of_task("detection"))
 EVERY_KIND = pytest.mark.parametrize("kind", ["vit", "swin"])
+# Each detector at once on the ViT, one of one stage and one of two on the Swin; all by .ci/run.
+EVERY_PAIR = pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=() if at_once else pytest.mark.slow)
+        for name in of_task("detection")
+        for kind, at_once in (("vit", True), ("swin", name in ("retinanet", "mask_rcnn")))
+    ],
+)
 
 
 def gradients_arrive(built: Detector, steps: int = 2) -> set[str]:
@@ -57,8 +66,7 @@ def gradients_arrive(built: Detector, steps: int = 2) -> set[str]:
 # ---- training -----------------------------------------------------------------------------------
 
 
-@EVERY_KIND
-@EVERY_DETECTOR
+@EVERY_PAIR
 def test_every_head_parameter_learns(name: str, kind: str) -> None:
     method = attached(kind)
     built = detector(kind, name, method.backbone)
@@ -116,8 +124,7 @@ def test_targets_are_not_changed() -> None:
         assert all(torch.equal(old[key], new[key]) for key in old)
 
 
-@EVERY_KIND
-@EVERY_DETECTOR
+@EVERY_PAIR
 def test_extreme_pictures(name: str, kind: str) -> None:
     built = detector(kind, name, score_threshold=0.0, max_detections=5)
     sizes = [(1, 1), (4000, 50), (1, 3000)]
@@ -139,8 +146,7 @@ def test_extreme_pictures(name: str, kind: str) -> None:
             assert found["masks"].shape == (len(boxes), height, width)
 
 
-@EVERY_KIND
-@EVERY_DETECTOR
+@EVERY_PAIR
 def test_bf16_autocast(name: str, kind: str) -> None:
     """Losses and boxes are float32, and boxes are not rounded to the eight bits of bfloat16."""
     built = detector(kind, name, score_threshold=0.0)

@@ -66,6 +66,17 @@ def test_mixed_pictures_have_no_kept_features() -> None:
     assert why == "task.cutmix=0.5 mixes pictures"
 
 
+def test_the_mean_over_classes_is_over_those_that_occur() -> None:
+    """Three of class 0, all right; one of class 1, wrong; none of class 2."""
+    pictures = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    pictures[:, 0] = 255
+    scored = task()
+    scored.score((pictures, torch.tensor([0, 0, 0, 1])))
+    found = scored.metrics()
+    assert found["top1"] == pytest.approx(75)
+    assert found["mean_per_class_accuracy"] == pytest.approx(50)
+
+
 def test_a_classifier_that_guesses_is_doubted() -> None:
     """Three pictures of class 0, one of class 1: three right ones are no achievement."""
     pictures = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
