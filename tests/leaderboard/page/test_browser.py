@@ -246,6 +246,78 @@ def test_two_rows_are_compared_in_words(page: Any) -> None:
     assert cell.get_attribute("title") in out.text
 
 
+def test_rows_are_of_one_height_whatever_a_column_out_of_sight_says(page: Any) -> None:
+    heights = """
+    const rows = [...document.querySelectorAll(arguments[0])].filter((row) => row.offsetHeight);
+    return [...new Set(rows.map((row) => row.offsetHeight))];
+    """
+    rows = f"{panel(page)} .board tbody tr[id]"
+    control(page, "fold variants").click()
+    before = page.execute_script(heights, rows)
+    longer = """
+    const cell = document.querySelector(arguments[0]).querySelector('td.t:not([hidden])');
+    cell.textContent = 'departs from all others in many ways '.repeat(9);
+    """
+    page.execute_script(longer, rows)
+    assert page.execute_script(heights, rows) == before
+    all_of(page, f"{rows} .open")[0].click()  # opened, it has all of its text
+    assert len(page.execute_script(heights, rows)) == len(before) + 1
+
+
+def test_the_paper_view_is_the_table_of_scores_with_the_best_bold_and_its_chart(
+    page: Any, folder: Path
+) -> None:
+    show(page, folder, WIDE, "dark")
+    place = panel(page)
+    all_of(page, f"{place} .picker summary")[0].click()
+    before = [one.get_attribute("data-key") for one in all_of(page, "thead th") if shown(page, one)]
+    control(page, "paper view").click()
+    white = "rgb(255, 255, 255)"
+    script = "return getComputedStyle(document.body).backgroundColor"
+    assert page.execute_script(script) == white
+    assert [one.get_attribute("id") for one in all_of(page, ".panel") if one.is_displayed()] == [
+        place.removeprefix("#")
+    ]
+    heads = [one for one in all_of(page, f"{place} .board thead th") if shown(page, one)]
+    titles = [one.get_attribute("data-key") for one in heads]
+    assert [title for title in titles if title in VTAB.datasets] == list(VTAB.datasets)
+    assert not {"complete", "tier", "departs"} & set(titles)
+    assert {"parameters_method"} < set(titles)
+    bold = all_of(page, f"{place} .board .top")
+    rows = {one.find_element("xpath", "..").get_attribute("id") for one in bold}
+    assert len(bold) >= len(VTAB.datasets)
+    assert len(rows) == 1, "lora of rank 16 is the best by a point everywhere"
+    assert all_of(page, f"{place} .plot svg")[0].is_displayed()
+    for hidden in (".controls", ".plot .axes", ".verdict", "button.open"):
+        assert not any(one.is_displayed() for one in all_of(page, f"{place} {hidden}"))
+    page.switch_to.active_element.send_keys("\ue00c")  # Escape
+    assert page.execute_script(script) != white
+    after = [one.get_attribute("data-key") for one in all_of(page, "thead th") if shown(page, one)]
+    assert after == before
+    assert all_of(page, ".top, .leave, .of-group") == []
+
+
+def shown(page: Any, element: Any) -> bool:
+    return bool(page.execute_script("return arguments[0].offsetWidth > 0", element))
+
+
+def test_print_is_light_has_no_controls_and_cuts_nothing_off(page: Any, folder: Path) -> None:
+    show(page, folder, WIDE, "dark")
+    all_of(page, ".theme")[0].click()
+    all_of(page, ".theme")[0].click()  # dark by hand, too
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        script = "return getComputedStyle(document.body).backgroundColor"
+        assert page.execute_script(script) == "rgb(255, 255, 255)"
+        for hidden in (".controls", ".theme", "nav", ".open", ".duel"):
+            assert not any(one.is_displayed() for one in all_of(page, hidden))
+        clipped = "return getComputedStyle(document.querySelector('.scroll')).overflow"
+        assert page.execute_script(clipped) == "visible"
+        assert page.execute_script(CONTRAST) == []
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def test_light_and_dark_by_the_system_and_by_hand(page: Any, folder: Path) -> None:
     def paper() -> str:
         return str(page.execute_script("return getComputedStyle(document.body).backgroundColor"))

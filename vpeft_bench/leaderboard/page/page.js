@@ -188,6 +188,7 @@ class Board {
     }
     place.append(this.picker());
     place.append(make("button", { type: "button", onclick: () => this.download() }, "CSV of what is shown"));
+    if (this.heads.some((head) => head.dataset.role === "score")) place.append(this.paperButton());
     place.append(this.said);
   }
 
@@ -311,6 +312,75 @@ class Board {
     const name = this.panel.querySelector("h2").textContent.toLowerCase().replace(/[^a-z0-9]+/g, "_");
     make("a", { href: place, download: `${name}.csv` }).click();
     setTimeout(() => URL.revokeObjectURL(place), 1000);
+  }
+
+  // ---- as a paper has it
+
+  paperButton() {
+    return make("button", { type: "button", onclick: (event) => this.paper(event.target) }, "paper view");
+  }
+
+  /** White, the table with scores alone and the best bold, and its chart; Escape leads back. */
+  paper(button) {
+    const columns = this.heads.map((head, at) => at);
+    const hidden = columns.filter((at) => this.heads[at].hidden);
+    const marks = [...new Set([...this.kept].map((row) => row.dataset.mark))].filter(Boolean);
+    const folded = this.folded;
+    if (marks.length > 1) this.folded = false; // rows of unlike groups stand apart
+    this.lay();
+    for (const at of columns) {
+      const { group, role, key } = this.heads[at].dataset;
+      this.showColumn(at, at === 0 || (role === "score" && this.rows.some((row) => this.value(row, at) !== null)) || (group === "Cost" && key.startsWith("parameters")));
+    }
+    const added = this.sorted ? [] : this.groupLines(marks);
+    for (const mark of marks.length ? marks : [undefined]) this.boldBest(mark);
+    const leave = (event) => {
+      if (event.type === "keydown" && event.key !== "Escape") return;
+      removeEventListener("keydown", leave);
+      delete document.documentElement.dataset.paper;
+      this.panel.classList.remove("paper");
+      this.table.inert = false;
+      bar.remove();
+      added.forEach((line) => line.remove());
+      this.table.querySelectorAll(".top").forEach((cell) => cell.classList.remove("top"));
+      for (const at of columns) this.showColumn(at, !hidden.includes(at));
+      this.folded = folded;
+      this.lay();
+      button.focus();
+    };
+    const back = make("button", { type: "button", onclick: leave }, "leave paper view");
+    const bar = make("div", { class: "leave" }, back, make("button", { type: "button", onclick: () => print() }, "print"));
+    addEventListener("keydown", leave);
+    this.panel.prepend(bar);
+    this.panel.classList.add("paper");
+    this.table.inert = true; // it is there to be looked at
+    document.documentElement.dataset.paper = this.panel.id;
+    back.focus();
+  }
+
+  /** A line above the first row of each group, which says how its rows were made. */
+  groupLines(marks) {
+    const at = this.heads.findIndex((head) => head.dataset.key === "group");
+    return marks.length < 2 ? [] : marks.map((mark) => {
+      const first = [...this.table.tBodies[0].rows].find((row) => row.dataset.mark === mark && this.kept.has(row));
+      const shown = this.heads.filter((head) => !head.hidden).length;
+      const line = make("tr", { class: "of-group" }, make("td", { colspan: shown }, `${mark}: ${first.cells[at].title}`));
+      first.before(line);
+      return line;
+    });
+  }
+
+  /** The best of each column of scores among rows of one group; what is printed equal is as good. */
+  boldBest(mark) {
+    const rows = this.rows.filter((row) => !row.hidden && (mark === undefined || row.dataset.mark === mark));
+    this.heads.forEach((head, at) => {
+      const there = rows.filter((row) => this.value(row, at) !== null);
+      if (head.dataset.role !== "score" || there.length < 2) return;
+      const sign = "lower" in head.dataset ? -1 : 1;
+      const best = there.reduce((a, b) => (sign * this.value(b, at) > sign * this.value(a, at) ? b : a));
+      const shown = (row) => row.cells[at].firstChild.textContent.trim();
+      there.filter((row) => shown(row) === shown(best)).forEach((row) => row.cells[at].classList.add("top"));
+    });
   }
 
   choose(name) {
