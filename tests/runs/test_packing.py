@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 
 from tests.conftest import Cli
+from tests.running import config_of
 from tests.runs.test_sweep import TINY, jobs_of
+from vpeft_bench import kept
+from vpeft_bench.backbones import load
+from vpeft_bench.backbones.weights import weights_source
 from vpeft_bench.cli.launch import main
+from vpeft_bench.data import loading
+from vpeft_bench.data.dataset import open_dataset
+from vpeft_bench.data.loading import preprocessing_for
+from vpeft_bench.data.splits import LabelledSplit
 from vpeft_bench.runs import host, rounds, run, sweep
 from vpeft_bench.runs.packing import PACKS, Pack, together, write_packs
 
@@ -27,6 +38,7 @@ def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
     monkeypatch.setattr(sys, "argv", ["vpeft_bench"])
     monkeypatch.setattr(sweep.NoteSweep, "directory", None)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(kept._State, "wanted", False)
 
     def launch(*overrides: str, status: int = 0) -> Path:
         assert main(["-m", *overrides, f"results_dir={tmp_path / 'packed'}"]) == status
@@ -107,6 +119,79 @@ def test_a_requeued_job_goes_on_where_it_was(
     folder = packed("method=linear", "seed=0,1,2", *data, "sweep.runs_per_job=3")
     assert capsys.readouterr().out.count("linear on imagelist: epochs: 1") == 2
     assert [note.place for note in sweep.notes_of(folder)] == ["0", "1", "2"]
+
+
+def test_a_kept_model_is_the_one_that_would_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, fresh head and the generator after it; not of another seed, nor of changed files."""
+    file = tmp_path / "weights.safetensors"
+    shutil.copy(weights_source("hub", "vpeft_demo_vit").path or "", file)
+    loads: list[int] = []
+    load_weights = load.load_weights
+    monkeypatch.setattr(
+        load, "load_weights", lambda *given: loads.append(1) or load_weights(*given)
+    )
+
+    def loaded(seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        torch.manual_seed(seed)
+        model = load.load_backbone("vpeft_demo_vit", str(file), 5).model
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        for parameter in model.parameters():  # as a run would
+            parameter.data.add_(1)
+        return state, torch.rand(3)
+
+    alone = [loaded(0), loaded(1)]
+    load._models.forget()
+    monkeypatch.setattr(kept._State, "wanted", True)
+    for seed in (0, 0, 1, 0):
+        state, drawn = loaded(seed)
+        wanted, after = alone[seed]
+        assert state.keys() == wanted.keys()
+        assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+        assert torch.equal(drawn, after)
+    assert len(loads) == 2 + 3
+    os.utime(file, (1, 1))
+    loaded(0)
+    assert len(loads) == 2 + 4
+    load._models.forget()
+
+
+def test_kept_pictures_are_those_that_would_be_decoded(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoded once, with the hashes of their pixels; again where a file has changed."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    config = config_of("data=imagelist", f"data.root={data}")
+    preprocessing = preprocessing_for(
+        config.data, {"interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3}, 32
+    )
+    decoded: list[int] = []
+    remembered = loading._Batches._remembered
+    monkeypatch.setattr(
+        loading._Batches,
+        "_remembered",
+        lambda self, index: decoded.append(index) or remembered(self, index),
+    )
+
+    def pictures() -> loading._Batches:
+        split = cast(LabelledSplit, open_dataset(config.data).split("test"))
+        batches = loading._Batches(split, preprocessing, False, 0, 1.0)
+        batches.fill_memory()
+        return batches
+
+    alone = pictures()
+    monkeypatch.setattr(kept._State, "wanted", True)
+    for _ in range(2):
+        found = pictures()
+        assert torch.equal(cast(torch.Tensor, found._memory), cast(torch.Tensor, alone._memory))
+        assert found.pixels == alone.pixels
+    assert len(decoded) == 2 * 60
+    os.utime(data / "images" / "000200.jpg", (1, 1))
+    pictures()
+    assert len(decoded) == 3 * 60
+    loading._pictures.forget()
 
 
 def test_what_shares_most_comes_together(tmp_path: Path, tiny_data: Path) -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
+import random
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from vpeft_bench import kept
 from vpeft_bench.backbones import demo_vit as _demo_vit  # noqa: F401  registers the demo with timm
 from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.backbones.families import block_map
 from vpeft_bench.backbones.weights import WeightsSource, load_weights, weights_source
 from vpeft_bench.errors import Problem, UnsupportedBackboneError, nearest
+from vpeft_bench.kept import Kept
 from vpeft_bench.traits import Trait
 
 
@@ -63,6 +70,8 @@ def load_backbone(
 ) -> LoadedBackbone:
     """A timm model filled from ``weights`` ("hub", "none" or a file).
 
+    Where :mod:`vpeft_bench.kept` is told to, a copy of the last one is given if it would be equal.
+
     Args:
         any_size: prepare it for pictures of any size, as dense heads need; some families stay with
             the square of ``image_size``.
@@ -71,6 +80,50 @@ def load_backbone(
         WeightsMismatchError, MissingWeightsError: see :mod:`vpeft_bench.backbones.weights`.
         UnsupportedBackboneError: the model has no block map.
     """
+    if not kept.wanted():
+        return _load(model, weights, num_classes, image_size, any_size, model_args)
+    source = weights_source(weights, model)
+    # A fresh head, and whatever else the file does not fill, follow from the generator's state.
+    key = (model, weights, _state(source), num_classes, image_size, any_size, repr(model_args))
+    begins = _generators()
+    if (found := _models.find((*key, begins))) is not None:
+        loaded, ends = found
+        torch.set_rng_state(ends)
+        return copy.deepcopy(loaded)
+    loaded = _load(model, weights, num_classes, image_size, any_size, model_args)
+    if _generators()[1:] == begins[1:]:  # none but torch's, which is put forward in the same way
+        with contextlib.suppress(RuntimeError):  # a model that cannot be copied is loaded anew
+            kept_model = copy.deepcopy(loaded), torch.get_rng_state()
+            _models.put((*key, begins), kept_model, 1, 1)
+    return loaded
+
+
+_models: Kept[tuple[LoadedBackbone, Tensor]] = Kept()
+"""The model that was loaded last, untouched, and torch's generator after it."""
+
+
+def _generators() -> tuple[Hashable, ...]:
+    """The states of torch's, Python's and NumPy's generators."""
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), repr(numpy_state)
+
+
+def _state(source: WeightsSource) -> tuple[int, ...]:
+    """What tells whether a file of weights is still the same one."""
+    if source.path is None or not source.path.exists():
+        return ()
+    told = source.path.stat()
+    return told.st_mtime_ns, told.st_size, told.st_ino
+
+
+def _load(
+    model: str,
+    weights: str,
+    num_classes: int,
+    image_size: int | None,
+    any_size: bool,
+    model_args: dict[str, Any],
+) -> LoadedBackbone:
     family = outline(model, image_size).family
     any_size = any_size and family.any_size is not None
     if any_size:

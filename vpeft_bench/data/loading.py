@@ -8,12 +8,13 @@ nor the cache, nor an interruption between epochs changes what a run sees.
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
+from vpeft_bench import kept
 from vpeft_bench.data.pictures import content_hash
 from vpeft_bench.data.schema import Augmentation, DataConfig, Normalization, Resize
 from vpeft_bench.data.splits import LabelledSplit
 from vpeft_bench.data.workers import Loader, hands_over_errors
+from vpeft_bench.kept import Kept
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -237,6 +240,10 @@ class EpochSampler(Sampler[BatchKey]):
         return np.arange(self.size)
 
 
+_pictures: Kept[tuple[Tensor | list[Tensor], dict[int, str]]] = Kept()
+"""Resized pictures that runs of this process have read, and the hashes of their pixels."""
+
+
 class _Batches(TorchDataset[Batch]):
     """Whole batches of a split by (epoch, indices), from memory where the split fits into it.
 
@@ -257,7 +264,8 @@ class _Batches(TorchDataset[Batch]):
         self.augmentation = preprocessing.augmentation if train else Augmentation.none
         self.seed = seed
         self.labels = torch.from_numpy(split.labels)
-        self.in_memory = self._estimated_bytes() <= cache_gib * 2**30
+        self._limit = int(cache_gib * 2**30)
+        self.in_memory = self._estimated_bytes() <= self._limit
         self.pixels: dict[int, str] = {}
         self._memory: Tensor | list[Tensor] | None = None
         if self.augmentation is Augmentation.randaugment:
@@ -278,7 +286,30 @@ class _Batches(TorchDataset[Batch]):
         return torch.stack(images), self.labels[chosen]
 
     def fill_memory(self) -> None:
-        """Decode and resize every picture; Pillow does both outside the interpreter's lock."""
+        """Decode and resize every picture, unless an earlier run of the process has kept them."""
+        key = self._kept_as()
+        if key is not None and (found := _pictures.find(key)) is not None:
+            self._memory, self.pixels = found
+            return
+        self._decode()
+        if key is not None:
+            assert self._memory is not None
+            size = sum(picture.numel() for picture in self._memory)
+            _pictures.put(key, (self._memory, self.pixels), size, self._limit)
+
+    def _kept_as(self) -> Hashable | None:
+        """The name of the resized pictures: all they depend on; None where they are not kept.
+
+        Rendered pictures are quick to make again.
+        """
+        if not kept.wanted() or not (files := self.split.state()):
+            return None
+        digest = hashlib.sha256(repr(files).encode()).hexdigest()
+        resized = replace(self.preprocessing, augmentation=Augmentation.none)
+        return digest, resized, self._crops_at_random
+
+    def _decode(self) -> None:
+        """Pillow decodes and resizes outside the interpreter's lock."""
         with ThreadPoolExecutor() as threads:
             images = threads.map(self._remembered, range(len(self)))
             if self._crops_at_random:  # pictures of different sizes

@@ -18,6 +18,7 @@ from hydra.core.utils import run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
+from vpeft_bench import kept
 from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.errors import RecordError
 from vpeft_bench.files import write_atomically
@@ -104,6 +105,7 @@ class Packed:
         """
         from vpeft_bench.runs.host import device_is_lost  # imports torch
 
+        kept.keep()
         hydra = HydraConfig.get()
         directory = Path(hydra.runtime.output_dir).parent
         pack = Pack(**json.loads(_file(directory, hydra.job.num).read_bytes()))

@@ -19,7 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
-from vpeft_bench import plugins
+from vpeft_bench import kept, plugins
 from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.config.sections import SweepConfig
 from vpeft_bench.files import write_atomically
@@ -199,6 +199,7 @@ class RoundsSweeper(Sweeper):
         self._runs_per_job = self._sweep.settings.runs_per_job
         if OmegaConf.select(config, "hydra.launcher._target_") == IN_THIS_PROCESS:
             self._runs_per_job = 1  # all of them are done in one process in any case
+            kept.keep()
         if self._runs_per_job > 1:
             packed = Packed(task_function.function, hydra_context, config)
             task_function = plugins.Carrying(packed, task_function.names)
