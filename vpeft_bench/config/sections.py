@@ -296,6 +296,8 @@ class HardwareConfig:
         workers: processes that decode images which do not fit in memory.
         accumulate: parts that each batch of ``train.batch_size`` pictures is computed in, one after
             another, so that less memory is needed; their gradients are added up to the batch's own.
+        device: index of the GPU of a run on one; null: the first, and in a sweep of jobs that run
+            at the same time each in turn.
         devices: GPUs, or processes on a CPU, that share each batch and each evaluation.
         auto_batch: where memory is not enough, double ``accumulate``, or halve ``eval_batch_size``,
             and go on.
@@ -322,6 +324,7 @@ class HardwareConfig:
     threads: int | None = setting(None, identity=False, minimum=1)
     workers: int = setting(2, identity=False, measured=Measured.NO, minimum=0)
     accumulate: int = setting(1, identity=False, measured=Measured.NO, minimum=1)
+    device: int | None = setting(None, identity=False, measured=Measured.NO, minimum=0)
     devices: int = setting(1, identity=False, measured=Measured.NO, minimum=1)
     auto_batch: bool = setting(False, identity=False, measured=Measured.NO)
     checkpoint_minutes: float = setting(30.0, identity=False, measured=Measured.NO, minimum=0)

@@ -23,6 +23,12 @@ def inspect_labels(dataset: Dataset, config: DataConfig, inspection: Inspection)
     for name, classes in occurring.items():
         inspection.count(name, "classes", len(classes))
     refuse_two_labels(dataset, labels, inspection)
+    for name, classes in occurring.items():
+        if beyond := sorted(classes - set(range(dataset.num_classes))):
+            # On a GPU the loss of such a class ends the process, with a message about another line.
+            what = f"has class {beyond[0]}, and the {dataset.num_classes} classes count from 0"
+            inspection.refuse(dataset.listed_in(name), what)
+            return
 
     trained = occurring[config.final_train]
     where = dataset.listed_in(config.final_train)

@@ -197,4 +197,5 @@ def resized(x: Tensor, like: Tensor) -> Tensor:
     """``x`` at the height and width of ``like``, bilinear."""
     if x.shape[-2:] == like.shape[-2:]:
         return x
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+    larger = F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+    return larger.to(x.dtype)  # CUDA's autocast makes it float32, twice the memory

@@ -61,8 +61,10 @@ class RegionPool(nn.Module):
         pooled = features["0"].new_zeros(
             (len(regions), features["0"].shape[1], self.size, self.size)
         )
-        for level, stride in enumerate(self.strides):
-            (chosen,) = torch.where(levels == level)
+        order, counts = levels.argsort(stable=True), levels.long().bincount(minlength=LEVELS)
+        # The sizes are read at once: each reading waits for the device.
+        by_level = order.split(counts.tolist())
+        for level, (stride, chosen) in enumerate(zip(self.strides, by_level, strict=False)):
             pooled[chosen] = roi_align(
                 features[str(level)],
                 regions[chosen],

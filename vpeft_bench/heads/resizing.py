@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil, floor
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -49,9 +50,16 @@ class Resizing(GeneralizedRCNNTransform):
             list(std),
             size_divisible=sizes.size_divisor if square is None else square,
         )
+        for name, values in (("_mean", mean), ("_std", std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         self.test_shorter_side = sizes.test_shorter_side if square is None else square
         self.crop_shorter_sides = sizes.crop_shorter_sides
         self.crop_sides = sizes.crop_sides
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """As torchvision's, which copies mean and deviation to the device for every picture."""
+        mean, std = (cast(Tensor, values).to(image.dtype) for values in (self._mean, self._std))
+        return (image - mean) / std
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None

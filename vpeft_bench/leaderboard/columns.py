@@ -511,7 +511,7 @@ def cost_columns() -> list[Column]:
         ),
         whole(
             "saved_for_backward_bytes",
-            "tensors that autograd keeps; exact, and the same on every device",
+            "tensors that autograd keeps; exact, for this device, precision and attention kernel",
             "saved MiB",
             _NOT_IN_PRINT,
             unit="bytes",

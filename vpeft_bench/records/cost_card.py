@@ -97,7 +97,8 @@ class Memory:
         activations: the peak less the three above: activations and temporaries, on a CPU also the
             libraries' own working memory.
         saved_for_backward: bytes of the tensors that autograd keeps between forward and backward,
-            parameters not counted, each storage once: exact, and the same on every device.
+            parameters not counted, each storage once: exact, for this device, precision and
+            attention kernel (dropout keeps another mask on a CPU).
     """
 
     allocated: int | None

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from vpeft_bench.backbones.block_map import Backbone
 from vpeft_bench.backbones.checkpoint_files import not_finite
 from vpeft_bench.backbones.load import load_backbone
 from vpeft_bench.config.schema import RunConfig
-from vpeft_bench.config.sections import Precision, TrainConfig
+from vpeft_bench.config.sections import HardwareConfig, Precision, TrainConfig
 from vpeft_bench.data.dataset import Dataset
 from vpeft_bench.errors import VpeftBenchError
 from vpeft_bench.methods.registry import build_method
@@ -70,6 +72,23 @@ def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractC
     if precision not in AUTOCAST:
         return contextlib.nullcontext()
     return torch.autocast(device.type, AUTOCAST[precision], cache_enabled=False)
+
+
+def own_gpu(hardware: HardwareConfig) -> int | None:
+    """Which GPU a run of one device takes; None where it runs on a CPU.
+
+    Jobs of a sweep that run at the same time take turns; one after another they stay where the
+    first one was.
+    """
+    if hardware.accelerator == "cpu" or not torch.cuda.is_available():
+        return None
+    if hardware.device is not None or hardware.devices > 1:
+        return hardware.device or 0
+    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+        return 0
+    job = HydraConfig.get()
+    together = not str(job.launcher["_target_"]).endswith("BasicLauncher")
+    return int(job.job.num) % torch.cuda.device_count() if together else 0
 
 
 def device_of(accelerator: str) -> torch.device:

@@ -18,6 +18,7 @@ from torch import Tensor
 from vpeft_bench.attaching.attachment import Attached
 from vpeft_bench.files import write_atomically
 from vpeft_bench.metric_names import shown, title
+from vpeft_bench.runs import host
 from vpeft_bench.runs.claim import Claim
 from vpeft_bench.runs.loggers import Sink
 from vpeft_bench.tasks.base import Task
@@ -135,6 +136,7 @@ class Curves(pl.Callback):
         train_seconds, eval_seconds: time in training steps and in validation.
         images: images trained on.
         resumed: how often the run was taken up again from a checkpoint.
+        peak_memory: of training alone, bytes; None on a CPU.
     """
 
     def __init__(self, path: Path, sinks: list[Sink]) -> None:
@@ -145,6 +147,7 @@ class Curves(pl.Callback):
         self.eval_seconds = 0.0
         self.images = 0
         self.resumed = 0
+        self.peak_memory: int | None = None
         self._losses: list[Tensor] = []
         self._images = 0
         self._validation: dict[str, float] = {}
@@ -156,7 +159,7 @@ class Curves(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
-        names = ("curves", "train_seconds", "eval_seconds", "images", "resumed")
+        names = ("curves", "train_seconds", "eval_seconds", "images", "resumed", "peak_memory")
         state = {name: getattr(self, name) for name in names}
         elapsed = time.perf_counter() - self._epoch_start
         return {**state, "_losses": self._losses, "_images": self._images, "_elapsed": elapsed}
@@ -202,7 +205,15 @@ class Curves(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation is no training time."""
+        self._note_peak(pl_module.device)
+        if pl_module.device.type == "cuda":  # the queue of training is no evaluation
+            torch.cuda.synchronize(pl_module.device)
         self._validation_start = time.perf_counter()
+
+    def _note_peak(self, device: torch.device) -> None:
+        """Before something else takes memory; of all processes, the one that took most."""
+        if (peak := host.peak_memory(device)) is not None:
+            self.peak_memory = max(self.peak_memory or 0, peak)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note metrics and time."""
@@ -212,9 +223,11 @@ class Curves(pl.Callback):
             for name, value in pl_module.metrics().items()
         }
         self._epoch_eval_seconds = time.perf_counter() - self._validation_start
+        host.forget_peak(pl_module.device)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add one row to the curves, rewrite the CSV, feed the loggers."""
+        self._note_peak(pl_module.device)
         # Losses of a batch's parts are divided by their number already. This waits for the device.
         batches = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
         mean = torch.stack(self._losses).sum() / batches

@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,6 +55,14 @@ _AHEAD_OF_BLOCKS = ("images", "tokens.0")
 """Not worth keeping: larger than the picture, and what precedes them is under 1 % of the work."""
 
 FeatureBatch = tuple[Features, Tensor]
+
+
+def room_on(device: torch.device) -> int:
+    """Bytes of an accelerator that features may take: half of what is free; 0 on a CPU.
+
+    A fast GPU computes features in less time than it takes to gather and copy them.
+    """
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
 
 
 def worth_keeping(model: Model) -> bool:
@@ -168,6 +176,8 @@ class FeatureReader:
         """Batches of ``(features, labels)`` in the order that batches of pictures have."""
         config, kind = self.config, kind_of(self.config)
         kept = self._kept(split)
+        if kept.bytes <= room_on(self.device):
+            kept = replace(kept, features={n: t.to(self.device) for n, t in kept.features.items()})
         pictures = None
         if "images" in self.names:
             pictures = kind.batches(
@@ -263,13 +273,16 @@ class _FeatureBatches(TorchDataset[FeatureBatch]):
         self.pixels = kept.pixels
         self.labels = labels
         self.pictures = pictures
+        self.device = next(iter(kept.features.values())).device
+        self.on_device = self.device.type != "cpu"
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, key: BatchKey) -> FeatureBatch:
         chosen = torch.from_numpy(key[1])
-        batch = {name: kept[chosen] for name, kept in self.features.items()}
+        there = chosen.to(self.device)
+        batch = {name: kept[there] for name, kept in self.features.items()}
         if self.pictures is not None:
             batch["images"] = self.pictures[key][0]
         return batch, self.labels[chosen]

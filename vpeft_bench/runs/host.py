@@ -72,6 +72,17 @@ def free_device_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes that tensors took on an accelerator since :func:`forget_peak`; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let what was allocated before not count."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed; PyTorch has a type for that on accelerators only."""
     texts = ("out of memory", "can't allocate memory", "ALLOC_FAILED")

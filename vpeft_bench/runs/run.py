@@ -51,6 +51,7 @@ from vpeft_bench.runs.build import (
     device_of,
     head_parameters,
     head_state,
+    own_gpu,
 )
 from vpeft_bench.runs.callbacks import Curves, MethodSteps, ProgressBar, StepSeed, StillOurs
 from vpeft_bench.runs.checkpoint import EpochCheckpoint, Progress, WholeFiles, progress
@@ -67,6 +68,7 @@ from vpeft_bench.runs.feature_cache import (
 from vpeft_bench.runs.host import (
     device_is_lost,
     flush_denormals,
+    forget_peak,
     free_device_memory,
     keep_freed_memory,
     out_of_memory,
@@ -184,9 +186,9 @@ def follow(config: RunConfig, team: Team) -> None:
         config: as the leader runs it.
         team: this process is a helper of it.
     """
+    _prepare(config)
     if device_of(config.hardware.accelerator).type == "cuda":
         torch.cuda.set_device(team.rank)
-    _prepare(config)
     asked, quiet = identify(config), Console(quiet=True)
     _Run(asked, RunFiles(asked.directory, quiet), quiet, team=team).compute()
 
@@ -380,8 +382,9 @@ class _Run:
         sampler.parts = self.config.hardware.accumulate * team.size
         sampler.rank, sampler.ranks = team.rank, team.size
         cast(Any, loaders[1].sampler).take(team.rank, team.size)
+        on_gpu = device_of(self.config.hardware.accelerator).type == "cuda"
         for loader in loaders:  # a GPU takes batches by itself where they lie in pinned memory
-            loader.pin_memory = device_of(self.config.hardware.accelerator).type == "cuda"
+            loader.pin_memory = on_gpu and not getattr(loader.dataset, "on_device", False)
         self._compare_content(train_split, eval_split, loaders)
         return loaders
 
@@ -446,7 +449,7 @@ class _Run:
             self.curves.sinks = open_sinks(
                 self.config.logger, self.directory, self.state.run_id, self.state.asked
             )
-        place = placed(self.team)
+        place = placed(self.team, device)
         trainer = pl.Trainer(
             accelerator=device.type,
             precision=LIGHTNING_PRECISION[self.config.hardware.precision],  # type: ignore[arg-type]
@@ -480,7 +483,7 @@ class _Run:
         self.state.device = _named(device, self.team.size)
         self.state.threads = torch.get_num_threads()
         if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+            forget_peak(device)
         try:
             trainer.fit(
                 task,
@@ -492,8 +495,8 @@ class _Run:
             for sink in self.curves.sinks:
                 sink.close()
         if device.type == "cuda":
-            peaks = self.team.gather(torch.cuda.max_memory_allocated(device))
-            self.state.peak_memory_bytes = max(peaks)
+            peaks = self.team.gather(self.curves.peak_memory)
+            self.state.peak_memory_bytes = max((p for p in peaks if p is not None), default=None)
         else:
             self.state.peak_memory_note = NO_PEAK_ON_CPU
         return trainer
@@ -641,6 +644,8 @@ def _prepare(config: RunConfig) -> None:
     keep_freed_memory()
     flush_denormals()
     set_float32(config.hardware.precision)
+    if (gpu := own_gpu(config.hardware)) is not None:
+        torch.cuda.set_device(gpu)
     every = _own_threads()  # the processes of several devices share them
     threads = config.hardware.threads or max(1, every // config.hardware.devices)
     torch.set_num_threads(threads)

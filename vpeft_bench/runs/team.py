@@ -303,11 +303,14 @@ class _DataParallel(DDPStrategy):
         """All processes are there."""
 
 
-def placed(team: Team) -> dict[str, Any]:
-    """What Lightning's trainer is told of the devices."""
+def placed(team: Team, device: torch.device) -> dict[str, Any]:
+    """What Lightning's trainer is told of the devices; ``device`` is this process's."""
     environment = _OneMachine(team)
     if team.size == 1:
-        return {"devices": 1, "plugins": [environment]}
+        return {
+            "devices": [device.index or 0] if device.type == "cuda" else 1,
+            "plugins": [environment],
+        }
     strategy = _DataParallel(cluster_environment=environment, timeout=WAIT)
     return {"devices": team.size, "strategy": strategy, "plugins": []}
 

@@ -40,7 +40,11 @@ class Classification(LabelledTask):
         super().__init__(model, normalize, training)
         smoothing = training.config.label_smoothing if training else 0.0
         self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=smoothing)
-        self.pairs = MulticlassConfusionMatrix(num_classes, sync_on_compute=False)
+        self.pairs = MulticlassConfusionMatrix(
+            num_classes,
+            sync_on_compute=False,
+            validate_args=False,  # labels were looked at when the data set was opened
+        )
         self.calibration = Calibration()
         self.mix: Mixup | None = None
         if mixup or cutmix:  # the loss smooths labels: mixed ones as well
