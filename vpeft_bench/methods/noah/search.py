@@ -1,8 +1,8 @@
 """NOAH's search: train a supernet, then let its best sub-networks evolve.
 
 Everything random follows from a seed, and what has been computed is kept in one file: a search
-that was interrupted goes on with the same draws. On a CPU it ends as it would have ended; a GPU adds
-in another order each time.
+that was interrupted goes on with the same draws. On a CPU it ends as it would have ended; a GPU
+adds in another order each time.
 """
 
 from __future__ import annotations
