@@ -48,7 +48,7 @@ def test_number_of_configs() -> None:
         "hardware": 6,
         "logger": 3,
         "variant": 47,
-        "experiment": 7,
+        "experiment": 14,
     }
     assert CHOICES["method"] == sorted([*list_methods(), *list_methods("hf/")])
 

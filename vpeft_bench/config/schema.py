@@ -90,7 +90,8 @@ def register_schema() -> None:
 
     In config files ``${expanded:PATH}`` is the path with its ``~`` replaced, ``${of_variant:KEY}``
     what the variant sets KEY to on the data set of the run, ``${members:NAME}`` the data sets of a
-    benchmark, and ``${group_of:BENCHMARK,DATA}`` the group of one of them.
+    benchmark, ``${group_of:BENCHMARK,DATA}`` the group of one of them, and
+    ``${methods_for:FAMILY,TASK}`` the methods of the package that fit.
     """
     from hydra.core.config_store import ConfigStore
 
@@ -106,11 +107,13 @@ def register_resolvers() -> None:
     from omegaconf import OmegaConf
 
     from vpeft_bench.config import benchmarks
+    from vpeft_bench.config.sources import methods_for
     from vpeft_bench.config.variants import of_variant
 
     OmegaConf.register_new_resolver("expanded", os.path.expanduser, replace=True)
     OmegaConf.register_new_resolver("of_variant", of_variant, replace=True)
     OmegaConf.register_new_resolver("members", benchmarks.swept, replace=True)
+    OmegaConf.register_new_resolver("methods_for", methods_for, replace=True)
     OmegaConf.register_new_resolver("group_of", benchmarks.group_of, replace=True)
 
 

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from vpeft_bench import plugins
 from vpeft_bench.catalogue import facts
 from vpeft_bench.config.choices import own_folders
+from vpeft_bench.errors import ConfigError, unknown_name
 
 SCHEME = "methods"
 _GROUP = "method"
@@ -74,6 +75,30 @@ class FurtherPlaces(SearchPathPlugin):
         for folder in own_folders():
             search_path.append("command line", f"file://{folder}")
         search_path.append("vpeft_bench", f"{SCHEME}://")
+
+
+def methods_for(family: str, task: str = "") -> str:
+    """``${methods_for:FAMILY}`` in a config file: the methods of this package, to be swept over.
+
+    Args:
+        family: of backbones that they all support.
+        task: ``dense``: those alone that serve a dense head.
+
+    Raises:
+        ConfigError: no method supports such a family, or there is no such task.
+    """
+    from vpeft_bench.methods.registry import method_class  # imports torch
+
+    known = {name for m in facts.native_methods() for name in m.families}
+    if family not in known:
+        raise ConfigError([unknown_name("family", family, sorted(known))])
+    if task not in ("", "dense"):
+        raise ConfigError([unknown_name("task", task, ["dense"])])
+    names = [m.name for m in facts.native_methods() if family in m.families]
+    dense = task == "dense"
+    return ",".join(
+        sorted(name for name in names if not dense or method_class(name)().dense_refusal is None)
+    )
 
 
 def register() -> None:
