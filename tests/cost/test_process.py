@@ -61,6 +61,7 @@ def test_device_in_use(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.*")) == []
 
 
+@pytest.mark.slow
 def test_request_and_card_travel(tmp_path: Path) -> None:
     """The real process, with a method that it refuses."""
     asked = request("hf/c3a", results_dir=str(tmp_path))

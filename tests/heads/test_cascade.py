@@ -266,7 +266,7 @@ def test_nothing_to_detect(heads: CascadeHeads) -> None:
 PUBLISHED: dict[str, Any] = {"box": "4conv1fc", "box_loss": BoxLoss.giou, "class_boxes": True}
 
 
-@pytest.mark.parametrize("settings", [{}, PUBLISHED])
+@pytest.mark.parametrize("settings", [{}, pytest.param(PUBLISHED, marks=pytest.mark.slow)])
 def test_it_learns_two_pictures(settings: dict[str, Any]) -> None:
     detector_ = detector("vit", "cascade_mask_rcnn", **settings)
     curve = train(detector_, steps=40 if settings else 20, lr=4e-3)

@@ -137,7 +137,7 @@ def test_an_interrupted_run_resumes_to_the_same_head(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The running statistics travel in the checkpoint."""
-    options = ("method=kadaptation", "method.terms=4")
+    options = ("method=linear", "hardware.feature_cache=off")
     whole, directory = record_of(tiny_data, tmp_path / "whole", *options)
     loss, calls = Classification.loss, []
 

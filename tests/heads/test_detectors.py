@@ -79,7 +79,7 @@ def test_every_head_parameter_learns(name: str, kind: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
+@pytest.mark.parametrize("name", ["retinanet", pytest.param("faster_rcnn", marks=pytest.mark.slow)])
 def test_two_pictures_are_learned(name: str) -> None:
     built = detector("vit", name)
     curve = train(built, steps=40, lr=3e-3)
