@@ -117,6 +117,7 @@ def test_a_graph_has_room_for_what_cannot_be_merged(tmp_path: Path, method: str)
     assert torch.allclose(answers(written, images), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_answers_otherwise_is_not_kept(
     lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

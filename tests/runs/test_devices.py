@@ -157,9 +157,13 @@ def _difference(one: Path, other: Path, name: str) -> float:
         # 160 pictures in batches of 33, the last of 28 in 4 parts; scored after every epoch.
         (("train.optimizer=sgd", "protocol=select", "hardware.accumulate=2"), 1e-6),
         # 200 pictures, the last batch of 2. AdamW makes a step of a rounding error.
-        (("train.optimizer=adamw",), 1e-4),
+        pytest.param(("train.optimizer=adamw",), 1e-4, marks=pytest.mark.slow),
         # Statistics of the whole batch; its scale is free, so that steps differ a little more.
-        (("train.optimizer=sgd", "head=batch_norm", "train.batch_size=32"), 1e-5),
+        pytest.param(
+            ("train.optimizer=sgd", "head=batch_norm", "train.batch_size=32"),
+            1e-5,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["sgd", "adamw", "batch norm"],
 )
@@ -184,6 +188,7 @@ def test_two_devices_give_the_weights_and_metrics_of_one(
     assert images == pytest.approx([3 * (160 if "protocol=select" in options else 200)] * 2)
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_a_device_ends_at_once_and_goes_on_when_started_again(
     tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +224,7 @@ def test_a_run_that_lost_a_device_ends_at_once_and_goes_on_when_started_again(
     assert again.happened.curves["epoch"] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_helpers_end_with_their_leader() -> None:
     """However that ends: nobody is left to hold a device."""
     leader = team._Leader(2)
@@ -267,6 +273,7 @@ def test_a_loss_over_all_pictures_of_a_batch_is_refused(cli: Cli) -> None:
     assert "the loss of retrieval compares all pictures of a batch" in done.stderr
 
 
+@pytest.mark.slow
 def test_predictions_and_kept_features_of_two_devices(cli: Cli, tmp_path: Path) -> None:
     """Of a method whose features are kept, by the command line."""
     for number in (1, 2):

@@ -177,6 +177,7 @@ def scored_by_pycocotools(truth: Path, found: Path) -> list[float | None]:
     return [None if value == -1 else 100.0 * float(value) for value in evaluation.stats]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools'
 def test_stored_detections_give_the_recorded_precision(tmp_path: Path, odd_boxes: Path) -> None:
     outcome = done(

@@ -94,7 +94,7 @@ def test_what_was_decided_about_the_weights_is_told_and_recorded(
 @pytest.mark.parametrize(
     ("method", "dropout"),
     [
-        ("lora", "dropout"),
+        pytest.param("lora", "dropout", marks=pytest.mark.slow),
         pytest.param("vpt_deep", "dropout", marks=pytest.mark.slow),
         pytest.param("hf/adalora", "lora_dropout", marks=pytest.mark.slow),
     ],
@@ -233,7 +233,11 @@ def test_failure_is_recorded(cli: Cli, tmp_path: Path, tiny_data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("logger", "trace"), [("tensorboard", "events.out*"), ("wandb", "*.wandb")]
+    ("logger", "trace"),
+    [
+        ("tensorboard", "events.out*"),
+        pytest.param("wandb", "*.wandb", marks=pytest.mark.slow),
+    ],
 )
 def test_loggers_write_into_the_run_directory(
     cli: Cli, tmp_path: Path, quick: tuple[str, ...], logger: str, trace: str

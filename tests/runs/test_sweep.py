@@ -67,6 +67,7 @@ def test_sweep_runs_skips_and_survives_a_failure(cli: Cli, tmp_path: Path, tiny_
     assert second.returncode == 1
 
 
+@pytest.mark.slow
 def test_sweep_in_parallel(cli: Cli, tmp_path: Path, tiny_data: Path) -> None:
     done = cli(
         "-m",

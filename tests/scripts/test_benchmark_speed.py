@@ -217,6 +217,7 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_one_item(tmp_path: Path) -> None:
     done = call("merged_vs_plain", "--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -207,6 +207,7 @@ def test_a_run_scores_what_it_stores(tmp_path: Path, method: str) -> None:
     assert rows[0]["MAP@R %"] == f"{values['map_at_r']:.2f}"
 
 
+@pytest.mark.slow
 def test_without_a_layer_of_its_own_nothing_of_a_frozen_backbone_is_trained(tmp_path: Path) -> None:
     outcome = run_here(tmp_path, *QUICK, "method=linear", "task.width=null")
     assert outcome.record is not None
