@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from tests.leaderboard.as_rows import cells, in_file, in_print
@@ -24,8 +26,17 @@ from vpeft_bench.leaderboard import published
 from vpeft_bench.leaderboard.column import In
 from vpeft_bench.leaderboard.compare import Comparison, compare
 from vpeft_bench.leaderboard.published import Provenance, read
+from vpeft_bench.leaderboard.written import schema
 from vpeft_bench.methods.registry import build_method, list_methods, option_problems
-from vpeft_bench.records.run_record import Metrics, RunRecord, Split, Status, Weights, WeightsLabel
+from vpeft_bench.records.run_record import (
+    Metrics,
+    RunRecord,
+    Split,
+    Status,
+    Weights,
+    WeightsLabel,
+    write,
+)
 
 Run = Callable[..., RunRecord]
 HUB = Weights("hub", "sha256:abc", WeightsLabel.PRETRAINED, "sha256:file")
@@ -46,6 +57,52 @@ def reasons(found: Comparison, whose: str) -> dict[str, str]:
 def own_table(path: Path, *lines: str) -> str:
     path.write_text("\n".join(lines))
     return str(path)
+
+
+FOLDERS = {"records": "runs", "cards": "cards", "out": "out"}
+
+
+def test_json_and_page_have_it_apart_from_all_else(run: Run, tmp_path: Path) -> None:
+    table = own_table(
+        tmp_path / "theirs.csv",
+        "method,data,value,source,provenance",
+        "lora,demo/digits,61.5,Some paper,quoted",
+        "lora,demo/sprites_count,40.25,Some paper,quoted",
+        "<b>nobody</b>,demo/digits,12.5,Some paper,quoted",
+    )
+    for number, data in enumerate(("demo/digits", "demo/sprites_count")):
+        record = run(60.0 + number, data=data)
+        write(record, tmp_path / "runs" / str(number) / "record.json")
+    (tmp_path / "cards").mkdir()
+    where = [f"--{name}={tmp_path / of}" for name, of in FOLDERS.items()]
+    assert main([*where, "--compare", table]) == 0
+    content = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
+    jsonschema.validate(content, schema())
+    apart = content.pop("beside_published")
+    assert [(row["mean"], row["published"]) for row in apart["cells"][0]["rows"]] == [
+        (60.0, 61.5),
+        (61.0, 40.25),
+    ]
+    assert "last epoch" in apart["cells"][0]["notes"][0]
+    assert [row["row"] for row in apart["not_compared"]["rows"]] == ["<b>nobody</b>"]
+    assert "61.5" not in json.dumps(content)
+    page = (tmp_path / "out" / "index.html").read_text()
+    before, _, after = page.partition('id="published"')
+    main_part = before.partition("<main")[2]
+    assert "61.50" not in main_part
+    assert "Some paper" not in main_part
+    for text in ("61.50", "-1.50", "+9.62", "row by row", "cell by cell"):
+        assert text in after
+    assert after.index("last epoch, mean over seeds") < after.index("61.50"), "first what to know"
+    assert "1 row, ours or published, beside nothing" in after
+    assert "nothing here is a published number" not in page
+
+    assert main(where) == 0
+    content = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
+    assert content["beside_published"] is None
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert 'id="published"' not in page
+    assert "nothing here is a published number" in page
 
 
 # ---- the tables of results/published -------------------------------------------------------------

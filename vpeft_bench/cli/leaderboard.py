@@ -18,8 +18,8 @@ from vpeft_bench.formats import printable, printable_lines, shortest
 from vpeft_bench.leaderboard.admitted import admitted
 from vpeft_bench.leaderboard.cards import Joined, cards_of, chosen, join
 from vpeft_bench.leaderboard.cells import cells_of
-from vpeft_bench.leaderboard.compare import compare
-from vpeft_bench.leaderboard.published import PUBLISHED, Numbers
+from vpeft_bench.leaderboard.compare import Comparison, compare
+from vpeft_bench.leaderboard.published import PUBLISHED
 from vpeft_bench.leaderboard.published import read as read_published
 from vpeft_bench.leaderboard.reading import find_runs, write_runs
 from vpeft_bench.leaderboard.runs import PROTOCOL_SPLIT
@@ -81,9 +81,12 @@ def main(argv: Sequence[str], own: Path | None = None) -> int:
         print_costs(console, costs)
         written += write_table(costs, [], options.out)
     if len(wanted):
-        written += _metric_tables(console, wanted, runs.rows, joined, costs, scores, options)
-        if published is not None:
-            written += _compared(console, joined.cells, published, options.out)
+        beside = compare(joined.cells, published) if published is not None else None
+        written += _metric_tables(
+            console, wanted, runs.rows, joined, costs, beside, scores, options
+        )
+        if beside is not None:
+            written += _compared(console, beside, options.out)
     elif costs is not None:
         written.append(_page([], [], costs, wanted, [], options.out))
 
@@ -110,6 +113,7 @@ def _metric_tables(
     every: pd.DataFrame,
     joined: Joined,
     costs: Table | None,
+    beside: Comparison | None,
     scores: Scores,
     options: argparse.Namespace,
 ) -> list[Path]:
@@ -118,6 +122,7 @@ def _metric_tables(
     Args:
         runs: those that were asked for.
         every: those that could have been.
+        beside: published numbers, where they were asked for.
     """
     written: list[Path] = []
     cells, out = joined.cells, options.out
@@ -136,8 +141,8 @@ def _metric_tables(
     write_seeds(runs, out / "seeds.csv")
     write_runs(runs, out / "runs.parquet")
     written += [out / "seeds.csv", out / "runs.parquet"]
-    written += write_json(datasets, overviews, costs, notes, out)
-    written.append(_page(datasets, overviews, costs, runs, notes, out))
+    written += write_json(datasets, overviews, costs, notes, out, beside)
+    written.append(_page(datasets, overviews, costs, runs, notes, out, beside))
     if options.statistics:
         written += _statistics(overviews, runs, out / "statistics")
     if options.figures or options.highlight:
@@ -149,9 +154,8 @@ def _metric_tables(
     return written
 
 
-def _compared(console: Terminal, cells: pd.DataFrame, published: Numbers, out: Path) -> list[Path]:
+def _compared(console: Terminal, comparison: Comparison, out: Path) -> list[Path]:
     """Print and write what the cells are beside published numbers."""
-    comparison = compare(cells, published)
     print_comparison(console, comparison)
     written = []
     for table, notes in zip(comparison.tables, comparison.notes, strict=True):
@@ -166,10 +170,11 @@ def _page(
     runs: pd.DataFrame,
     notes: Sequence[str],
     out: Path,
+    beside: Comparison | None = None,
 ) -> Path:
     from vpeft_bench.leaderboard.page import write_page  # statistics take a second to import
 
-    return write_page(datasets, summaries_, costs, runs, notes, out)
+    return write_page(datasets, summaries_, costs, runs, notes, out, beside)
 
 
 def _statistics(summaries: Sequence[Summary], runs: pd.DataFrame, out: Path) -> list[Path]:

@@ -20,11 +20,12 @@ from vpeft_bench.formats import each, harmless, markdown, markdown_of, printable
 from vpeft_bench.leaderboard.cells import in_order
 from vpeft_bench.leaderboard.column import Column, In
 from vpeft_bench.leaderboard.columns import cell_columns, cost_columns, run_columns, summary_columns
+from vpeft_bench.leaderboard.compare import Comparison
 from vpeft_bench.leaderboard.compared_columns import compared_columns, left_out_columns
 from vpeft_bench.leaderboard.summaries import Summary
 from vpeft_bench.leaderboard.tables import Table, run_table
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 JSON_NAME, SCHEMA_NAME = "leaderboard.json", "leaderboard.schema.json"
 _LATEX = str.maketrans(
     {
@@ -177,6 +178,7 @@ def write_json(
     costs: Table | None,
     notes: Sequence[str],
     out: Path,
+    comparison: Comparison | None = None,
 ) -> list[Path]:
     """Write all tables as one JSON file with the values of the CSV files, and its schema."""
     content = {
@@ -190,11 +192,21 @@ def write_json(
             for one in summaries
         ],
         "costs": _json(costs) if costs is not None else None,
+        "beside_published": _compared(comparison) if comparison is not None else None,
     }
     for name, value in ((JSON_NAME, content), (SCHEMA_NAME, schema())):
         text = msgspec.json.format(msgspec.json.encode(value), indent=1)
         write_atomically(out / name, text + b"\n")
     return [out / JSON_NAME, out / SCHEMA_NAME]
+
+
+def _compared(comparison: Comparison) -> dict[str, Any]:
+    """Ours beside published numbers, apart from all other tables."""
+    tables = zip(comparison.tables, comparison.notes, strict=True)
+    return {
+        "cells": [{**_json(table), "notes": notes} for table, notes in tables],
+        "not_compared": _json(comparison.left_out),
+    }
 
 
 def _json(table: Table) -> dict[str, Any]:
@@ -220,6 +232,11 @@ def schema() -> dict[str, Any]:
         return _object({**heads, "rows": {"type": "array", "items": row}})
 
     number = {"type": ["number", "null"]}
+    texts = {"type": "array", "items": _TEXT}
+    compared = {
+        "cells": {"type": "array", "items": table(compared_columns(), {"not": {}}, notes=texts)},
+        "not_compared": table(left_out_columns(), {"not": {}}),
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Leaderboard",
@@ -228,7 +245,7 @@ def schema() -> dict[str, Any]:
                 "$schema": _TEXT,
                 "schema_version": {"const": SCHEMA_VERSION},
                 "made_by": _TEXT,
-                "notes": {"type": "array", "items": _TEXT},
+                "notes": texts,
                 "datasets": {"type": "array", "items": table(cell_columns([], [], True), number)},
                 "summaries": {
                     "type": "array",
@@ -237,6 +254,7 @@ def schema() -> dict[str, Any]:
                     ),
                 },
                 "costs": {"anyOf": [{"type": "null"}, table(cost_columns(), {"not": {}})]},
+                "beside_published": {"anyOf": [{"type": "null"}, _object(compared)]},
             }
         ),
     }

@@ -23,7 +23,7 @@ LONG = "long_" + "x" * 95
 VTAB = known()["vtab1k"]
 
 
-def page_of(folder: Path, records: list[RunRecord], cards: list[Any] = ()) -> str:
+def page_of(folder: Path, records: list[RunRecord], cards: list[Any] = (), *more: str) -> str:
     """The page that the leaderboard of these writes."""
     for number, record in enumerate(records):
         write(record, folder / "runs" / f"{number:04}" / "record.json")
@@ -32,7 +32,7 @@ def page_of(folder: Path, records: list[RunRecord], cards: list[Any] = ()) -> st
     (folder / "cost").mkdir(exist_ok=True, parents=True)
     (folder / "runs").mkdir(exist_ok=True, parents=True)
     options = ["--cards", str(folder / "cost"), "--out", str(folder / "out")]
-    assert main(["--records", str(folder / "runs"), *options]) == 0
+    assert main(["--records", str(folder / "runs"), *options, *more]) == 0
     return (folder / "out" / "index.html").read_text(encoding="utf-8")
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.leaderboard.page.conftest import FORMULA, LONG, QUOTES, SCRIPT, VTAB
+from tests.leaderboard.conftest import make_run
+from tests.leaderboard.page.conftest import FORMULA, LONG, QUOTES, SCRIPT, VTAB, page_of
 
 WIDE, PHONE = 1400, 380
 
@@ -257,11 +258,41 @@ def test_rows_are_of_one_height_whatever_a_column_out_of_sight_says(page: Any) -
     longer = """
     const cell = document.querySelector(arguments[0]).querySelector('td.t:not([hidden])');
     cell.textContent = 'departs from all others in many ways '.repeat(9);
+    document.querySelector(arguments[0]).closest('table').classList.add('oneline');
     """
     page.execute_script(longer, rows)
     assert page.execute_script(heights, rows) == before
     all_of(page, f"{rows} .open")[0].click()  # opened, it has all of its text
     assert len(page.execute_script(heights, rows)) == len(before) + 1
+
+
+def test_long_texts_are_whole_where_that_is_asked_for(browser: Any, tmp_path: Path) -> None:
+    """Tables whose rows do not open have them, too: those beside published numbers."""
+    runs = [
+        make_run(60.0 + number, data=data, train={"lr": 1e-3, **{f"key{n}": n for n in range(9)}})
+        for number, data in enumerate(("demo/digits", "demo/sprites_count"))
+    ]
+    table = tmp_path / "theirs.csv"
+    source = "A paper with a title that goes on for longer than any one line of a table has room"
+    table.write_text(
+        "method,data,value,source\n"
+        + "".join(f"lora,demo/{data},61,{source}\n" for data in ("digits", "sprites_count"))
+    )
+    page_of(tmp_path, runs, [], "--compare", str(table))
+    show(browser, tmp_path, WIDE)
+    rows = "[...document.querySelectorAll('#published ~ .panel tbody tr')]"
+    heights = f"return {rows}.map((row) => row.offsetHeight)"
+    before = browser.execute_script(heights)
+    assert len(before) == 3
+    assert max(before) - min(before) <= 1  # the last one has no border
+    labels = all_of(browser, "#published ~ .panel .controls label")
+    boxes = [one for one in labels if one.text.strip() == "long texts in full"]
+    for box in boxes:
+        box.click()
+    assert max(browser.execute_script(heights)) > max(before) + 10
+    show(browser, tmp_path, PHONE, "dark")
+    assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE
+    assert browser.execute_script(CONTRAST) == []
 
 
 def test_the_paper_view_is_the_table_of_scores_with_the_best_bold_and_its_chart(

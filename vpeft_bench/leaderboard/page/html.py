@@ -20,8 +20,9 @@ from markupsafe import Markup
 
 from vpeft_bench.files import write_atomically
 from vpeft_bench.formats import printable
+from vpeft_bench.leaderboard.compare import Comparison
 from vpeft_bench.leaderboard.page.content import panels
-from vpeft_bench.leaderboard.page.plain import plain_panel
+from vpeft_bench.leaderboard.page.plain import CELL_BY_CELL, compared_panels, plain_panel
 from vpeft_bench.leaderboard.page.view import Panel, drawn, whisker_scale
 from vpeft_bench.leaderboard.standings import split_word
 from vpeft_bench.leaderboard.summaries import Summary
@@ -41,6 +42,7 @@ def write_page(
     runs: pd.DataFrame,
     notes: Sequence[str],
     out: Path,
+    beside: Comparison | None = None,
 ) -> Path:
     """Write the page below ``out``; its path. The same tables and runs give the same bytes.
 
@@ -51,12 +53,13 @@ def write_page(
         runs: those that the tables are made of.
         notes: what holds for all tables.
         out: the folder.
+        beside: published numbers, where they were asked for.
 
     Raises:
         OSError: the file cannot be written.
     """
     path = out / PAGE_NAME
-    write_atomically(path, page(datasets, summaries, costs, runs, notes).encode())
+    write_atomically(path, page(datasets, summaries, costs, runs, notes, beside).encode())
     return path
 
 
@@ -66,10 +69,13 @@ def page(
     costs: Table | None,
     runs: pd.DataFrame,
     notes: Sequence[str],
+    beside: Comparison | None = None,
 ) -> str:
     """The text of the page, of at most :data:`MOST_BYTES`: what is too much is left to files."""
     found = _panels(datasets, summaries, costs, runs, notes)
-    for leave_out in (_nothing, _matrices, _details):
+    if beside is not None:
+        found += compared_panels(beside, len(found) + 1)
+    for leave_out in (_nothing, _compared_cells, _matrices, _details):
         found = leave_out(found)
         if len((text := _html(found)).encode()) <= MOST_BYTES:
             return text
@@ -111,6 +117,15 @@ def _places(cells: pd.DataFrame) -> list[tuple[str, ...]]:
 
 def _nothing(found: list[Panel]) -> list[Panel]:
     return found
+
+
+def _compared_cells(found: list[Panel]) -> list[Panel]:
+    note = "Each cell beside each published number is left out, for size: see compare_*.csv"
+    return [
+        replace(one, notes=[*one.notes, note]) if one.published else one
+        for one in found
+        if not (one.published and one.title.endswith(CELL_BY_CELL))
+    ]
 
 
 def _matrices(found: list[Panel]) -> list[Panel]:

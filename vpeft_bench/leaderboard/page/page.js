@@ -186,6 +186,10 @@ class Board {
     if (this.table.querySelector("td[style]")) {
       place.append(this.check("shading", true, (on) => this.table.classList.toggle("plain", !on)));
     }
+    if ([...this.table.querySelectorAll("td.t")].some((cell) => cell.textContent.trim().length > 32)) {
+      this.table.classList.add("oneline");
+      place.append(this.check("long texts in full", false, (on) => this.table.classList.toggle("oneline", !on)));
+    }
     place.append(this.picker());
     place.append(make("button", { type: "button", onclick: () => this.download() }, "CSV of what is shown"));
     if (this.heads.some((head) => head.dataset.role === "score")) place.append(this.paperButton());

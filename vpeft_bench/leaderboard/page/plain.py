@@ -1,12 +1,15 @@
-"""Tables of the page that no statistics are made of: other data sets, and costs."""
+"""Tables of the page that no statistics are made of: other data sets, costs, published numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
+from vpeft_bench.formats import counted
 from vpeft_bench.leaderboard.column import Column, In, Kind
+from vpeft_bench.leaderboard.compare import Comparison
 from vpeft_bench.leaderboard.page.view import (
     PLAIN,
     Cell,
@@ -18,6 +21,8 @@ from vpeft_bench.leaderboard.page.view import (
     told_once,
 )
 from vpeft_bench.leaderboard.tables import Table
+
+CELL_BY_CELL = "cell by cell"
 
 
 def plain_panel(table: Table, title: str, name: str, notes: Sequence[str] = ()) -> Panel:
@@ -46,6 +51,30 @@ def plain_panel(table: Table, title: str, name: str, notes: Sequence[str] = ()) 
     ]
     fields = [one for one, _ in filled]
     return Panel(name, title, table.title, fields, lines, shared=same, notes=list(notes))
+
+
+def compared_panels(comparison: Comparison, at: int) -> list[Panel]:
+    """Ours beside published numbers: of each benchmark the rows of both, and then each cell.
+
+    Args:
+        comparison: what stands beside what.
+        at: number of the first table on the page.
+    """
+    found: list[Panel] = []
+    left_out = len(comparison.left_out.rows)
+    what = f"{counted(left_out, 'row')}, ours or published, beside nothing"
+    rest = [f"{what}: not_compared.csv says why"]
+    for pairs, cells, notes in zip(
+        comparison.pairs, comparison.tables, comparison.notes, strict=True
+    ):
+        for table, what in ((pairs, "row by row"), (cells, CELL_BY_CELL)):
+            name = f"t{at + len(found)}"
+            title = f"{table.name.removeprefix('compare_')} beside published numbers, {what}"
+            panel = plain_panel(table, title, name, rest if left_out else [])
+            subtitle = counted(len(panel.lines), "row")
+            first = notes if table is pairs else []
+            found.append(replace(panel, subtitle=subtitle, first=first, published=True))
+    return found
 
 
 _NUMBERS_OF = {

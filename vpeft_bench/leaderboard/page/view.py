@@ -138,7 +138,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Panel:
-    """One table of the page."""
+    """One table of the page.
+
+    Attributes:
+        id, title, subtitle: its heading.
+        fields, lines: its columns and rows.
+        shared: what is the same in every row.
+        groups: what the statistics say of rows that were made alike.
+        notes: what stands below it.
+        first: what a reader must know before the table.
+        published: whether it sets ours beside published numbers; such tables have a section of
+            their own.
+    """
 
     id: str
     title: str
@@ -148,6 +159,8 @@ class Panel:
     shared: str = ""
     groups: list[Group] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    first: list[str] = field(default_factory=list)
+    published: bool = False
 
 
 Filled = tuple[Field, dict[int, Cell]]
