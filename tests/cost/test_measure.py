@@ -15,8 +15,8 @@ from vpeft_bench.methods.registry import list_methods
 from vpeft_bench.records.cost_card import CardStatus, CostCard, Measured
 
 CPU = torch.device("cpu")
-SOME = ("hf/adalora", "linear", "lora", "lst")
-"""With and without step hooks, a penalty, a side network, merging."""
+SOME = ("hf/adalora", "lst")
+"""With step hooks and a penalty, with a side network; merged and not; more are measured below."""
 ALL = [*list_methods(), *list_methods("hf/")]
 WIDER_THAN_THE_DEMO = ("hf/c3a", "hf/vblora")
 

@@ -127,7 +127,9 @@ def test_files_are_the_same_bytes_in_whatever_order_records_lie(
     assert sorted(results[0]) == sorted([*files, *more, "seeds.csv"])
 
 
-@pytest.mark.parametrize("columns", [60, 100, 120])
+@pytest.mark.parametrize(
+    "columns", [60, *(pytest.param(width, marks=pytest.mark.slow) for width in (100, 120))]
+)
 @pytest.mark.parametrize("cards", [False, True])
 def test_the_terminal_shows_every_digit(
     mixed: list[RunRecord],

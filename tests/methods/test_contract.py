@@ -219,6 +219,12 @@ def _also_on(*kinds: str) -> Iterator[tuple[Case, bool]]:
         yield case, long or left
 
 
+def _of_one_path() -> Iterator[tuple[Case, bool]]:
+    """As EVERY_PLACE, without the variants: what they place is loaded, merged and counted there."""
+    for case, long in _also_on("swin"):
+        yield case, long or not _is_default(case)
+
+
 def _of_torch() -> Iterator[tuple[Case, bool]]:
     """Each method at once on the plain ViT, a few of them elsewhere; all else by .ci/run."""
     for case, long in CASES:
@@ -229,6 +235,7 @@ def _of_torch() -> Iterator[tuple[Case, bool]]:
 # What a check can find is not the same everywhere. What a method places, and where: each method
 # with each of its options, and again where blocks have windows and stages of several widths.
 EVERY_PLACE = _parametrize(_also_on("swin"))
+EVERY_DEFAULT_PLACE = _parametrize(_of_one_path())
 # Which stream is changed by what: again where tokens stand before and are left out at the end.
 EVERY_STREAM = tuple(_also_on("vit_avg_reg"))
 # What torch does with modules, wherever they were placed.
@@ -383,7 +390,7 @@ def test_everything_trainable_learns(case: Case) -> None:
     assert names - alive == set()
 
 
-@EVERY_PLACE
+@EVERY_DEFAULT_PLACE
 def test_only_what_is_declared_changes(case: Case) -> None:
     attached = case.attach(build(case.kind).train())
     model = attached.model
@@ -747,7 +754,7 @@ def test_merge_without_a_bias_says_why_and_changes_nothing(name: str) -> None:
 # ---- leaving ------------------------------------------------------------------------------------
 
 
-@EVERY_PLACE
+@EVERY_DEFAULT_PLACE
 def test_detach_gives_the_original_back(case: Case) -> None:
     model = build(case.kind)
     frozen = next(iter(model.parameters())).requires_grad_(False)

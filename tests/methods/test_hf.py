@@ -141,6 +141,7 @@ OF_THE_BRIDGE = (
 )
 KINDS_OF_TYPES = ("lora", "vera", "osf")
 OF_A_VARIANT = (contract.test_merge, contract.test_save_and_load)
+OF_A_TYPE = (*OF_A_VARIANT, contract.test_everything_trainable_learns)
 FLOAT32_ONLY = ("psoft", "pissa", "olora", "mica")
 
 
@@ -165,7 +166,7 @@ def _checks() -> Iterator[Any]:
             if case.kind == "vit" and not whole:
                 at_once = check in OF_A_VARIANT
             else:
-                at_once = kind in KINDS_OF_TYPES or (whole and check in FEWER)
+                at_once = kind in KINDS_OF_TYPES or (whole and check in OF_A_TYPE)
             marks = [] if at_once else pytest.mark.slow
             yield pytest.param(check, case, id=f"{check.__name__}-{case}", marks=marks)
 
