@@ -303,6 +303,11 @@ class _Check:
         if self.checked.elsewhere and shutil.which("sbatch") is None:
             fix = "run it on a cluster's login node, or in parallel here: hydra/launcher=joblib"
             problems.append(Problem("hardware=slurm", "this machine has no sbatch", fix))
+        detach = self._axes.get("sweep.detach")
+        detached = detach is not None and detach.values[0].lower() == "true"
+        if detached and self.checked.sweep and not self.checked.elsewhere:
+            what = "only the jobs of a cluster go on without this process"
+            problems.append(Problem("sweep.detach=true", what, "leave it out, or hardware=slurm"))
 
 
 # ---- reading -------------------------------------------------------------------------------------

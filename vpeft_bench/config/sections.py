@@ -402,9 +402,11 @@ class SweepConfig:
     Attributes:
         runs_per_job: that one job does at most, one after the other, in one process that keeps what
             they share, see :mod:`vpeft_bench.runs.packing`.
+        detach: on SLURM, end as soon as the jobs are in the queue.
     """
 
     runs_per_job: int = setting(1, measured=Measured.NO, minimum=1)
+    detach: bool = setting(False, measured=Measured.NO)
 
 
 @dataclass

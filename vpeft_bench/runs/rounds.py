@@ -26,10 +26,12 @@ from vpeft_bench.files import write_atomically
 from vpeft_bench.formats import counted
 from vpeft_bench.records.run_record import CLAIM
 from vpeft_bench.runs.claim import holder_of
-from vpeft_bench.runs.packing import Packed, together, write_packs
+from vpeft_bench.runs.packing import Pack, Packed, together, write_packs
 from vpeft_bench.runs.sweep import (
     BUSY,
+    DIED,
     DONE,
+    JOB,
     PLAN,
     Answer,
     Note,
@@ -119,6 +121,9 @@ class Sweep:
                 write_note(directory / str(number), job.overrides, standing.answer)
                 number += 1
         left, first = together(left), 0
+        if self.settings.detach:
+            launch([job.overrides for job in left], first) if left else None
+            return
         with told(directory, len(self.jobs)):
             while left:
                 launch([job.overrides for job in left], first)
@@ -203,6 +208,11 @@ class RoundsSweeper(Sweeper):
         if self._runs_per_job > 1:
             packed = Packed(task_function.function, hydra_context, config)
             task_function = plugins.Carrying(packed, task_function.names)
+        if OmegaConf.select(config, "hydra.launcher._target_") == SLURM:
+            from vpeft_bench.runs.slurm import Launcher  # the extra is there
+
+            Launcher.detach = self._sweep.settings.detach
+            Plugins.instance().class_name_to_class[SLURM] = Launcher
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -216,18 +226,34 @@ class RoundsSweeper(Sweeper):
         self._sweep.run(directory, self._launch)
 
     def _launch(self, jobs: list[list[str]], first: int) -> None:
+        assert self.config is not None
+        directory = Path(self.config.hydra.sweep.dir)
+        packs = [Pack(number, [job]) for number, job in enumerate(jobs, start=first)]
         if self._runs_per_job > 1:
-            assert self.config is not None
-            directory = Path(self.config.hydra.sweep.dir)
             packs = write_packs(directory, jobs, first, self._runs_per_job)
-            jobs = [pack.runs[0] for pack in packs]
-        most = self._most or len(jobs)
-        for start in range(0, len(jobs), most):
-            some = jobs[start : start + most]
-            for result in self._launcher.launch(some, initial_job_idx=first + start):
-                _ = result.return_value  # raises what ended the job
+        most = self._most or len(packs)
+        for start in range(0, len(packs), most):
+            some = packs[start : start + most]
+            results = self._launcher.launch([pack.runs[0] for pack in some], first + start)
+            # Of jobs that go on by themselves there are no results.
+            for pack, result in zip(some, results, strict=False):
+                if result is None:
+                    _note_lost(directory, pack)
+                else:
+                    _ = result.return_value  # raises what ended the job
 
 
+def _note_lost(directory: Path, pack: Pack) -> None:
+    """Note of runs that a job was to do that ended before it began them: nobody takes them up."""
+    for number, overrides in enumerate(pack.runs, start=pack.first):
+        folder = directory / str(number)
+        if not (folder / JOB).exists():
+            folder.mkdir(exist_ok=True)
+            write_note(folder, overrides, Answer(DIED, False, "its job was cancelled, or killed"))
+
+
+SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+"""Hydra's launcher for SLURM, by the name that its config has."""
 IN_THIS_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 """Hydra's own launcher, by the name that its config has."""
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -249,25 +250,40 @@ class NoteSweep(Callback):
 
     directory: Path | None = None
     results_dir: str = ""
+    detached = False
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the sweep's directory, which Hydra names."""
         NoteSweep.directory = Path(config.hydra.sweep.dir)
         NoteSweep.results_dir = os.path.expanduser(config.results_dir)
+        NoteSweep.detached = bool(config.sweep.detach)
 
 
 def summarise(show: Callable[[Sequence[Note], Console], None]) -> int:
     """Show what became of every job of the sweep that ran in this process, if there was one.
 
     Returns:
-        0 if they all went well; else 1.
+        0 if they all went well, or go on by themselves; else 1.
     """
     if NoteSweep.directory is None:
+        return 0
+    if NoteSweep.detached:
+        _say_how_to_look(NoteSweep.directory, NoteSweep.results_dir)
         return 0
     notes = notes_of(NoteSweep.directory)
     if notes:
         show(notes, Terminal())
     return 0 if all(note.went_well for note in notes) else 1
+
+
+def _say_how_to_look(directory: Path, results_dir: str) -> None:
+    """What to type to see how jobs get on that this process does not wait for."""
+    where, console = f"--records {shlex.quote(results_dir)}", Terminal()
+    runs = "python -m vpeft_bench runs"
+    console.print("the jobs go on by themselves", soft_wrap=True)
+    console.print(f"where they stand:  {runs} --watch {where}", soft_wrap=True)
+    summary = f"{runs} summary {shlex.quote(directory.name)} {where}"
+    console.print(f"the closing table: {summary}", soft_wrap=True)
 
 
 def notes_of(directory: Path) -> list[Note]:
