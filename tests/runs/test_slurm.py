@@ -118,6 +118,12 @@ def test_a_sweep_goes_on_without_its_launcher(
         time.sleep(3)
     assert results_of(now.stdout) == ["done", "done"], now.stdout
 
+    def queued() -> list[str]:
+        command = ["squeue", "-h", "-o", "%A"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    while queued():  # jobs that are done stay there for a moment
+        time.sleep(1)
     long = ("seed=2", "train.epochs=5000", "train.batch_size=20", "hydra.launcher.timeout_min=30")
     waiting = subprocess.Popen(
         [sys.executable, "-m", "vpeft_bench", "-m", *asked, *long],
@@ -126,11 +132,7 @@ def test_a_sweep_goes_on_without_its_launcher(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    while not (
-        queue := subprocess.run(
-            ["squeue", "-h", "-o", "%A"], capture_output=True, text=True
-        ).stdout.split()
-    ):
+    while not (queue := queued()):
         assert waiting.poll() is None
         time.sleep(1)
     subprocess.run(["scancel", *queue], check=True)
