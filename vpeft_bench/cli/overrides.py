@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from itertools import islice
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -109,9 +111,7 @@ def _import_plugins_of_experiments(overrides: Sequence[str], search_path: Sequen
     if not values:
         return
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        assert isinstance(loader, ConfigLoaderImpl)
-        _, files = loader._parse_overrides_and_create_caching_repo("config", _places(search_path))
+        files = _files(_places(search_path))
         for name in ",".join(values).split(","):
             with suppress(*_COMPOSING):  # a file that cannot be read is told of where it is chosen
                 found = files.load_config(f"experiment/{name.strip()}")
@@ -223,7 +223,8 @@ class _Check:
         elif key.startswith("hydra."):
             self._set_hydras(override)
         elif not (choices := self._choices_of(key)):
-            groups = [f"hydra/{name}" for name in _options("hydra", ObjectType.GROUP, self._fixed)]
+            names = _files(self._fixed).get_group_options("hydra", ObjectType.GROUP)
+            groups = [f"hydra/{name}" for name in names]
             fix = f"there are: {', '.join(groups)}"
             self.checked.problems.append(Problem(key, "no such group", fix))
         else:
@@ -268,8 +269,12 @@ class _Check:
     def _choices_of(self, group: str) -> list[str]:
         """Choices of ``group`` anywhere on Hydra's search path, sub-folders included."""
         if group not in self._choices:
-            self._choices[group] = _names_in(group, self._places)
+            self._choices[group] = _names_in(group, self._all_files)
         return self._choices[group]
+
+    @functools.cached_property
+    def _all_files(self) -> CachingConfigRepository:
+        return _files(self._places)
 
     def _main_config(self) -> DictConfig | None:
         """Hydra's own part of it says how jobs are launched, and what is swept by itself."""
@@ -376,16 +381,19 @@ def _matching(glob: Glob, names: Sequence[str]) -> list[str]:
     return [n for n in names if fits(n, glob.include) and not fits(n, glob.exclude)]
 
 
-def _options(group: str, kind: ObjectType, overrides: list[str]) -> list[str]:
+def _files(overrides: list[str]) -> CachingConfigRepository:
+    """Every config file that Hydra finds, where overrides may name further folders."""
     loader = GlobalHydra.instance().config_loader()
-    return list(loader.get_group_options(group, kind, config_name="config", overrides=overrides))
+    assert isinstance(loader, ConfigLoaderImpl)
+    _, files = loader._parse_overrides_and_create_caching_repo("config", overrides)
+    return files
 
 
-def _names_in(group: str, overrides: list[str]) -> list[str]:
-    names = _options(group, ObjectType.CONFIG, overrides)
+def _names_in(group: str, files: CachingConfigRepository) -> list[str]:
+    names = files.get_group_options(group, ObjectType.CONFIG)
     found = [name for name in names if not name.startswith("_")]
-    for folder in _options(group, ObjectType.GROUP, overrides):
-        found += [f"{folder}/{name}" for name in _names_in(f"{group}/{folder}", overrides)]
+    for folder in files.get_group_options(group, ObjectType.GROUP):
+        found += [f"{folder}/{name}" for name in _names_in(f"{group}/{folder}", files)]
     return found
 
 
