@@ -23,8 +23,12 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-LOSS_WITHIN = {"fp32": 0.02, "tf32": 0.03, "bf16": 0.1, "fp16": 0.1}
-"""Relative difference of the last training loss to that of the CPU in fp32."""
+LOSS_WITHIN = {"fp32": 0.002, "tf32": 0.005, "bf16": 0.02, "fp16": 0.02}
+"""Relative difference of the first epoch's training loss to that of the CPU in fp32.
+
+Later ones differ by more, as training carries small differences on: in three epochs bf16 went from
+0.04 to 16 % on a CPU, and scored better.
+"""
 QUICK = ("data=demo/digits", "train.epochs=3", "rerun=true")
 
 
@@ -131,8 +135,8 @@ def check_precision(bench: Bench) -> Found:
     if there is None:
         yield "CPU fp32", why, False
         return
-    expected = there["happened"]["train_loss"]
-    yield "CPU fp32", f"loss {expected:.4f}", None
+    expected = _first_loss(there)
+    yield "CPU fp32", f"loss {expected:.4f} in the first epoch", None
     precisions = ("fp32", "tf32", "bf16", "fp16") if bench.on_gpu else ("fp32", "bf16")
     for precision in precisions:
         chosen = (*bench.where, f"hardware.precision={precision}")
@@ -140,11 +144,14 @@ def check_precision(bench: Bench) -> Found:
         if record is None:
             yield precision, why, False
             continue
-        happened = record["happened"]
-        off = abs(happened["train_loss"] / expected - 1)
-        rate = happened["train_images_per_second"]
-        found = f"loss {happened['train_loss']:.4f} ({off:.1%} off), {rate:,.0f} images/s"
+        off = abs(_first_loss(record) / expected - 1)
+        rate = record["happened"]["train_images_per_second"]
+        found = f"loss {_first_loss(record):.4f} ({off:.2%} off), {rate:,.0f} images/s"
         yield precision, found, off <= LOSS_WITHIN[precision]
+
+
+def _first_loss(record: dict[str, Any]) -> float:
+    return float(record["happened"]["curves"]["train_loss"][0])
 
 
 def check_dense(bench: Bench) -> Found:
