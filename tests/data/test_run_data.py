@@ -31,7 +31,7 @@ def run_data(image_list: Callable[..., DataConfig], tmp_path: Path) -> Callable[
     def make(protocol: Protocol = Protocol.final, preprocessing: Any = PLAIN) -> RunData:
         run: Any = SimpleNamespace(
             protocol=SimpleNamespace(name=protocol),
-            data=SimpleNamespace(final_train=config.final_train, cache_gib=1),
+            data=replace(config, cache_gib=1),
             train=SimpleNamespace(batch_size=4),
             hardware=SimpleNamespace(eval_batch_size=5),
             seed=3,
