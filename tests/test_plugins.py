@@ -73,6 +73,7 @@ def package(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_foreign_package_from_the_sweep_to_the_leaderboard(
     cli: Cli, package: Path, tmp_path: Path
 ) -> None:

@@ -152,10 +152,9 @@ def problems_of(arguments: list[str]) -> list[str]:
             del rest[: HYDRA_FLAGS[flag]]
     if "--config-dir" in arguments:
         return [*problems, "--config-dir needs the files of its page: mark the block <!-- run -->"]
-    values = [override.partition("=")[2] for override in overrides]
-    if any("," in v and not v.startswith("[") for v in values) and "-m" not in arguments:
-        problems.append("several values without -m")
-    return [*problems, *map(str, check_overrides(overrides, purpose=purpose).problems)]
+    several = "-m" in arguments or "--multirun" in arguments
+    checked = check_overrides(overrides, multirun=several, purpose=purpose)
+    return [*problems, *map(str, checked.problems)]
 
 
 def _sub_command_problems(arguments: list[str]) -> list[str]:

@@ -125,6 +125,7 @@ def test_two_processes_share_a_sweep(tmp_path: Path, tiny_data: Path) -> None:
     assert [*tmp_path.rglob(CLAIM), *tmp_path.rglob("*.tmp")] == []
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_held_is_done_by_another(tmp_path: Path, tiny_data: Path) -> None:
     """Two work, one is killed with SIGKILL in the middle of a run: the other ends all of it."""
     sweep = ("method=linear", "seed=0,1,2", "data=imagelist", f"data.root={tiny_data}")

@@ -84,6 +84,7 @@ from vpeft_bench.runs.team import MeanGradients, Team, assembled, placed
 from vpeft_bench.tasks.base import Model, Task
 from vpeft_bench.tasks.names import kind_of
 from vpeft_bench.tensor_files import save_tensors
+from vpeft_bench.terminal import Terminal
 
 LIGHTNING_PRECISION = {
     Precision.fp32: "32-true",
@@ -189,7 +190,7 @@ def follow(config: RunConfig, team: Team) -> None:
     _prepare(config)
     if device_of(config.hardware.accelerator).type == "cuda":
         torch.cuda.set_device(team.rank)
-    asked, quiet = identify(config), Console(quiet=True)
+    asked, quiet = identify(config), Terminal(quiet=True)
     _Run(asked, RunFiles(asked.directory, quiet), quiet, team=team).compute()
 
 
