@@ -177,17 +177,17 @@ def _statistics(
         at: np.sort(found["value"].to_numpy(dtype=float))
         for at, found in _of_cells(scored, used).groupby(["row", "data"])
     }
-    shared = rows[["shown_weights" if key == "weights" else key for key in _APART]].iloc[0]
+    apart = {
+        key: str(rows["shown_weights" if key == "weights" else key].iloc[0])
+        for key in _APART
+        if key != "weights_fingerprint"
+    }
     by_name = sorted(names.items(), key=lambda item: item[1])
     none = np.empty(0)
     table = Values(
         benchmark=summary.benchmark.name,
         settings={
-            **{
-                key: str(shared["shown_weights" if key == "weights" else key])
-                for key in _APART
-                if key != "weights_fingerprint"
-            },
+            **{key: of for key, of in apart.items() if of or key != "per_class"},
             "protocol": summary.protocol,
             "settings": what,
         },
