@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -25,7 +28,7 @@ from vpeft_bench.config.schema import RunConfig
 from vpeft_bench.config.sections import FeatureCache
 from vpeft_bench.records import cost_card as cards
 from vpeft_bench.records.cost_card import Memory
-from vpeft_bench.records.run_record import RunRecord
+from vpeft_bench.records.run_record import RunRecord, read
 from vpeft_bench.runs import feature_store
 
 
@@ -291,6 +294,87 @@ def seconds_until(text: str | None, arguments: Sequence[str], folder: str) -> fl
     return time.perf_counter() - start
 
 
+SHORT_METHODS = ("linear", "lora", "bitfit", "ssf", "adapter", "ln_tune", "fact_tk", "repadapter")
+
+
+def short_runs(settings: Settings) -> list[Row]:
+    """A sweep of 40 short runs against a shell loop of 40 processes."""
+    methods, seeds = (SHORT_METHODS[:1], 2) if settings.quick else (SHORT_METHODS, 5)
+    sides = {"processes": short_processes, "one sweep": short_sweep}
+    wall: dict[str, list[float]] = {name: [] for name in sides}
+    cpu: dict[str, list[float]] = {name: [] for name in sides}
+    overheads: list[float] = []
+    for _ in range(settings.slow_repeats):
+        for name, side in sides.items():
+            with TemporaryDirectory() as folder:
+                before = _cpu_seconds()
+                wall[name].append(side(settings, methods, seeds, folder))
+                cpu[name].append(_cpu_seconds() - before)
+                if name == "one sweep":
+                    overheads.append(statistics.median(_overheads(Path(folder))))
+    count = len(methods) * seeds
+    note = f"demo_vit, demo/digits, {count} runs of 1 epoch, 1 thread: {', '.join(methods)}"
+    return [
+        *(
+            Row(
+                what,
+                f"{what} of {count} processes / of one sweep",
+                ratios(found["processes"], found["one sweep"]),
+                at_least=bar,
+                sides={f"{side} [s]": seconds for side, seconds in found.items()},
+                note=note,
+            )
+            for what, found, bar in (
+                ("wall time", wall, settings.bar(2.0)),
+                ("processor time", cpu, None),
+            )
+        ),
+        Row(
+            "overhead of a run",
+            "seconds of a run of the sweep after the first, beside training and evaluation",
+            overheads,
+            unit="s",
+            at_most=settings.bar(1.5),
+            note="median over the runs of a sweep",
+        ),
+    ]
+
+
+def short_processes(settings: Settings, methods: Sequence[str], seeds: int, folder: str) -> float:
+    """Seconds of a process for each run, one after the other."""
+    runs = [(f"method={method}", f"seed={seed}") for method in methods for seed in range(seeds)]
+    return sum(seconds_until(None, (*_short(settings), *run), folder) for run in runs)
+
+
+def short_sweep(settings: Settings, methods: Sequence[str], seeds: int, folder: str) -> float:
+    """Seconds of the same runs as a sweep of one process."""
+    swept = (f"method={','.join(methods)}", f"seed=range(0,{seeds})")
+    return seconds_until(None, ("-m", *_short(settings), *swept), folder)
+
+
+def _short(settings: Settings) -> tuple[str, ...]:
+    return "data=demo/digits", "train.epochs=1", "hardware.threads=1", accelerator(settings)
+
+
+def _cpu_seconds() -> float:
+    """Of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _overheads(folder: Path) -> list[float]:
+    """Of each run of a sweep but the first: seconds beside training and evaluation."""
+    found = []
+    for ended in folder.glob("results/runs/sweeps/*/*/outcome.json"):
+        if ended.parent.name == "0":
+            continue
+        begun, note = ended.with_name("job.json"), json.loads(ended.read_bytes())
+        spent = read(folder / note["file"]).happened.seconds
+        worked = (spent.train or 0) + (spent.eval or 0)
+        found.append(ended.stat().st_mtime - begun.stat().st_mtime - worked)
+    return found
+
+
 ITEMS = (
     linear_cached,
     lst_cached,
@@ -298,5 +382,6 @@ ITEMS = (
     harness_vs_bare,
     memory_side,
     start_up,
+    short_runs,
     hundred_epochs,
 )
