@@ -207,3 +207,8 @@ def test_keys_of_a_timm_model_are_added_one_by_one(plus: str) -> None:
     (problem,) = check_overrides([f"{plus}backbone.model_args={{depth:2,num_heads:3}}"]).problems
     assert problem.fix == "+backbone.model_args.depth=2 +backbone.model_args.num_heads=3"
     assert check_overrides(problem.fix.split()).problems == []
+
+
+def test_a_value_that_is_not_set_is_told_as_it_is_typed() -> None:
+    (problem,) = check_overrides(["data.per_class=all"], multirun=False).problems
+    assert "now: data.per_class=null" in problem.fix

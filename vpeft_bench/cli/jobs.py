@@ -224,8 +224,13 @@ def _problems(override: Override, text: str, config: DictConfig) -> Iterator[Pro
         ConfigLoaderImpl._apply_overrides_to_config([override], config.copy())
     except (HydraException, OmegaConfBaseException) as error:
         now = OmegaConf.select(config, key, default=None, throw_on_missing=False)
-        fix = _one_by_one(override, config) or f"now: {key}={getattr(now, 'name', now)}"
+        fix = _one_by_one(override, config) or f"now: {key}={_typed(now)}"
         yield Problem(text, one_line(error.__cause__ or error), fix)
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed: nothing is ``null``."""
+    return "null" if value is None else str(getattr(value, "name", value))
 
 
 def _one_by_one(override: Override, config: DictConfig) -> str:
@@ -250,7 +255,7 @@ def _key_problem(override: Override, config: DictConfig) -> Problem | None:
         return replace(unknown, fix=f"{unknown.fix}\n{plus}".strip())
     if override.is_delete() and not free:
         now = OmegaConf.select(config, key, throw_on_missing=False)
-        fix = f"now: {key}={getattr(now, 'name', now)}; {key}=VALUE changes it"
+        fix = f"now: {key}={_typed(now)}; {key}=VALUE changes it"
         return Problem(key, "cannot be taken out: every run has it", fix)
     if override.is_add() and exists:
         fix = _one_by_one(override, config) or f"without the +: {key}=..."
